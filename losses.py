@@ -1,0 +1,216 @@
+"""Every unlearning loss, each directly above its gradient weight.
+
+A loss here is a pure function of per-sequence quantities, all tensors of shape [B]:
+
+    logp      log πθ(y|x), the log-probability of the whole response, in nats, at most 0
+    ref_logp  the same under the reference model (the model before unlearning)
+    length    |y|, the number of response tokens, EOS included, at least 1
+
+Since θ enters only through logp, the gradient of any such loss is a weight times the gradient of
+logp. So below each loss stands its closed-form weight w = dℓ/dlogp, and for a batch of B sequences
+
+    ∇θ (1/B) Σ ℓᵢ = (1/B) Σ wᵢ ∇θ log πθ(yᵢ|xᵢ)
+
+GA has w = 1. NPO and SimNPO are GA with other weights, and that is the whole difference:
+`python losses.py` prints the weights side by side and draws them.
+
+Equation numbers are those of "Simplicity Prevails: Rethinking Negative Preference Optimization for
+LLM Unlearning" (arXiv 2410.07163). Nothing here reduces over the batch, knows a model or reads a
+file. Half-precision inputs are computed in float32; float32 and float64 stay what they are.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def _real(x):
+    # bfloat16 keeps 8 bits: a sum of log-probabilities near -100 would move in steps of 0.5
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check(beta, gamma=0.0):
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be a finite number >= 0, got {beta}")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
+
+
+# ------------------------------------------------------------------ from tokens to sequences
+
+
+def sequence_logp(logits, labels):
+    """Log-probability and length of each response; the one place where tokens become sequences.
+
+    logits [B, T, V]; labels [B, T], aligned with the input ids as in transformers: -100 where there
+    is no loss, and the shift by one happens in here. Returns (logp [B] in nats, length [B], int64).
+    A row without labels gets length 0, which no loss below accepts.
+    """
+    targets = labels[:, 1:]
+    token_logp = -F.cross_entropy(_real(logits[:, :-1]).flatten(0, 1), targets.flatten(),
+                                  ignore_index=-100, reduction="none").view(targets.shape)
+    return token_logp.sum(-1), (targets != -100).sum(-1)
+
+
+# ------------------------------------------------------------------ losses that raise the loss of y
+
+
+def ga(logp):
+    """Gradient ascent on the prediction loss: ℓ = log πθ(y|x)  (Sec. 3). Unbounded below."""
+    return _real(logp)
+
+
+def ga_weight(logp):
+    """w = 1"""
+    return torch.ones_like(_real(logp))
+
+
+def weighted_ga(logp, length):
+    """Length-normalized GA: ℓ = log πθ(y|x) / |y|, the β → 0 limit of SimNPO  (Sec. 5)."""
+    return _real(logp) / length
+
+
+def weighted_ga_weight(logp, length):
+    """w = 1 / |y|"""
+    return torch.ones_like(_real(logp)) / length
+
+
+def npo(logp, ref_logp, beta):
+    """ℓ = -(2/β) log σ(-β (log πθ(y|x) - log πref(y|x)))  (Eq. 2). Bounded below by 0.
+
+    beta >= 0, else ValueError. As β → 0 the loss is GA plus the constant (2/β) log 2 - log πref,
+    which has no gradient; so beta = 0 is GA.
+    """
+    _check(beta)
+    if beta == 0:
+        return ga(logp)
+    return -2 / beta * F.logsigmoid(-beta * (_real(logp) - _real(ref_logp)))
+
+
+def npo_weight(logp, ref_logp, beta):
+    """w = 2σ(β (log πθ - log πref)) = 2 πθ^β / (πθ^β + πref^β)  (Eq. 3). Exactly 1 at θ = ref."""
+    _check(beta)
+    return 2 * torch.sigmoid(beta * (_real(logp) - _real(ref_logp)))
+
+
+def simnpo(logp, length, beta, gamma=0.0):
+    """ℓ = -(2/β) log σ(-(β/|y|) log πθ(y|x) - γ)  (Eq. 4). Bounded below by 0; needs no reference.
+
+    beta >= 0 and gamma >= 0, else ValueError. The published code writes γ = β · its own γ ("delta"
+    in a later framework). As β → 0 the loss is 2σ(γ) · weighted GA plus a constant without
+    gradient; so beta = 0 is that, and plain weighted GA for gamma = 0.
+    """
+    _check(beta, gamma)
+    if beta == 0:
+        return 2 / (1 + math.exp(-gamma)) * weighted_ga(logp, length)
+    return -2 / beta * F.logsigmoid(-beta * _real(logp) / length - gamma)
+
+
+def simnpo_weight(logp, length, beta, gamma=0.0):
+    """w' = 2σ((β/|y|) log πθ(y|x) + γ) / |y|  (Eq. A4; Eq. 5 for γ = 0, where 0 <= w' <= 1/|y|)."""
+    _check(beta, gamma)
+    return 2 * torch.sigmoid(beta * _real(logp) / length + gamma) / length
+
+
+def dpo(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
+    """ℓ = -(2/β) log σ(β [(chosen - its reference) - (rejected - its reference)]).
+
+    DPO (Rafailov et al. 2023) at the scale 2/β that TOFU gives it: the refusal is chosen, the answer
+    to forget is rejected. beta >= 0, else ValueError. As β → 0, up to constants, rejected - chosen.
+    """
+    _check(beta)
+    chosen, rejected = _real(chosen_logp), _real(rejected_logp)
+    if beta == 0:
+        return rejected - chosen
+    margin = (chosen - _real(chosen_ref_logp)) - (rejected - _real(rejected_ref_logp))
+    return -2 / beta * F.logsigmoid(beta * margin)
+
+
+def dpo_weight(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
+    """w = 2σ(-β margin) on the rejected response's logp; the chosen one's weight is -w."""
+    _check(beta)
+    margin = ((_real(chosen_logp) - _real(chosen_ref_logp))
+              - (_real(rejected_logp) - _real(rejected_ref_logp)))
+    return 2 * torch.sigmoid(-beta * margin)
+
+
+# ------------------------------------------------------------------ losses that keep y likely
+
+
+def nll(logp, length):
+    """ℓ = -log πθ(y|x) / |y|: the retain loss, and IDK's forget loss with a refusal as y."""
+    return -_real(logp) / length
+
+
+def nll_weight(logp, length):
+    """w = -1 / |y|"""
+    return -torch.ones_like(_real(logp)) / length
+
+
+def kl(logits, ref_logits, labels):
+    """Mean over a response's tokens of KL(πref ‖ πθ) between next-token distributions, in nats.
+
+    logits, ref_logits [B, T, V]; labels [B, T] as for `sequence_logp`. Returns [B]. TOFU's other
+    retain loss (Maini et al. 2024). It sees whole distributions, so it has no weight on logp.
+    """
+    mask = labels[:, 1:] != -100
+    log_pi = F.log_softmax(_real(logits[:, :-1]), -1)
+    log_ref = F.log_softmax(_real(ref_logits[:, :-1]), -1)
+    token_kl = F.kl_div(log_pi, log_ref, log_target=True, reduction="none").sum(-1)
+    return (token_kl * mask).sum(-1) / mask.sum(-1)
+
+
+# ------------------------------------------------------------------ the picture of the whole paper
+
+
+def _weight_curves(lengths=(3, 12, 40), npo_beta=0.1, simnpo_beta=2.5, ref_token_logp=-0.05):
+    """Weights against log π per token: {length: (token_logp [N], NPO's w [N], SimNPO's w' [N])}."""
+    token_logp = torch.linspace(-6, 0, 121, dtype=torch.float64)
+    curves = {}
+    for n in lengths:
+        length = torch.full_like(token_logp, n)
+        w = npo_weight(token_logp * n, torch.full_like(token_logp, ref_token_logp * n), npo_beta)
+        curves[n] = token_logp, w, simnpo_weight(token_logp * n, length, simnpo_beta)
+    return curves
+
+
+def main():
+    import argparse
+    parser = argparse.ArgumentParser(description="Print and draw the gradient weights of NPO and "
+                                     "SimNPO against the response's log-probability per token.")
+    parser.add_argument("--out", default="weights.png", help="PNG to draw (default: %(default)s)")
+    out = parser.parse_args().out
+    curves = _weight_curves()
+    print("Weight on ∇θ log πθ(y|x). NPO: β=0.1, reference log π per token -0.05. SimNPO: β=2.5, γ=0.")
+    print("GA is 1 everywhere; weighted GA is 1/|y|.\n")
+    print("log π per token" + "".join(f"   NPO |y|={n:<3d}" for n in curves)
+          + "".join(f"   SimNPO |y|={n:<3d}" for n in curves))
+    for i in range(120, -1, -20):
+        print(f"{next(iter(curves.values()))[0][i]:15.1f}"
+              + "".join(f"{w[i]:14.4f}" for _, w, _ in curves.values())
+              + "".join(f"{w[i]:17.4f}" for _, _, w in curves.values()))
+
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    for n, (token_logp, npo_w, simnpo_w) in curves.items():
+        left.plot(token_logp, npo_w, label=f"|y| = {n}")
+        line, = right.plot(token_logp, simnpo_w, label=f"|y| = {n}")
+        right.axhline(1 / n, color=line.get_color(), linewidth=0.8, linestyle=":")
+    left.set_title("NPO, β = 0.1: starts at 1 for every response")
+    right.set_title("SimNPO, β = 2.5: at most 1/|y| (dotted)")
+    left.set_ylabel("gradient weight")
+    for axis in (left, right):
+        axis.set_xlabel("log πθ(y|x) / |y|   (memorized → right edge)")
+        axis.legend()
+    figure.tight_layout()
+    try:
+        figure.savefig(out, dpi=120)
+    except (OSError, ValueError) as error:  # ValueError: a file ending matplotlib cannot draw
+        parser.exit(2, f"losses.py: cannot write {out}: {error}; give --out a PNG in a writable folder\n")
+    print(f"\ndrawn: {out}")
+
+
+if __name__ == "__main__":
+    main()
