@@ -252,21 +252,19 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
 
 
 def collate(examples, pad_id):
-    """Pad on the left, to the longest of these examples: tensors [B, T] for a causal model.
+    """(input_ids, labels), both [B, T], T the longest of these examples, padded on the right.
 
-    Left, so that all responses end at the right edge: the output layer then needs only the last
-    columns, and generation can start at once. Positions count from each prompt's first token.
+    labels are -100 outside the responses. On the right a causal model needs no attention mask: what
+    comes after a token cannot reach it. (Padding on the left leaves attention rows in which all is
+    masked, and on CUDA in bfloat16 their backward pass was NaN for some batches.)
     """
     width = max(len(prompt) + len(response) for prompt, response in examples)
-    batch = {name: [] for name in ("input_ids", "attention_mask", "position_ids", "labels")}
+    input_ids, labels = [], []
     for prompt, response in examples:
-        length = len(prompt) + len(response)
-        pad = width - length
-        batch["input_ids"].append([pad_id] * pad + prompt + response)
-        batch["attention_mask"].append([0] * pad + [1] * length)
-        batch["position_ids"].append([0] * pad + list(range(length)))
-        batch["labels"].append([-100] * (width - len(response)) + response)
-    return {name: torch.tensor(rows) for name, rows in batch.items()}
+        pad = width - len(prompt) - len(response)
+        input_ids.append(prompt + response + [pad_id] * pad)
+        labels.append([-100] * len(prompt) + response + [-100] * pad)
+    return torch.tensor(input_ids), torch.tensor(labels)
 
 
 def by_length(examples, size):
@@ -276,15 +274,15 @@ def by_length(examples, size):
 
 
 def response_logits(model, examples):
-    """(logits, labels) at the response positions alone: [B, R + 1, V] and [B, R + 1], R = max |y|.
+    """(logits, labels), [B, K, V] and [B, K], from the first response position of any example on.
 
-    The output layer is the largest product in a small model and the largest tensor in any; a prompt
-    carries no loss, so it gets no logits.
+    The output layer is the largest product in a small model and the largest tensor in any; prompts
+    carry no loss, so they get no logits.
     """
-    batch = {name: rows.to(model.device) for name, rows in collate(examples, pad_id=0).items()}
-    labels = batch.pop("labels")
-    keep = 1 + max(len(example.response) for example in examples)  # one before, for the shift
-    return model(**batch, logits_to_keep=keep, use_cache=False).logits, labels[:, -keep:]
+    input_ids, labels = (rows.to(model.device) for rows in collate(examples, pad_id=0))
+    # One position before the first response token, because it predicts that token.
+    keep = input_ids.shape[1] - min(len(example.prompt) for example in examples) + 1
+    return model(input_ids, logits_to_keep=keep, use_cache=False).logits, labels[:, -keep:]
 
 
 def response_logp(model, examples):

@@ -233,6 +233,8 @@ def load_model(name, device, dtype):
                          "give it the tokenizer it was trained with")
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer of '{name}' has no EOS token, which ends every response; set one")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads
     return model.to(device).eval(), tokenizer
 
 
@@ -266,11 +268,12 @@ def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
     prompts = [data.Example(example.prompt, []) for example in examples]
     texts = [""] * len(examples)
     for batch in tqdm(data.by_length(prompts, batch_size), desc="generating", leave=False, disable=None):
-        rows = data.collate([prompts[i] for i in batch], tokenizer.eos_token_id)
+        # Padded on the left here, so that every prompt ends where its continuation begins.
+        inputs = tokenizer.pad({"input_ids": [prompts[i].prompt for i in batch]}, padding_side="left",
+                               return_tensors="pt").to(model.device)
         with autocast(model.device, dtype):
-            output = model.generate(rows["input_ids"].to(model.device), generation_config=greedy,
-                                    attention_mask=rows["attention_mask"].to(model.device))
-        answers = tokenizer.batch_decode(output[:, rows["input_ids"].shape[1]:], skip_special_tokens=True)
+            output = model.generate(**inputs, generation_config=greedy)
+        answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
         for i, answer in zip(batch, answers):
             texts[i] = answer.strip()
     return texts
