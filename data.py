@@ -11,6 +11,7 @@ Rows (questions and answers) come from two tasks of one schema:
 This file knows nothing of training or metrics. Its last function, `response_logp`, is the bridge
 from examples and a model to the [B] tensors that losses.py speaks of.
 """
+import os
 import random
 from typing import NamedTuple
 
@@ -170,8 +171,10 @@ def load_rows(task, data, config):
         import datasets
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
+        # A local folder is streamed: the library's cache knows it by its name alone, so an edited file, or
+        # another folder of that name, would give yesterday's rows.
         try:
-            rows = list(datasets.load_dataset(data, config, split="train"))
+            rows = list(datasets.load_dataset(data, config, split="train", streaming=os.path.isdir(data)))
         except Exception as error:  # the library raises a dozen kinds, for files, network and format
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"cannot load split '{config}' of dataset '{data}' ({reason}); --data takes "

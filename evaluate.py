@@ -3,6 +3,7 @@
     python evaluate.py --task tofu --data locuslab/TOFU --split forget05 \\
         --model DIR_OR_HUB_ID --retrain DIR_OR_HUB_ID_OR_LOG --out metrics.json
     python evaluate.py --log PUBLISHED_LOG.json --retrain OTHER_LOG.json --out metrics.json
+    python evaluate.py table RUN...          a table over runs of train.py
 
 The arithmetic (first half) works on numbers, the measuring (second half) gets those numbers from a
 model. A published log holds the same numbers, so it goes through the same arithmetic.
@@ -163,7 +164,7 @@ def read_log(path):
             for field, their_name in PUBLISHED_FIELDS.items():
                 column = columns.get(their_name)
                 if isinstance(column, dict):
-                    column = [column[row] for row in sorted(column, key=int)]
+                    column = [column[row] for row in sorted(column, key=lambda row: (len(row), row))]  # "9" < "10"
                 log[name][field] = column
     return log
 
@@ -174,7 +175,8 @@ def retrain_ratio_of_log(path):
     if "forget_truth_ratio" in log:
         try:
             scores = log["forget_truth_ratio"]["value_by_index"]
-            inverse = np.array([scores[row]["score"] for row in sorted(scores, key=int)], dtype=float)
+            inverse = np.array([scores[row]["score"] for row in sorted(scores, key=lambda row: (len(row), row))],
+                               dtype=float)
         except (KeyError, TypeError, ValueError, AttributeError):
             inverse = np.array([])
         if not len(inverse) or not np.all(np.isfinite(inverse)) or np.any(inverse < 0):
@@ -339,6 +341,45 @@ def table(named_metrics):
     return "\n".join(lines)
 
 
+def runs_table(folders):
+    """Markdown over runs of train.py: a row per method, mean ± standard deviation over its runs.
+
+    Original and Retrain come from the runs' own metrics.json. Raises InputError for a folder without
+    one, or for runs of different tasks or splits.
+    """
+    groups, compared = {}, None
+    for folder in folders:
+        try:
+            flags = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["flags"]
+            metrics = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError, KeyError) as error:
+            raise InputError(f"{folder} is not a finished run with metrics ({error}); train with --eval end") from None
+        task = flags["task"], flags["forget_split"]
+        if compared not in (None, task):
+            raise InputError(f"{folder} is a run on {' '.join(task)}, others are on {' '.join(compared)}; "
+                             "give runs of one task and split")
+        compared = task
+        for name, reference in metrics["reference"].items():
+            groups.setdefault(name, {})[flags["seed"]] = reference  # one per seed, however many runs share it
+        groups.setdefault(flags["method"], {})[str(folder)] = metrics
+    lines = ["| method | runs | forget quality | model utility | "
+             + " | ".join(f"{name.replace('_', ' ')} {part.replace('_', ' ')}" for name in SETS for part in PARTS) + " |",
+             "|---" * (4 + len(SETS) * len(PARTS)) + "|"]
+    for name, runs in groups.items():
+        runs = list(runs.values())
+        columns = [[run[column] for run in runs] for column in ("forget_quality", "model_utility")]
+        columns += [[run[s][part] for run in runs] for s in SETS for part in PARTS]
+        cells = ["–" if None in column else spread(column, "{:.2g}" if i == 0 else "{:.3f}")
+                 for i, column in enumerate(columns)]
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values, form):
+    """mean ± standard deviation (n - 1), or the value alone where there is one."""
+    return form.format(np.mean(values)) + (f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else "")
+
+
 def write_json(path, content):
     Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -407,6 +448,12 @@ def check_split(args, splits):
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["table"]:
+        parser = OneLineParser(prog="evaluate.py table", description="Compare runs of train.py: a Markdown table, a row "
+                               "per method, mean ± standard deviation over seeds.")
+        parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+        return run_cli(parser, argv[1:], lambda args: print(runs_table(args.runs)))
     parser = OneLineParser(prog="evaluate.py", description=__doc__.split("\n\nThe arithmetic")[0],
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)

@@ -1,0 +1,64 @@
+"""Small models and data that the tests share; nothing here is downloaded."""
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails at once
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytest
+import torch
+import transformers
+
+import data
+import train
+
+
+def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
+    torch.manual_seed(seed)
+    if kind == "gpt2":
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=vocab, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0))
+    else:
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, eos_token_id=0))
+        if dtype == torch.float64:
+            # transformers' RMSNorm computes in float32 whatever the dtype, which hides errors below 1e-7
+            for layer in model.model.layers:
+                layer.input_layernorm = torch.nn.RMSNorm(16, eps=1e-6)
+                layer.post_attention_layernorm = torch.nn.RMSNorm(16, eps=1e-6)
+            model.model.norm = torch.nn.RMSNorm(16, eps=1e-6)
+    return model.to(dtype).eval()
+
+
+def some_examples(count, seed=0, vocab=50, longest=12):
+    draw = torch.Generator().manual_seed(seed)
+    def ids(low, high):
+        length = torch.randint(low, high, (1,), generator=draw).item()
+        return torch.randint(1, vocab, (length,), generator=draw).tolist()
+    return [data.Example(ids(2, 9), ids(1, longest)) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer():
+    """The tokenizer that the toy's from-scratch model uses."""
+    rows = data.toy_rows()["full"]
+    return train.tiny_model("toy", [row["question"] + " " + row["answer"] for row in rows], seed=0)[1]
+
+
+@pytest.fixture(scope="session")
+def toy_model_folder(tmp_path_factory, toy_tokenizer):
+    """An untrained toy model as a save_pretrained folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer)).save_pretrained(folder)
+    toy_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tofu_dir():
+    folder = os.environ.get("TOFU_DIR")
+    if not folder:
+        pytest.skip("TOFU_DIR names no folder with the TOFU dataset")
+    return folder
