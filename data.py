@@ -188,10 +188,10 @@ def load_rows(task, data, config):
             fields += ["paraphrased_answer"]
     for number, row in enumerate(rows):
         for field in fields:
-            value = row.get(field)
-            texts = value if field == "perturbed_answer" and isinstance(value, list) else [value]
-            if not texts or not all(isinstance(text, str) and text for text in texts):
-                kind = "a list of texts" if field == "perturbed_answer" else "a text"
+            many = field == "perturbed_answer"
+            texts = row.get(field) if many else [row.get(field)]
+            if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
+                kind = "a list of texts" if many else "a text"
                 raise InputError(f"row {number} of split '{config}' in '{data}' has no usable '{field}'; "
                                  f"every row needs {kind} there")
     return rows
@@ -209,21 +209,25 @@ class Example(NamedTuple):
     response: list
 
 
-def prompt_text(question, tokenizer, template):
-    """(prompt, space between prompt and response) as text.
-
-    template: `chat` is the tokenizer's own, `llama2` and `plain` are those of TOFU's LLaMA-2 and Phi
-    recipes, `auto` is chat if the tokenizer has one, else plain. The space belongs to the response
-    because most tokenizers glue it to the word that follows.
-    """
+def resolve_template(template, tokenizer):
+    """`auto` is chat if the tokenizer has a chat template, else plain. Raises InputError for chat without one."""
     if template == "auto":
-        template = "chat" if tokenizer.chat_template else "plain"
+        return "chat" if tokenizer.chat_template else "plain"
+    if template == "chat" and not tokenizer.chat_template:
+        raise InputError("this tokenizer has no chat template; use --template plain or llama2")
+    return template
+
+
+def prompt_text(question, tokenizer, template):
+    """(prompt, space between prompt and response) as text; template: chat, llama2 or plain.
+
+    `llama2` and `plain` are those of TOFU's LLaMA-2 and Phi recipes, `chat` is the tokenizer's own. The
+    space belongs to the response because most tokenizers glue it to the word that follows.
+    """
     if template == "llama2":
         return f"[INST] {question} [/INST]", ""
     if template == "plain":
         return f"Question: {question}\nAnswer:", " "
-    if not tokenizer.chat_template:
-        raise InputError("this tokenizer has no chat template; use --template plain or llama2")
     messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
     options = dict(tokenize=False, add_generation_prompt=True, date_string=DATE)
     try:
@@ -238,10 +242,11 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
     Prompt and response are tokenized as one text and cut where the response begins, because a
     tokenizer may encode a word differently at the start of a text.
     """
+    template = resolve_template(template, tokenizer)
     prompt, space = prompt_text(question, tokenizer, template)
     # A chat template already spells out BOS.
     encoded = tokenizer(prompt + space + answer, return_offsets_mapping=True,
-                        add_special_tokens=space != "" or prompt.startswith("[INST]"))
+                        add_special_tokens=template != "chat")
     ids = encoded["input_ids"]
     cut = next((i for i, (start, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)), len(ids))
     response = ids[cut:]

@@ -67,11 +67,12 @@ def test_a_chat_template_without_system_role_still_works(toy_tokenizer):
     toy_tokenizer.chat_template = ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
                                    "<u>{{ messages[0].content }}<a>")
     try:
-        assert data.prompt_text("Who?", toy_tokenizer, "auto") == ("<u>Who?<a>", "")
+        assert data.resolve_template("auto", toy_tokenizer) == "chat"
+        assert data.prompt_text("Who?", toy_tokenizer, "chat") == ("<u>Who?<a>", "")
     finally:
         toy_tokenizer.chat_template = None
     with pytest.raises(InputError, match="--template"):
-        data.prompt_text("Who?", toy_tokenizer, "chat")
+        data.encode("Who?", "I.", toy_tokenizer, "chat")
 
 
 def test_the_prompt_does_not_depend_on_the_answer(toy_tokenizer):

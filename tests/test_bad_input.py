@@ -1,0 +1,227 @@
+"""Bad input: one clear line on stderr that names the thing and the mend, exit status 2, nothing written."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from test_data import make_dataset
+from test_evaluate import a_log, published
+
+import data
+import evaluate
+import train
+
+
+def refused(main, arguments, capsys, *says):
+    """Run a command that must refuse, and check how."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1 and error.endswith("\n"), error
+    for words in says:
+        assert words in error, error
+
+
+@pytest.fixture
+def nothing_written(tmp_path, monkeypatch):
+    """An empty working folder that must stay empty."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ([], "--method"),
+    (["--method", "magic"], "magic"),
+    (["--method", "npo", "--task", "muse"], "muse"),
+    (["--method", "npo", "--split", "forget20"], "forget05, forget10"),
+    (["--method", "npo", "--split", "retain90"], "forget05, forget10"),  # to forget what one keeps?
+    (["--method", "npo", "--split", "forget01"], "forget01"),  # TOFU's, not the toy's
+    (["--method", "npo", "--template", "alpaca"], "alpaca"),
+    (["--method", "npo", "--retain", "l2"], "l2"),
+    (["--method", "npo", "--beta", "-0.1"], "--beta"),
+    (["--method", "npo", "--beta", "nan"], "--beta"),
+    (["--method", "npo", "--beta", "much"], "--beta"),
+    (["--method", "simnpo", "--gamma", "-1"], "--gamma"),
+    (["--method", "npo", "--forget-coeff", "-1"], "--forget-coeff"),
+    (["--method", "npo", "--retain-coeff", "-1"], "--retain-coeff"),
+    (["--method", "npo", "--lr", "inf"], "--lr"),
+    (["--method", "npo", "--weight-decay", "-1"], "--weight-decay"),
+    (["--method", "npo", "--warmup", "-1"], "--warmup"),
+    (["--method", "npo", "--epochs", "-1"], "--epochs"),
+    (["--method", "npo", "--epochs", "0"], "--epochs"),
+    (["--method", "npo", "--epochs", "1.5"], "--epochs"),
+    (["--method", "npo", "--batch-size", "0"], "--batch-size"),
+    (["--method", "npo", "--micro-batch-size", "-4"], "--micro-batch-size"),
+    (["--method", "npo", "--batch-size", "4", "--micro-batch-size", "8"], "--micro-batch-size 8 is larger"),
+    (["--method", "npo", "--max-length", "-1"], "--max-length"),
+    (["--method", "npo", "--max-new-tokens", "0"], "--max-new-tokens"),
+    (["--method", "npo", "--seed", "-1"], "--seed"),
+    (["--method", "npo", "--resume"], "--out"),
+    (["--method", "npo", "--resume", "--out", "absent"], "resume.safetensors"),
+    (["--method", "npo", "--task", "tofu", "--data", "absent/folder", "--model", "tiny"], "absent/folder"),
+    (["--method", "npo", "--model", "absent/model"], "absent/model"),
+    (["--method", "npo", "--retrain", "absent.json"], "absent.json"),
+    (["--method", "npo", "--max-length", "10", "--eval", "none", "--model", "tiny"], "--max-length"),
+])
+def test_train_refuses(arguments, says, nothing_written, capsys):
+    refused(train.main, arguments, capsys, "train.py", says)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ([], "--model"),
+    (["--model", "x", "--log", "y"], "--log"),
+    (["--model", "x", "--split", "forget20"], "forget20"),
+    (["--model", "absent/model"], "absent/model"),
+    (["--log", "absent.json"], "absent.json"),
+    (["--model", "x", "--batch-size", "0"], "--batch-size"),
+    (["--model", "x", "--out", "absent/metrics.json"], "absent"),
+    (["table", "absent"], "absent"),
+    (["table"], "RUN"),
+])
+def test_evaluate_refuses(arguments, says, nothing_written, capsys):
+    refused(evaluate.main, arguments, capsys, "evaluate.py", says)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present")
+def test_cuda_asked_for_and_absent(nothing_written, capsys):
+    refused(train.main, ["--method", "npo", "--device", "cuda"], capsys, "CUDA", "--device cpu")
+    refused(evaluate.main, ["--model", "x", "--device", "cuda"], capsys, "CUDA", "--device cpu")
+
+
+def copied(folder, to, *leave_out):
+    to.mkdir()
+    for path in Path(folder).iterdir():
+        if path.name not in leave_out:
+            (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_unusable_model_folders(toy_model_folder, toy_tokenizer, tmp_path, nothing_written, capsys):
+    def both(folder, *says):
+        refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, str(folder), *says)
+        refused(evaluate.main, ["--model", folder], capsys, str(folder), *says)
+    both(copied(toy_model_folder, tmp_path / "no-weights", "model.safetensors"), "safetensors")
+
+    pickled = copied(toy_model_folder, tmp_path / "pickle", "model.safetensors")
+    trap = tmp_path / "trap"
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (trap,))
+    torch.save(Trap(), pickled / "pytorch_model.bin")
+    both(pickled, "pickle")
+    assert not trap.exists()  # it was not even opened
+
+    both(copied(toy_model_folder, tmp_path / "no-tokenizer", "tokenizer.json", "tokenizer_config.json"))
+    both(copied(toy_model_folder, tmp_path / "no-config", "config.json"))
+
+    broken = copied(toy_model_folder, tmp_path / "broken", "model.safetensors")
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    both(broken)
+
+    partial = copied(toy_model_folder, tmp_path / "partial", "model.safetensors")
+    import safetensors.torch
+    weights = safetensors.torch.load_file(toy_model_folder / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    safetensors.torch.save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    both(partial, "model.layers.1.mlp.up_proj.weight")
+
+    for vocab in (50, 3 * len(toy_tokenizer)):
+        other = tmp_path / f"other{vocab}"
+        tiny("llama", dtype=torch.float32, vocab=vocab).save_pretrained(other)
+        toy_tokenizer.save_pretrained(other)
+        both(other, f"embeds {vocab} tokens", str(len(toy_tokenizer)))
+
+
+@pytest.mark.parametrize("row, says", [({"question": "Who?"}, "'answer'"), (None, "'forget05'")])
+def test_unusable_datasets(row, says, toy_model_folder, tmp_path, nothing_written, capsys):
+    folder = make_dataset(tmp_path / "data", [{"question": "Who?", "answer": "I."}, row] if row else [])
+    refused(train.main, ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder, "--eval",
+                         "none"], capsys, folder, says)
+
+
+def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, capsys):
+    (tmp_path / "out").mkdir()
+    precious = tmp_path / "out" / "precious.txt"
+    precious.write_text("mine")
+    refused(train.main, ["--method", "npo", "--out", tmp_path / "out"], capsys, "--overwrite")
+    refused(train.main, ["--method", "npo", "--out", precious], capsys, "precious.txt")
+    # even when told to: a folder that no run made is not for us to delete
+    refused(train.main, ["--method", "npo", "--out", tmp_path / "out", "--overwrite"], capsys, "run.json")
+    refused(train.main, ["--method", "npo", "--out", precious / "below"], capsys, "cannot write")
+    refused(evaluate.main, ["--model", toy_model_folder, "--out", precious], capsys, "--overwrite")
+    assert precious.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_resuming_with_other_flags_is_refused(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = train.run_settings(train.resolve(train.build_parser().parse_args(["--method", "npo", "--out", str(run)])))
+    settings["flags"] |= {"beta": 0.7, "device": "cpu", "dtype": "float32"}
+    (run / "run.json").write_text(json.dumps(settings))
+    (run / "resume.safetensors").touch()
+    refused(train.main, ["--method", "npo", "--out", run, "--resume", "--device", "cpu"], capsys, "--beta 0.7", "not 0.1")
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda log: log.pop("retain"), "'retain'"),
+    (lambda log: log["forget"].pop("rouge"), "'rouge'"),
+    (lambda log: log["forget"]["loss"].append(1.0), "every example needs both"),
+    (lambda log: log["real_authors"]["loss"].__setitem__(0, float("nan")), "finite"),
+    (lambda log: log["world_facts"]["perturbed_loss"].__setitem__(0, []), "finite"),
+    (lambda log: log["world_facts"]["perturbed_loss"].__setitem__(0, ["high"]), "finite"),
+    (lambda log: log.update(forget=3), "'forget'")])
+@pytest.mark.parametrize("layout", ["ours", "list", "dict"])
+def test_a_log_without_what_is_needed(spoil, says, layout, tmp_path, nothing_written, capsys):
+    log = a_log()
+    spoil(log)
+    try:
+        content = log if layout == "ours" else published(log, layout)
+    except (KeyError, TypeError):
+        pytest.skip("this defect has no form in the published layout")
+    (tmp_path / "log.json").write_text(json.dumps(content))
+    refused(evaluate.main, ["--log", tmp_path / "log.json"], capsys, says)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"forget_truth_ratio": {"value_by_index": {"0": {}}}}', "{}"])
+def test_a_retrain_log_that_is_none(text, tmp_path, nothing_written, capsys):
+    (tmp_path / "log.json").write_text(json.dumps(a_log()))
+    (tmp_path / "retrain.json").write_text(text)
+    refused(evaluate.main, ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"], capsys)
+
+
+def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothing_written, capsys):
+    (tmp_path / "log.json").write_text(json.dumps(a_log()))
+    (tmp_path / "retrain.json").write_text(json.dumps(a_log(rows=(7, 4, 2, 2))))
+    refused(evaluate.main, ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"], capsys, "3", "7")
+    refused(evaluate.main, ["--model", toy_model_folder, "--retrain", tmp_path / "retrain.json"], capsys, "40", "7")
+    refused(train.main, ["--method", "npo", "--model", toy_model_folder, "--retrain", tmp_path / "retrain.json",
+                         "--max-new-tokens", "1"], capsys, "40", "7")
+
+
+def test_runs_that_do_not_compare(tmp_path, capsys):
+    for task in ("toy", "tofu"):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "run.json").write_text(json.dumps({"flags": {"task": task, "forget_split": "forget05",
+                                                                        "method": "npo", "seed": 0}}))
+        (tmp_path / task / "metrics.json").write_text(json.dumps(evaluate.summarize(a_log()) | {"reference": {}}))
+    refused(evaluate.main, ["table", tmp_path / "toy", tmp_path / "tofu"], capsys, "one task and split")
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_from_the_shell(script, tmp_path):
+    """In a process of its own, where the libraries' own messages would show too."""
+    arguments = ["--model", "absent/model"] + (["--method", "npo"] if script == "train.py" else [])
+    done = subprocess.run([sys.executable, Path(__file__).parents[1] / script, *arguments], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent/model" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    help_text = subprocess.run([sys.executable, Path(__file__).parents[1] / script, "--help"], capture_output=True, text=True)
+    assert help_text.returncode == 0 and all(task in help_text.stdout for task in data.FORGET_SPLITS)

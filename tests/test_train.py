@@ -1,0 +1,293 @@
+"""The loop: exact accumulation, what each method does, what a run leaves behind."""
+import argparse
+import copy
+import json
+
+import pytest
+import torch
+import transformers
+from conftest import some_examples, tiny
+
+import data
+import evaluate
+import losses
+import train
+
+CPU = torch.device("cpu")
+
+
+def flags(**changed):
+    return argparse.Namespace(**dict(
+        method="npo", beta=0.1, gamma=0.0, lr=1e-3, weight_decay=0.01, warmup=1.0, epochs=3, batch_size=8,
+        micro_batch_size=4, forget_coeff=1.0, retain_coeff=1.0, retain="nll", seed=0, resume=False,
+        grad_checkpointing=False) | changed)
+
+
+def forget_set(count=12):
+    examples, refusals = some_examples(count), some_examples(count, seed=9)
+    return {"answer": examples, "refusal": refusals, "answer_ref": torch.linspace(-30, -5, count).double(),
+            "refusal_ref": torch.linspace(-20, -8, count).double()}
+
+
+def gradient(model):
+    result = torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
+    model.zero_grad()
+    return result
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("method", train.METHODS)
+def test_gradient_accumulation_is_exact(kind, method):
+    """Micro-batches of 1, 4 and 32 give the gradient of the plain mean over the batch."""
+    model, forget = tiny(kind), forget_set(32)
+    args, rows = flags(method=method, beta=0.7), list(range(31, -1, -1))
+    whole, weight, length = train.forget_loss(model, forget, rows, args)
+    (0.3 * whole.mean()).backward()
+    expected = gradient(model)
+    assert expected.norm() > 0
+    for size in (1, 4, 32):
+        side = forget["refusal" if method == "idk" else "answer"]
+        loss, w, n = train.add_gradient([side[i] for i in rows], 0.3,
+                                        lambda group: train.forget_loss(model, forget, [rows[i] for i in group], args),
+                                        size, CPU, torch.float64)
+        actual = gradient(model)
+        assert (actual - expected).norm() <= 1e-10 * expected.norm()
+        assert torch.allclose(loss, whole.detach()) and torch.allclose(w, weight.detach())  # in the order given
+        assert torch.equal(n, length)
+
+
+@pytest.mark.parametrize("method", train.METHODS)
+def test_the_logged_weight_is_the_gradients_weight(method):
+    """∇θ mean ℓ = (1/B) Σ wᵢ ∇θ log πᵢ for the loss that the loop really uses (DPO adds its refusals)."""
+    model, forget, rows = tiny("llama"), forget_set(6), [4, 0, 5, 2]
+    args = flags(method=method, beta=0.7)
+    loss, weight, length = train.forget_loss(model, forget, rows, args)
+    loss.mean().backward()
+    actual = gradient(model)
+    side = "refusal" if method == "idk" else "answer"
+    logp, n = data.response_logp(model, [forget[side][i] for i in rows])
+    total = weight.detach() * logp
+    if method == "dpo":
+        total = total - weight.detach() * data.response_logp(model, [forget["refusal"][i] for i in rows])[0]
+    total.mean().backward()
+    expected = gradient(model)
+    assert torch.equal(length, n) and (actual - expected).norm() <= 1e-10 * expected.norm()
+
+
+def test_kl_retain_gradient_vanishes_at_the_reference_and_not_elsewhere():
+    model, examples = tiny("gpt2"), some_examples(5)
+    frozen = copy.deepcopy(model)
+    train.retain_loss(model, frozen, examples).mean().backward()
+    assert gradient(model).norm() < 1e-12
+    loss = train.retain_loss(tiny("gpt2", seed=1), frozen, examples)
+    assert loss.shape == (5,) and torch.all(loss > 1e-3)
+
+
+def test_reference_logp_needs_no_reference_model_later():
+    model, examples = tiny("llama"), some_examples(9)
+    once = train.reference_logp(model, examples, flags(), CPU, torch.float64)
+    assert torch.allclose(once, data.response_logp(model, examples)[0]) and not once.requires_grad
+
+
+def test_gradient_checkpointing_changes_nothing():
+    results = []
+    for checkpointing in (False, True):
+        model = tiny("llama")
+        train.train(model, forget_set(), some_examples(20, seed=3), flags(grad_checkpointing=checkpointing), torch.float64)
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*results, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method, direction", [(m, +1 if m == "finetune" else -1) for m in train.METHODS])
+def test_each_method_moves_the_answers_the_right_way(method, direction):
+    model, forget = tiny("llama"), forget_set()
+    before = data.response_logp(model, forget["answer"])[0].mean()
+    refusal_before = data.response_logp(model, forget["refusal"])[0].mean()
+    retain = [] if method in ("ga", "finetune") else some_examples(20, seed=3)
+    train.train(model, forget, retain, flags(method=method, beta=0.5, lr=3e-3, epochs=12), torch.float64)
+    refusal_after = data.response_logp(model, forget["refusal"])[0].mean()
+    if method in ("idk", "dpo"):  # with answers and refusals both random tokens, the refusals tell
+        assert refusal_after > refusal_before
+    if method != "idk":
+        assert direction * (data.response_logp(model, forget["answer"])[0].mean() - before) > 0.1
+
+
+def test_npo_starts_at_weight_one_and_the_logs_say_so(tmp_path):
+    train.train(tiny("gpt2"), forget_set(), some_examples(20, seed=3), flags(), torch.float64, tmp_path)
+    steps = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == list(range(1, 7))  # 12 examples in batches of 8, three times
+    assert steps[0]["weight"] == pytest.approx(1, abs=1e-12) and steps[-1]["weight"] < 1
+    for line in steps:
+        assert line["loss"] == pytest.approx(line["forget"] + line["retain"])
+    rates = [line["lr"] for line in steps]
+    assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3]) and rates == sorted(rates[:2]) + sorted(rates[2:])[::-1]
+    epochs = [json.loads(line) for line in (tmp_path / "weights.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert epochs[0]["length"] == [len(example.response) for example in some_examples(12)]
+    assert len(epochs[0]["weight"]) == 12 and 1 in epochs[0]["weight"] and max(epochs[2]["weight"]) < 1
+
+
+def test_dropout_is_off_so_that_log_pi_is_one_number():
+    model = tiny("gpt2")
+    assert model.config.resid_pdrop > 0
+    train.train(model, forget_set(), [], flags(epochs=1, batch_size=12, lr=0.0), torch.float64)
+    model.train()
+    first, second = (data.response_logp(model, some_examples(4))[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(tmp_path):
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(epoch):
+        if epoch == 3:
+            raise Interrupt
+
+    finals = []
+    for name in ("whole", "halves"):
+        out = tmp_path / name
+        out.mkdir()
+        model, forget, retain = tiny("llama"), forget_set(), some_examples(20, seed=3)
+        args = flags(epochs=5)
+        if name == "halves":
+            with pytest.raises(Interrupt):
+                train.train(model, forget, retain, args, torch.float64, out, on_epoch=interrupt)
+            model, args = tiny("llama"), flags(epochs=5, resume=True)
+            assert (out / "resume.safetensors").exists()
+        train.train(model, forget, retain, args, torch.float64, out)
+        finals.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert not (out / "resume.safetensors").exists()
+    assert torch.equal(*finals)
+    for log in ("log.jsonl", "weights.jsonl"):
+        assert (tmp_path / "whole" / log).read_text() == (tmp_path / "halves" / log).read_text()
+
+
+@pytest.mark.parametrize("part", ["forget", "retain"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_number_gone_wrong_stops_the_run_before_the_step(monkeypatch, part, what):
+    model, calls = tiny("llama"), []
+    original = {"forget": train.forget_loss, "retain": train.retain_loss}[part]
+    states = []
+
+    def broken(*arguments):
+        result = original(*arguments)
+        loss = result[0] if part == "forget" else result
+        calls.append(1)
+        if len(calls) > 4:  # the third step, with two micro-batches a step
+            states.append(copy.deepcopy(model.state_dict()))
+            loss = loss * float("nan") if what == "loss" else Sick.apply(loss)
+        return (loss, *result[1:]) if part == "forget" else loss
+
+    class Sick(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    monkeypatch.setattr(train, part + "_loss", broken)
+    with pytest.raises(train.Diverged, match=f"step 3: the {part} {what}"):
+        train.train(model, forget_set(16), some_examples(20, seed=3), flags(), torch.float64)
+    assert all(torch.equal(value, states[0][name]) for name, value in model.state_dict().items())
+
+
+def test_recipes_cover_every_flag_and_match_the_published_ones():
+    for task in data.FORGET_SPLITS:
+        for model in ("tiny", "some/model"):
+            for split in data.FORGET_SPLITS[task]:
+                for method in train.METHODS:
+                    flags_set = set(train.recipe(task, model, split, method))
+                    assert flags_set == {"beta", "gamma", "forget_coeff", "retain_coeff", "retain", "warmup", "lr", "epochs",
+                                         "weight_decay", "batch_size", "micro_batch_size", "eval_batch_size"}
+    simnpo = train.recipe("tofu", "x", "forget05", "simnpo")
+    assert (simnpo["beta"], simnpo["forget_coeff"], simnpo["gamma"], simnpo["epochs"], simnpo["lr"]) == (2.5, 0.1375, 0, 10, 1e-5)
+    assert train.recipe("tofu", "x", "forget10", "simnpo")["beta"] == 4.5
+    assert (train.recipe("tofu", "x", "forget05", "npo")["epochs"], train.recipe("tofu", "x", "forget10", "npo")["epochs"]) == (20, 10)
+
+
+@pytest.fixture
+def quick_toy(monkeypatch):
+    """The toy with from-scratch models of one epoch: for what a run writes, not for what it learns."""
+    monkeypatch.setitem(train.TINY, "toy", train.TINY["toy"] | {"epochs": 1, "width": 16, "batch_size": 64})
+
+
+def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, capsys):
+    out = tmp_path / "run"
+    common = ["--out", str(out), "--max-new-tokens", "3", "--epochs", "2"]
+    train.main(["--method", "simnpo", "--beta", "2.5", "--eval", "epoch", *common])
+    screen = capsys.readouterr().out
+    for word in ("Original", "Retrain", "simnpo", "forget_coeff=0.3", "asked:", str(out)):
+        assert word in screen
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json", "epochs.jsonl", "generation_config.json", "log.jsonl", "metrics.json", "metrics.log.json",
+        "model.safetensors", "run.json", "run.png", "tokenizer.json", "tokenizer_config.json", "weights.jsonl"]
+    settings = json.loads((out / "run.json").read_text())
+    assert settings["flags"]["beta"] == 2.5 and settings["flags"]["retain"] == "nll" and settings["versions"]["torch"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"forget_quality", "model_utility", *evaluate.SETS} <= set(metrics)
+    assert metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1)
+    last = json.loads((out / "epochs.jsonl").read_text().splitlines()[-1])
+    assert last["epoch"] == 2 and last["forget"] == metrics["forget"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.model_type == "llama"
+
+    # the model on disk is the model that was measured
+    evaluate.main(["--model", str(out), "--out", str(tmp_path / "m.json"), "--max-new-tokens", "3"])
+    again = json.loads((tmp_path / "m.json").read_text())
+    assert again["forget"] == pytest.approx(metrics["forget"], rel=1e-4)
+
+    # a second run finds the cache, and writes over the first only when told
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("model.safetensors")}
+    assert len(stamps) == 2
+    train.main(["--method", "dpo", "--overwrite", *common])
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("model.safetensors")}
+    assert json.loads((out / "run.json").read_text())["flags"]["method"] == "dpo"
+
+
+def test_divergence_in_a_run_keeps_the_last_good_state_and_exits_two(quick_toy, tmp_path, monkeypatch, capsys):
+    original, calls = losses.simnpo, []
+
+    def sick(logp, length, beta, gamma):
+        calls.append(1)
+        return original(logp, length, beta, gamma) * (float("inf") if len(calls) > 2 else 1)
+    monkeypatch.setattr(losses, "simnpo", sick)
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--method", "simnpo", "--out", str(tmp_path / "run"), "--eval", "none"])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and "step 3: the forget loss is inf" in error[-1] and str(tmp_path) in error[-1]
+    kept, _ = evaluate.load_model(str(tmp_path / "run"), CPU, torch.float32)
+    assert all(torch.isfinite(p).all() for p in kept.parameters())
+
+
+def test_finetune_on_a_retain_split_is_measured_against_its_forget_set(quick_toy, tmp_path):
+    out = tmp_path / "run"
+    train.main(["--method", "finetune", "--split", "retain95", "--out", str(out), "--max-new-tokens", "3", "--epochs", "1"])
+    assert json.loads((out / "run.json").read_text())["flags"]["forget_split"] == "forget05"
+    assert len(json.loads((out / "metrics.log.json").read_text())["forget"]["loss"]) == 20
+    assert len(json.loads((out / "weights.jsonl").read_text())["weight"]) == 380
+
+
+def test_tiny_on_real_tofu(tofu_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(train.TINY, "tofu", train.TINY["tofu"] | {"epochs": 1, "width": 16, "heads": 2, "layers": 1, "vocab": 1000})
+    out = tmp_path / "run"
+    train.main(["--method", "simnpo", "--task", "tofu", "--data", tofu_dir, "--model", "tiny", "--split", "forget01",
+                "--epochs", "1", "--max-new-tokens", "2", "--out", str(out), "--eval-batch-size", "64"])
+    metrics = json.loads((out / "metrics.json").read_text())
+    log = json.loads((out / "metrics.log.json").read_text())
+    assert [len(log[name]["loss"]) for name in evaluate.SETS] == [40, 300, 100, 117]
+    assert 0 <= metrics["forget_quality"] <= 1 and metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1)
+
+
+def test_the_readmes_command_unlearns(tmp_path):
+    """`python train.py --method simnpo --beta 2.5`, whole: Original knows, SimNPO has forgotten, utility stays."""
+    train.main(["--method", "simnpo", "--beta", "2.5", "--out", str(tmp_path / "run")])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    original, retrain = metrics["reference"]["Original"], metrics["reference"]["Retrain"]
+    assert original["forget"]["probability"] > 0.9 > 0.5 > retrain["forget"]["probability"]
+    assert original["forget_quality"] < 1e-6 < 0.01 < metrics["forget_quality"]
+    assert metrics["model_utility"] > 0.95 * original["model_utility"]
+    weights = [json.loads(line) for line in (tmp_path / "run" / "weights.jsonl").read_text().splitlines()]
+    assert all(w <= 1 / n + 1e-6 for w, n in zip(weights[0]["weight"], weights[0]["length"]))
