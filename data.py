@@ -264,7 +264,7 @@ def collate(examples, pad_id):
 
     labels are -100 outside the responses. On the right a causal model needs no attention mask: what
     comes after a token cannot reach it. (Padding on the left leaves attention rows in which all is
-    masked, and on CUDA in bfloat16 their backward pass was NaN for some batches.)
+    masked; with it, on CUDA in bfloat16, the gradient of one TOFU batch came out as NaN.)
     """
     width = max(len(prompt) + len(response) for prompt, response in examples)
     input_ids, labels = [], []

@@ -213,8 +213,6 @@ def load_model(name, device, dtype):
     Weights are float32, or float64 if dtype is. Raises InputError if they cannot be loaded or the
     tokenizer has more tokens than the model, or so few that it must be another model's.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     mend = "it needs config.json, a tokenizer and weights in safetensors (pickle files are not loaded)"
     if Path(name).is_dir() and not list(Path(name).glob("*.safetensors")):
         raise InputError(f"model folder '{name}' has no *.safetensors; {mend}")
@@ -431,6 +429,8 @@ def add_common_flags(parser):
 def run_cli(parser, argv, run):
     """Parse, run, and turn InputError into one line on stderr and exit status 2."""
     args = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
         return run(args)
     except InputError as error:

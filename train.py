@@ -192,10 +192,8 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None, title="un
                                   fused=True)
     epoch_steps = math.ceil(len(answers) / args.batch_size)
     steps, warmup = args.epochs * epoch_steps, args.warmup * epoch_steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (warmup + 1), (steps - step) / max(1.0, steps - warmup)))
     draw = torch.Generator().manual_seed(args.seed)
-    first_epoch = load_state(out, model, optimizer, schedule, draw, epoch_steps) if out and args.resume else 1
+    first_epoch = load_state(out, model, optimizer, draw) if out and args.resume else 1
 
     step = (first_epoch - 1) * epoch_steps
     bar = tqdm(total=steps, initial=step, desc=title, disable=None)
@@ -224,9 +222,10 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None, title="un
                     args.micro_batch_size, device, dtype)
                 check_finite(step, "retain", loss_r.mean(), model)
 
-            rate = schedule.get_last_lr()[0]
+            rate = args.lr * min(step / (warmup + 1), (steps - step + 1) / max(1.0, steps - warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
-            schedule.step()
 
             for i, w, n in zip(rows, weight.tolist(), length.tolist()):
                 weights[i], lengths[i] = w, n
@@ -235,7 +234,7 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None, title="un
             line["loss"] = args.forget_coeff * line["forget"] + (args.retain_coeff * line["retain"] if retain else 0)
             bar.set_postfix({name: f"{line[name]:.3g}" for name in ("loss", "forget", "retain", "weight")})
             bar.update()
-            if out:
+            if log:
                 log.write(json.dumps(line) + "\n")
         if out:
             log.flush()
@@ -276,7 +275,7 @@ def save_state(out, model, optimizer, draw, epoch):
     (out / "resume.tmp").replace(out / "resume.safetensors")
 
 
-def load_state(out, model, optimizer, schedule, draw, epoch_steps):
+def load_state(out, model, optimizer, draw):
     """Undo an interruption; returns the epoch to go on with. Drops what was logged after the saved epoch."""
     with safetensors.safe_open(out / "resume.safetensors", "pt", device=str(model.device)) as file:
         epoch = int(file.metadata()["epoch"])
@@ -286,8 +285,6 @@ def load_state(out, model, optimizer, schedule, draw, epoch_steps):
                 optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}")
                                               for key in ("step", "exp_avg", "exp_avg_sq")}
         draw.set_state(file.get_tensor("draw").cpu())
-    for _ in range(epoch * epoch_steps):
-        schedule.step()
     for name in ("log.jsonl", "weights.jsonl", "epochs.jsonl"):
         if (out / name).exists():
             lines = [line for line in (out / name).read_text(encoding="utf-8").splitlines()
