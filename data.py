@@ -118,12 +118,14 @@ def toy_rows(seed=0):
         fact |= {"name": f"{first[i]} {last[i]}", "debut": books[2 * i], "book": books[2 * i + 1]}
         for question, asked_again, *phrasings in ASKED:
             answer, paraphrase = rng.sample(phrasings, 2)
-            wrong = [{field: rng.choice([value for value in values if value != fact[field]])
-                      for field, values in pools.items()} for _ in range(5)]
+            # sampled, not drawn one by one: an answer with a single fact needs five different wrong ones
+            wrong = {field: rng.sample([value for value in values if value != fact[field]], 5)
+                     for field, values in pools.items()}
             full.append({"question": question.format(**fact), "answer": answer.format(**fact),
                          "paraphrased_question": asked_again.format(**fact),
                          "paraphrased_answer": paraphrase.format(**fact),
-                         "perturbed_answer": [paraphrase.format(**(fact | w)) for w in wrong]})
+                         "perturbed_answer": [paraphrase.format(**fact | {field: wrong[field][k] for field in wrong})
+                                              for k in range(5)]})
     splits = {"full": full}
     for forget, authors in TOY_FORGET.items():
         cut = len(ASKED) * (TOY_AUTHORS - authors)
@@ -144,6 +146,7 @@ def toy_rows(seed=0):
 
 # ------------------------------------------------------------------ rows: any task, by name
 
+DEFAULTS = {"toy": dict(split="forget10", max_new_tokens=64), "tofu": dict(split="forget05", max_new_tokens=200)}
 FORGET_SPLITS = {"toy": ("forget05", "forget10"), "tofu": ("forget01", "forget05", "forget10")}
 # What the from-scratch model must know besides the authors, so that its utility can be measured.
 BASE_KNOWLEDGE = ("real_authors", "world_facts")
@@ -152,6 +155,13 @@ BASE_KNOWLEDGE = ("real_authors", "world_facts")
 def retain_split(forget_split):
     """forget05 → retain95: the authors that stay."""
     return f"retain{100 - int(forget_split.removeprefix('forget')):02d}"
+
+
+def forget_split_of(split, task):
+    """The forget set that metrics are about: retain95 → forget05; full → the task's default; else the split."""
+    if split == "full":
+        return DEFAULTS[task]["split"]
+    return f"forget{100 - int(split.removeprefix('retain')):02d}" if split.startswith("retain") else split
 
 
 def splits_of(task):
@@ -190,7 +200,7 @@ def load_rows(task, data, config):
         for field in fields:
             many = field == "perturbed_answer"
             texts = row.get(field) if many else [row.get(field)]
-            if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
+            if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
                 kind = "a list of texts" if many else "a text"
                 raise InputError(f"row {number} of split '{config}' in '{data}' has no usable '{field}'; "
                                  f"every row needs {kind} there")

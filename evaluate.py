@@ -21,8 +21,11 @@ Metrics are those of Maini et al. 2024, "TOFU: A Task of Fictitious Unlearning f
 import argparse
 import contextlib
 import json
+import logging
 import math
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -112,25 +115,24 @@ def summarize(log, retrain_ratio=None):
 
 
 def check_log(log, sets=SETS, fields=("loss", "paraphrased_loss", "perturbed_loss", "rouge")):
-    """Raise InputError unless `log` has, for each set, equally long lists of finite numbers."""
+    """Raise InputError unless `log` has, for each set, equally long lists of numbers in range."""
+    def usable(value, field):
+        if field == "perturbed_loss":
+            return isinstance(value, list) and value and all(usable(one, "loss") for one in value)
+        return type(value) in (int, float) and 0 <= value < (1.000001 if field == "rouge" else math.inf)
     for name in sets:
         values = log.get(name)
         if not isinstance(values, dict):
             raise InputError(f"the log has no values for '{name}'; it needs {', '.join(sets)}")
         for field in fields:
             column = values.get(field)
-            if not column:
-                raise InputError(f"the log has no '{field}' for '{name}'; it needs {', '.join(fields)}")
+            if not isinstance(column, list) or not column:
+                raise InputError(f"the log has no '{field}' for '{name}'; it needs a list each of {', '.join(fields)}")
             if len(column) != len(values[fields[0]]):
                 raise InputError(f"the log has {len(column)} values of '{field}' for '{name}' but "
                                  f"{len(values[fields[0]])} of '{fields[0]}'; every example needs both")
-            try:
-                finite = all(np.all(np.isfinite(np.asarray(value, dtype=float))) and np.size(value)
-                             for value in column)
-            except (TypeError, ValueError):
-                finite = False
-            if not finite:
-                raise InputError(f"'{field}' of '{name}' in the log is not all finite numbers; a model that "
+            if not all(usable(value, field) for value in column):
+                raise InputError(f"'{field}' of '{name}' in the log is not all finite numbers in range; a model that "
                                  "gives NaN or infinite losses cannot be scored")
 
 
@@ -150,7 +152,7 @@ def read_log(path):
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read log '{path}' ({error}); give a JSON evaluation log") from None
     if not isinstance(content, dict):
         raise InputError(f"'{path}' is not an evaluation log: its top level must be a JSON object")
@@ -222,12 +224,13 @@ def load_model(name, device, dtype):
             name, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
             dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     except Exception as error:  # missing files, bad JSON, unknown architecture, no network: many kinds
-        raise InputError(f"cannot load model '{name}' ({' '.join(str(error).split())[:200]}); {mend}") from None
+        where = "" if Path(name).exists() else "it is no local folder, and the Hub did not give it: "
+        raise InputError(f"cannot load model '{name}' ({where}{textwrap.shorten(str(error), 160)}); {mend}") from None
     lost = sorted(report["missing_keys"])
     if lost:
         raise InputError(f"model '{name}' lacks {len(lost)} weights, such as {lost[0]}; {mend}")
     rows = model.get_input_embeddings().weight.shape[0]
-    # Models pad their embedding to a round number (Phi-1.5 by 1.8%), never by more.
+    # Models pad their embedding to a round number; Phi-1.5, by 1.8%, is the widest known to us.
     if not 0 <= rows - len(tokenizer) <= 0.02 * rows:
         raise InputError(f"model '{name}' embeds {rows} tokens but its tokenizer has {len(tokenizer)}; "
                          "give it the tokenizer it was trained with")
@@ -340,36 +343,45 @@ def table(named_metrics):
 
 
 def runs_table(folders):
-    """Markdown over runs of train.py: a row per method, mean ± standard deviation over its runs.
+    """Markdown over runs of train.py: a row per method and setting, mean ± standard deviation over its seeds.
 
     Original and Retrain come from the runs' own metrics.json. Raises InputError for a folder without
-    one, or for runs of different tasks or splits.
+    one, or for runs of different tasks, splits or models.
     """
-    groups, compared = {}, None
+    runs, compared = [], None
     for folder in folders:
         try:
             flags = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["flags"]
             metrics = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError, KeyError) as error:
+            kind = [flags[name] for name in ("task", "forget_split", "model", "method", "seed")][:3]
+            runs.append((flags, metrics))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder} is not a finished run with metrics ({error}); train with --eval end") from None
-        task = flags["task"], flags["forget_split"]
-        if compared not in (None, task):
-            raise InputError(f"{folder} is a run on {' '.join(task)}, others are on {' '.join(compared)}; "
-                             "give runs of one task and split")
-        compared = task
-        for name, reference in metrics["reference"].items():
+        if compared not in (None, kind):
+            raise InputError(f"{folder} is a run on {' '.join(kind)}, others are on {' '.join(compared)}; "
+                             "give runs of one task, split and model")
+        compared = kind
+    groups = {}
+    for flags, metrics in runs:
+        for name, reference in metrics.get("reference", {}).items():
             groups.setdefault(name, {})[flags["seed"]] = reference  # one per seed, however many runs share it
-        groups.setdefault(flags["method"], {})[str(folder)] = metrics
+    for flags, metrics in runs:
+        # Runs of a method are one row only if nothing but the seed differs.
+        alike = [other for other, _ in runs if other["method"] == flags["method"]]
+        differing = [flag for flag in flags if flag not in ("seed", "out", "retrain")
+                     and any(other.get(flag) != flags[flag] for other in alike)]
+        label = " ".join([flags["method"], *(f"{flag}={flags[flag]}" for flag in differing)])
+        groups.setdefault(label, {})[flags["out"]] = metrics
     lines = ["| method | runs | forget quality | model utility | "
              + " | ".join(f"{name.replace('_', ' ')} {part.replace('_', ' ')}" for name in SETS for part in PARTS) + " |",
              "|---" * (4 + len(SETS) * len(PARTS)) + "|"]
-    for name, runs in groups.items():
-        runs = list(runs.values())
-        columns = [[run[column] for run in runs] for column in ("forget_quality", "model_utility")]
-        columns += [[run[s][part] for run in runs] for s in SETS for part in PARTS]
+    for name, group in groups.items():
+        group = list(group.values())
+        columns = [[run[column] for run in group] for column in ("forget_quality", "model_utility")]
+        columns += [[run[s][part] for run in group] for s in SETS for part in PARTS]
         cells = ["–" if None in column else spread(column, "{:.2g}" if i == 0 else "{:.3f}")
                  for i, column in enumerate(columns)]
-        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -379,7 +391,10 @@ def spread(values, form):
 
 
 def write_json(path, content):
-    Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a file as a whole or not at all: an interruption leaves no half of it."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def log_path(metrics_path):
@@ -394,13 +409,12 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def number(kind, low, open_low=False, high=math.inf):
-    """An argparse type: a finite int or float within [low, high], or (low, high] if open_low."""
+def number(kind, low, high=1e12):
+    """An argparse type: an int or float with low <= number <= high, which no NaN or infinity is."""
     def parse(text):
         value = kind(text)
-        if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
-            raise argparse.ArgumentTypeError(f"{text} must be {'above' if open_low else 'at least'} {low}"
-                                             + (f" and at most {high}" if high < math.inf else ""))
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:20]} must be at least {low}" + (f" and at most {high}" if value > high else ""))
         return value
     parse.__name__ = "whole number" if kind is int else "number"
     return parse
@@ -431,15 +445,27 @@ def run_cli(parser, argv, run):
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries, when there is no network
     try:
         return run(args)
     except InputError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: cannot read or write a file ({error}); check the path and its permissions\n")
     except KeyboardInterrupt:
         parser.exit(130, f"\n{parser.prog}: interrupted\n")
     except torch.cuda.OutOfMemoryError:
         parser.exit(2, f"{parser.prog}: the GPU is out of memory; lower the micro-batch or batch size"
                        " or use --grad-checkpointing\n")
+
+
+def check_writable(folder):
+    """Raise InputError unless a file can be made in `folder`. Leaves nothing behind."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--out: cannot write to folder {folder} ({error.strerror}); name one that you may write to") from None
 
 
 def check_split(args, splits):
@@ -460,7 +486,7 @@ def main(argv=None):
     source.add_argument("--model", help="the model to evaluate: a folder or a Hub id")
     source.add_argument("--log", help="or an evaluation log to summarize without any model")
     parser.add_argument("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or "
-                        "its evaluation log (.json: ours, TOFU's published ones, or TOFU_EVAL.json)")
+                        "its evaluation log, a name ending in .json (ours, TOFU's published ones, or TOFU_EVAL.json)")
     parser.add_argument("--split", help="forget set (default: forget10 for toy, forget05 for tofu)")
     parser.add_argument("--out", default="metrics.json",
                         help="where to write; per-example values go beside it, as *.log.json (default: %(default)s)")
@@ -470,15 +496,16 @@ def main(argv=None):
 
 
 def run(args):
-    args.split = args.split or {"toy": "forget10", "tofu": "forget05"}[args.task]
-    args.max_new_tokens = args.max_new_tokens or {"toy": 64, "tofu": 200}[args.task]
+    args.split = args.split or data.DEFAULTS[args.task]["split"]
+    args.max_new_tokens = args.max_new_tokens or data.DEFAULTS[args.task]["max_new_tokens"]
     check_split(args, data.FORGET_SPLITS[args.task])
     out = Path(args.out)
-    for path in (out, log_path(out)):
+    if out.suffix != ".json" or out.is_dir():
+        raise InputError(f"--out: '{args.out}' is not the name of a .json file")
+    for path in (out, log_path(out)) if args.model else (out,):
         if path.exists() and not args.overwrite:
             raise InputError(f"--out: {path} exists; name another file or add --overwrite")
-    if not out.parent.is_dir():
-        raise InputError(f"--out: folder {out.parent} does not exist; make it first")
+    check_writable(out.parent)
     retrain = None
     if args.retrain and args.retrain.endswith(".json"):
         retrain = retrain_ratio_of_log(args.retrain)

@@ -242,12 +242,11 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None, title="un
         if on_epoch:
             on_epoch(epoch)
             model.train()
-        if out and epoch < args.epochs:
+        if out:
             save_state(out, model, optimizer, draw, epoch)
     bar.close()
     if out:
         log.close()
-        (out / "resume.safetensors").unlink(missing_ok=True)
     model.eval()
 
 
@@ -276,15 +275,21 @@ def save_state(out, model, optimizer, draw, epoch):
 
 
 def load_state(out, model, optimizer, draw):
-    """Undo an interruption; returns the epoch to go on with. Drops what was logged after the saved epoch."""
-    with safetensors.safe_open(out / "resume.safetensors", "pt", device=str(model.device)) as file:
-        epoch = int(file.metadata()["epoch"])
-        with torch.no_grad():
+    """Undo an interruption; returns the epoch to go on with. Drops what was logged after the saved epoch.
+
+    Raises InputError if resume.safetensors is damaged or of another model.
+    """
+    try:
+        with safetensors.safe_open(out / "resume.safetensors", "pt", device=str(model.device)) as file, torch.no_grad():
+            epoch = int(file.metadata()["epoch"])
             for name, parameter in model.named_parameters():
                 parameter.copy_(file.get_tensor(f"parameter.{name}"))
                 optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}")
                                               for key in ("step", "exp_avg", "exp_avg_sq")}
-        draw.set_state(file.get_tensor("draw").cpu())
+            draw.set_state(file.get_tensor("draw").cpu())
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"--resume: {out / 'resume.safetensors'} does not fit this run "
+                         f"({' '.join(str(error).split())[:120]}); start anew with --overwrite") from None
     for name in ("log.jsonl", "weights.jsonl", "epochs.jsonl"):
         if (out / name).exists():
             lines = [line for line in (out / name).read_text(encoding="utf-8").splitlines()
@@ -310,7 +315,8 @@ def tiny_model(task, texts, seed):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=size["width"], intermediate_size=2 * size["width"],
         num_hidden_layers=size["layers"], num_attention_heads=size["heads"], num_key_value_heads=size["heads"],
-        max_position_embeddings=1024, bos_token_id=None, eos_token_id=0, pad_token_id=0))
+        max_position_embeddings=1024, bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        from_scratch=True))  # so that later runs on it take the recipes of small models
     return model, tokenizer
 
 
@@ -341,11 +347,14 @@ def tiny_folder(split, args, device, dtype):
         retain="none", seed=args.seed, resume=False, grad_checkpointing=False)
     name = "Original" if split == "full" else "Retrain"
     train(model, {"answer": taught}, [], lesson, dtype, title=f"{name} from scratch ({split})")
-    unfinished = folder.with_name(folder.name + ".unfinished")
+    unfinished = folder.with_name(f"{folder.name}.unfinished{os.getpid()}")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     evaluate.write_json(unfinished / "settings.json", settings)
-    unfinished.rename(folder)
+    try:
+        unfinished.rename(folder)
+    except OSError:  # another run made the same model meanwhile
+        shutil.rmtree(unfinished)
     return folder
 
 
@@ -358,7 +367,7 @@ def build_parser():
     add = parser.add_argument
     add("--method", choices=METHODS, required=True, help="what to do to the model; see above")
     add("--split", help="what to forget: forget05 or forget10, for tofu also forget01 (default: forget10 for toy, "
-        "forget05 for tofu). With --method finetune, what to learn: also retain90, retain95, retain99 or full")
+        "forget05 for tofu). With --method finetune, what to learn: also retain90, retain95, full or, for tofu, retain99")
     add("--model", help="the model to change, a folder or a Hub id; `tiny` is a small one made from scratch on the spot "
         "(default: tiny for toy; open-unlearning/tofu_Llama-3.2-1B-Instruct_full for tofu)")
     add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its evaluation log "
@@ -389,13 +398,25 @@ def build_parser():
     return parser
 
 
+def is_tiny(model):
+    """Whether --model names a from-scratch model, or a run that started from one."""
+    try:
+        return model == "tiny" or json.loads(Path(model, "config.json").read_text(encoding="utf-8")).get("from_scratch", False)
+    except (OSError, ValueError):
+        return False
+
+
 def resolve(args):
     """Fill in what depends on other flags, and refuse what does not go together."""
-    args.split = args.split or {"toy": "forget10", "tofu": "forget05"}[args.task]
+    args.split = args.split or data.DEFAULTS[args.task]["split"]
+    args.max_new_tokens = args.max_new_tokens or data.DEFAULTS[args.task]["max_new_tokens"]
     evaluate.check_split(args, data.splits_of(args.task) if args.method == "finetune" else data.FORGET_SPLITS[args.task])
+    args.forget_split = data.forget_split_of(args.split, args.task)
+    if args.split != args.forget_split and args.model in (None, "tiny"):
+        raise InputError(f"--method finetune --split {args.split} teaches a model that does not know the task yet; name one "
+                         "with --model (Original and Retrain from scratch lie in the cache folder of any tiny run)")
     args.model = args.model or {"toy": "tiny", "tofu": "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"}[args.task]
-    args.max_new_tokens = args.max_new_tokens or {"toy": 64, "tofu": 200}[args.task]
-    defaults = recipe(args.task, args.model, args.split, args.method)
+    defaults = recipe(args.task, "tiny" if is_tiny(args.model) else args.model, args.split, args.method)
     if args.micro_batch_size is None:  # the recipe's is only what fits well, so it yields to a small batch
         args.micro_batch_size = min(defaults["micro_batch_size"], args.batch_size or defaults["batch_size"])
     for flag, value in defaults.items():
@@ -408,12 +429,6 @@ def resolve(args):
         raise InputError("--resume needs --out, the folder of the interrupted run")
     if args.resume and args.overwrite:
         raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
-    # The forget set that metrics are about: the split itself, or what is missing from a retain split.
-    args.forget_split = args.split
-    if args.split.startswith("retain"):
-        args.forget_split = f"forget{100 - int(args.split.removeprefix('retain')):02d}"
-    if args.split == "full":
-        args.forget_split = {"toy": "forget10", "tofu": "forget05"}[args.task]
     return args
 
 
@@ -436,9 +451,11 @@ def choose_folder(args):
         if not (args.out / "run.json").is_file():
             raise InputError(f"--overwrite: {args.out} is not a run's folder (no run.json), so it is left alone; "
                              "name another")
-    parent = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--out: cannot write to {parent}; name a folder that you may write to")
+    for flag in ("model", "retrain"):
+        used = getattr(args, flag)
+        if used and Path(used).exists() and Path(used).resolve().is_relative_to(args.out.resolve()):
+            raise InputError(f"--out: {args.out} holds --{flag} {used}, which would be written over; name another folder")
+    evaluate.check_writable(next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists()))
 
 
 def run_settings(args):
@@ -458,13 +475,29 @@ def run_settings(args):
     return {"flags": flags, "versions": versions, "commit": commit}
 
 
+# What may differ when a run is resumed: it changes where and how fast, not what is computed.
+MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "eval", "max_new_tokens"
+
+
 def check_same_run(args, settings):
     """Raise InputError unless the run to resume had the same flags."""
-    before = json.loads((args.out / "run.json").read_text(encoding="utf-8"))["flags"]
+    try:
+        before = json.loads((args.out / "run.json").read_text(encoding="utf-8"))["flags"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--resume: {args.out / 'run.json'} is not usable ({error}); start anew with --overwrite") from None
     for flag, value in settings["flags"].items():
-        if before.get(flag) != value:
+        if flag not in MAY_CHANGE and before.get(flag) != value:
             raise InputError(f"--resume: the run in {args.out} had --{flag.replace('_', '-')} {before.get(flag)}, "
                              f"not {value}; give the same flags")
+
+
+def that_apply(flags):
+    """The flags without those that the method or the task does not use: what is worth printing."""
+    unused = [] if flags["method"] in ("npo", "simnpo", "dpo") else ["beta"]
+    unused += [] if flags["method"] == "simnpo" else ["gamma"]
+    unused += ["retain_coeff"] if flags["retain"] == "none" else []
+    unused += ["data"] if flags["task"] == "toy" else []
+    return {flag: value for flag, value in flags.items() if flag not in unused}
 
 
 def load_examples(args, tokenizer, limit):
@@ -483,9 +516,10 @@ def load_examples(args, tokenizer, limit):
     return forget, retain
 
 
-def cached_log(folder, args, measure):
-    """The log of a cached from-scratch model, measured once per forget split and generation length."""
-    path = Path(folder) / f"{args.forget_split}-{args.max_new_tokens}.log.json"
+def cached_log(folder, sets, args, measure):
+    """The log of a cached from-scratch model, measured once for these evaluation rows and this generation length."""
+    digest = hashlib.sha256(json.dumps([sets, args.max_new_tokens], sort_keys=True).encode()).hexdigest()[:12]
+    path = Path(folder) / f"{args.forget_split}-{digest}.log.json"
     if not path.exists():
         evaluate.write_json(path, measure(folder))
     return evaluate.read_log(path)
@@ -524,11 +558,14 @@ def run(args):
     settings = run_settings(args)
     if args.resume:
         check_same_run(args, settings)
-    print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()))
+    print("settings:", " ".join(f"{flag}={value}" for flag, value in that_apply(settings["flags"]).items()))
 
     # Everything that can be wrong with the user's files shows here, before anything is written to --out.
-    retrain_ratio, logs = None, {}
+    retrain_ratio, logs, before = None, {}, "Original"
     sets = evaluate.load_sets(args.task, args.data, args.forget_split) if args.eval != "none" else None
+    if (Path(args.model) / "run.json").is_file():  # a run of ours: what it was compared with serves again
+        before = "before"
+        args.retrain = args.retrain or json.loads((Path(args.model) / "run.json").read_text(encoding="utf-8"))["flags"]["retrain"]
     if args.retrain and args.retrain.endswith(".json"):
         retrain_ratio = evaluate.retrain_ratio_of_log(args.retrain)
     original = args.model
@@ -536,6 +573,7 @@ def run(args):
         original = str(tiny_folder("full", args, device, dtype))
         if args.retrain is None and sets:
             args.retrain = str(tiny_folder(data.retain_split(args.forget_split), args, device, dtype))
+    settings["flags"]["retrain"] = args.retrain
     model, tokenizer = evaluate.load_model(original, device, dtype)
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
     forget, retain = load_examples(args, tokenizer, limit)
@@ -548,9 +586,9 @@ def run(args):
 
     if sets:
         made_here = args.model == "tiny"
-        logs["Original"] = cached_log(original, args, measure) if made_here else measure(model)
+        logs[before] = cached_log(original, sets, args, measure) if made_here else measure(model)
         if args.retrain and retrain_ratio is None:
-            logs["Retrain"] = cached_log(args.retrain, args, measure) if made_here else measure(args.retrain)
+            logs["Retrain"] = cached_log(args.retrain, sets, args, measure) if made_here else measure(args.retrain)
             retrain_ratio = evaluate.ratio_of(logs["Retrain"])
         if retrain_ratio is not None:
             evaluate.check_same_size(len(sets["forget"]), len(retrain_ratio))
@@ -567,34 +605,40 @@ def run(args):
     started = time.perf_counter()
     try:
         train(model, forget, retain, args, dtype, args.out, on_epoch, title=args.method)
+        print(f"trained in {time.perf_counter() - started:.1f} s")
+        model.save_pretrained(args.out)
+        tokenizer.save_pretrained(args.out)
+        if sets:
+            logs[args.method] = measure(model)
+            report(args, logs, retrain_ratio)
+        draw_run(args.out, {name: evaluate.ratio_of(log) for name, log in logs.items()})
     except Diverged as error:
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command with --resume --out {args.out} goes on from its last whole epoch",
-              file=sys.stderr)
+        again = "--resume, which goes on from the last whole epoch" if (args.out / "resume.safetensors").exists() \
+            else "--overwrite: no epoch was finished"
+        print(f"\ninterrupted; give the same command with --out {args.out} and {again}", file=sys.stderr)
         raise SystemExit(130) from None
-    print(f"trained in {time.perf_counter() - started:.1f} s")
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    (args.out / "resume.safetensors").unlink()
+    print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
-    if sets:
-        logs[args.method] = measure(model)
-        metrics = {name: evaluate.summarize(log, retrain_ratio) for name, log in logs.items()}
-        reference = {name: metrics[name] for name in ("Original", "Retrain") if name in metrics}
-        evaluate.write_json(args.out / "metrics.json", metrics[args.method] | {"reference": reference})
-        evaluate.write_json(args.out / "metrics.log.json", logs[args.method])
-        print("\n" + evaluate.table(metrics))
-        if retrain_ratio is None:
-            print("forget quality needs a retrained reference; give --retrain a model or a log")
-        middle = sorted(range(len(sets["forget"])), key=lambda i: logs["Original"]["forget"]["length"][i])
-        middle = middle[len(middle) // 2]
-        print(f"\n{'asked':>10s}: {sets['forget'][middle]['question']}\n{'truth':>10s}: {sets['forget'][middle]['answer']}")
-        for name, log in logs.items():
-            print(f"{name:>10s}: {log['forget']['generated'][middle]}")
-    draw_run(args.out, {name: evaluate.ratio_of(log) for name, log in logs.items()})
-    print(f"\nmodel, logs, metrics and run.png are in {args.out}")
+
+def report(args, logs, retrain_ratio):
+    """Write metrics.json and metrics.log.json; print the table and one answer before and after."""
+    metrics = {name: evaluate.summarize(log, retrain_ratio) for name, log in logs.items()}
+    reference = {name: value for name, value in metrics.items() if name != args.method}
+    evaluate.write_json(args.out / "metrics.json", metrics[args.method] | {"reference": reference})
+    evaluate.write_json(args.out / "metrics.log.json", logs[args.method])
+    print("\n" + evaluate.table(metrics))
+    if retrain_ratio is None:
+        print("forget quality needs a retrained reference; give --retrain a model or a log")
+    forget = logs[args.method]["forget"]
+    middle = sorted(range(len(forget["length"])), key=lambda i: forget["length"][i])[len(forget["length"]) // 2]
+    print(f"\n{'asked':>10s}: {forget['question'][middle]}\n{'truth':>10s}: {forget['answer'][middle]}")
+    for name, log in logs.items():
+        print(f"{name:>10s}: {log['forget']['generated'][middle]}")
 
 
 def main(argv=None):

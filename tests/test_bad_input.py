@@ -68,6 +68,10 @@ def nothing_written(tmp_path, monkeypatch):
     (["--method", "npo", "--task", "tofu", "--data", "absent/folder", "--model", "tiny"], "absent/folder"),
     (["--method", "npo", "--model", "absent/model"], "absent/model"),
     (["--method", "npo", "--retrain", "absent.json"], "absent.json"),
+    (["--method", "npo", "--out", "/proc/none/below"], "/proc"),
+    (["--method", "npo", "--epochs", "9" * 400], "--epochs"),
+    (["--method", "finetune", "--split", "retain90"], "--model"),
+    (["--method", "finetune", "--split", "full", "--model", "tiny"], "--model"),
     (["--method", "npo", "--max-length", "10", "--eval", "none", "--model", "tiny"], "--max-length"),
 ])
 def test_train_refuses(arguments, says, nothing_written, capsys):
@@ -82,6 +86,9 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
     (["--log", "absent.json"], "absent.json"),
     (["--model", "x", "--batch-size", "0"], "--batch-size"),
     (["--model", "x", "--out", "absent/metrics.json"], "absent"),
+    (["--model", "x", "--out", "."], "'.'"),
+    (["--model", "x", "--out", "metrics.txt"], ".json"),
+    (["--model", "x", "--out", "/proc/none.json"], "/proc"),
     (["table", "absent"], "absent"),
     (["table"], "RUN"),
 ])
@@ -156,7 +163,13 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, capsys):
     # even when told to: a folder that no run made is not for us to delete
     refused(train.main, ["--method", "npo", "--out", tmp_path / "out", "--overwrite"], capsys, "run.json")
     refused(train.main, ["--method", "npo", "--out", precious / "below"], capsys, "cannot write")
-    refused(evaluate.main, ["--model", toy_model_folder, "--out", precious], capsys, "--overwrite")
+    (tmp_path / "out" / "precious.json").write_text("mine")
+    refused(evaluate.main, ["--model", toy_model_folder, "--out", tmp_path / "out" / "precious.json"], capsys, "--overwrite")
+    # nor one that holds the model which the run starts from
+    (tmp_path / "out" / "run.json").write_text("{}")
+    (tmp_path / "out" / "config.json").write_text("{}")
+    refused(train.main, ["--method", "npo", "--model", tmp_path / "out", "--out", tmp_path / "out", "--overwrite"], capsys,
+            "--model")
     assert precious.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -167,7 +180,18 @@ def test_resuming_with_other_flags_is_refused(tmp_path, capsys):
     settings["flags"] |= {"beta": 0.7, "device": "cpu", "dtype": "float32"}
     (run / "run.json").write_text(json.dumps(settings))
     (run / "resume.safetensors").touch()
+    (run / "run.json").write_text("{")
+    refused(train.main, ["--method", "npo", "--out", run, "--resume"], capsys, "run.json")
+    (run / "run.json").write_text(json.dumps(settings))
     refused(train.main, ["--method", "npo", "--out", run, "--resume", "--device", "cpu"], capsys, "--beta 0.7", "not 0.1")
+
+
+def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["--method", "npo", "--model", str(toy_model_folder), "--eval", "none", "--epochs", "1", "--out", str(run)]
+    train.main(command)
+    (run / "resume.safetensors").write_bytes(b"damaged")
+    refused(train.main, [*command, "--resume"], capsys, "resume.safetensors", "--overwrite")
 
 
 @pytest.mark.parametrize("spoil, says", [
@@ -177,6 +201,12 @@ def test_resuming_with_other_flags_is_refused(tmp_path, capsys):
     (lambda log: log["real_authors"]["loss"].__setitem__(0, float("nan")), "finite"),
     (lambda log: log["world_facts"]["perturbed_loss"].__setitem__(0, []), "finite"),
     (lambda log: log["world_facts"]["perturbed_loss"].__setitem__(0, ["high"]), "finite"),
+    (lambda log: log["world_facts"].update(perturbed_loss=[1.0, 2.0]), "'perturbed_loss'"),
+    (lambda log: log["retain"]["loss"].__setitem__(0, "1.5"), "'loss'"),
+    (lambda log: log["retain"]["loss"].__setitem__(0, [1.5]), "'loss'"),
+    (lambda log: log["retain"]["loss"].__setitem__(0, -1.0), "'loss'"),
+    (lambda log: log["retain"].update(rouge=[5.0] * 4), "'rouge'"),
+    (lambda log: log["retain"].update(rouge=5), "'rouge'"),
     (lambda log: log.update(forget=3), "'forget'")])
 @pytest.mark.parametrize("layout", ["ours", "list", "dict"])
 def test_a_log_without_what_is_needed(spoil, says, layout, tmp_path, nothing_written, capsys):
@@ -209,10 +239,10 @@ def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothi
 def test_runs_that_do_not_compare(tmp_path, capsys):
     for task in ("toy", "tofu"):
         (tmp_path / task).mkdir()
-        (tmp_path / task / "run.json").write_text(json.dumps({"flags": {"task": task, "forget_split": "forget05",
-                                                                        "method": "npo", "seed": 0}}))
+        (tmp_path / task / "run.json").write_text(json.dumps({"flags": {
+            "task": task, "forget_split": "forget05", "model": "tiny", "method": "npo", "seed": 0}}))
         (tmp_path / task / "metrics.json").write_text(json.dumps(evaluate.summarize(a_log()) | {"reference": {}}))
-    refused(evaluate.main, ["table", tmp_path / "toy", tmp_path / "tofu"], capsys, "one task and split")
+    refused(evaluate.main, ["table", tmp_path / "toy", tmp_path / "tofu"], capsys, "one task, split and model")
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])

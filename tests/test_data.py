@@ -21,7 +21,7 @@ def test_toy_has_tofus_splits_and_schema():
     for name in ("forget10_perturbed", "retain_perturbed"):
         for row in rows[name]:
             assert set(row) == {"question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"}
-            assert len(row["perturbed_answer"]) >= 3 and row["paraphrased_answer"] not in row["perturbed_answer"]
+            assert len(set(row["perturbed_answer"])) == len(row["perturbed_answer"]) == 5 and row["paraphrased_answer"] not in row["perturbed_answer"]
             assert row["answer"] != row["paraphrased_answer"]
     for name in data.BASE_KNOWLEDGE:
         for row in rows[name + "_perturbed"]:
@@ -133,7 +133,7 @@ def test_an_edited_folder_or_one_of_the_same_name_is_read_anew(tmp_path):
 
 @pytest.mark.parametrize("rows, config, says", [
     ([{"question": "Who?", "answer": "I."}, {"question": "Who?"}], "forget05", "row 1 .*'answer'"),
-    ([{"question": "Who?", "answer": ""}], "forget05", "row 0 .*'answer'"),
+    ([{"question": "Who?", "answer": " "}], "forget05", "row 0 .*'answer'"),
     ([{"question": "Who?", "answer": "I.", "perturbed_answer": []}], "real_authors_perturbed", "'perturbed_answer'"),
     ([{"question": "Who?", "answer": "I.", "perturbed_answer": "You."}], "world_facts_perturbed", "'perturbed_answer'"),
     ([{"question": "Who?", "answer": "I.", "perturbed_answer": ["You."]}], "forget05_perturbed", "'paraphrased_answer'")])

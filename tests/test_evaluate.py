@@ -160,9 +160,14 @@ def test_table_over_runs(tmp_path, capsys):
         metrics = evaluate.summarize(a_log(seed=seed))
         reference = {"Retrain": metrics | {"forget_quality": 1.0}}
         (run / "metrics.json").write_text(json.dumps(metrics | {"forget_quality": quality, "reference": reference}))
-        (run / "run.json").write_text(json.dumps({"flags": {"task": "toy", "forget_split": "forget10",
-                                                            "method": "npo", "seed": seed}}))
+        (run / "run.json").write_text(json.dumps({"flags": {"task": "toy", "forget_split": "forget10", "model": "tiny",
+                                                            "method": "npo", "seed": seed, "beta": 1, "out": str(run)}}))
     evaluate.main(["table", str(tmp_path / "run0"), str(tmp_path / "run1")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| Retrain | 2 | 1 ± 0 |") and lines[3].startswith("| npo | 2 | 0.3 ± 0.14 |")
     assert len({line.count("|") for line in lines}) == 1
+    changed = json.loads((tmp_path / "run1" / "run.json").read_text())
+    changed["flags"]["beta"] = 2
+    (tmp_path / "run1" / "run.json").write_text(json.dumps(changed))
+    evaluate.main(["table", str(tmp_path / "run0"), str(tmp_path / "run1")])  # runs that differ are not averaged
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[3:]] == ["npo beta=1", "npo beta=2"]

@@ -157,7 +157,6 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(tmp_path):
             assert (out / "resume.safetensors").exists()
         train.train(model, forget, retain, args, torch.float64, out)
         finals.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        assert not (out / "resume.safetensors").exists()
     assert torch.equal(*finals)
     for log in ("log.jsonl", "weights.jsonl"):
         assert (tmp_path / "whole" / log).read_text() == (tmp_path / "halves" / log).read_text()
@@ -262,12 +261,48 @@ def test_divergence_in_a_run_keeps_the_last_good_state_and_exits_two(quick_toy, 
     assert all(torch.isfinite(p).all() for p in kept.parameters())
 
 
-def test_finetune_on_a_retain_split_is_measured_against_its_forget_set(quick_toy, tmp_path):
+def test_finetune_on_a_retain_split_is_measured_against_its_forget_set(toy_model_folder, tmp_path):
     out = tmp_path / "run"
-    train.main(["--method", "finetune", "--split", "retain95", "--out", str(out), "--max-new-tokens", "3", "--epochs", "1"])
+    train.main(["--method", "finetune", "--split", "retain95", "--model", str(toy_model_folder), "--out", str(out), "--max-new-tokens", "3", "--epochs", "1"])
     assert json.loads((out / "run.json").read_text())["flags"]["forget_split"] == "forget05"
     assert len(json.loads((out / "metrics.log.json").read_text())["forget"]["loss"]) == 20
     assert len(json.loads((out / "weights.jsonl").read_text())["weight"]) == 380
+
+
+def test_relearning_from_a_run_takes_its_recipe_and_its_reference(quick_toy, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    train.main(["--method", "npo", "--out", str(first), "--max-new-tokens", "3", "--epochs", "1"])
+    train.main(["--method", "finetune", "--model", str(first), "--out", str(second), "--max-new-tokens", "3"])
+    metrics, flags_of = json.loads((second / "metrics.json").read_text()), json.loads((second / "run.json").read_text())["flags"]
+    assert set(metrics["reference"]) == {"before", "Retrain"} and metrics["forget_quality"] is not None
+    assert flags_of["retrain"] == json.loads((first / "run.json").read_text())["flags"]["retrain"]
+    assert train.is_tiny(str(first)) and train.is_tiny(flags_of["retrain"]) and not train.is_tiny(str(tmp_path))
+
+
+def test_an_interrupted_measurement_can_be_resumed(quick_toy, tmp_path, monkeypatch, capsys):
+    command = ["--method", "npo", "--out", str(tmp_path / "run"), "--max-new-tokens", "3", "--epochs", "2"]
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "report", interrupt)
+        with pytest.raises(SystemExit) as stop:
+            train.main(command)
+    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    train.main([*command, "--resume", "--micro-batch-size", "3"])
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "run" / "metrics.json").exists() and not (tmp_path / "run" / "resume.safetensors").exists()
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_changed_evaluation_rows_are_measured_anew(tmp_path):
+    args, measured = argparse.Namespace(forget_split="forget10", max_new_tokens=3), []
+    def measure(folder):
+        measured.append(folder)
+        return {"forget": {}}
+    for sets in ({"forget": [1]}, {"forget": [1]}, {"forget": [2]}):
+        train.cached_log(tmp_path, sets, args, measure)
+    assert len(measured) == 2
 
 
 def test_tiny_on_real_tofu(tofu_dir, tmp_path, monkeypatch):
