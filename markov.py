@@ -100,9 +100,11 @@ def build_model(args, seed):
     N(0, 0.02²) and ties its output layer to the token embedding. README tells what hangs on it.
     """
     torch.manual_seed(seed)
+    longest = max(max(lengths.values()) for lengths, _, _ in args.panels.values())
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=STATES, n_positions=max(max(lengths.values()) for lengths, _, _ in args.panels.values()), n_embd=args.width, n_layer=args.layers,
-        n_head=args.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        vocab_size=STATES, n_positions=longest, n_embd=args.width, n_layer=args.layers, n_head=args.heads,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function, as one operation instead of seven
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
         tie_word_embeddings=args.init == "gpt2"))
     if args.init == "torch":
         with torch.no_grad():
@@ -118,16 +120,24 @@ def build_model(args, seed):
 
 
 def pretrain(model, sequences, args, seed, bar):
-    """Minimize the cross-entropy averaged over tokens, in place. sequences: a list of [N, L] tensors."""
-    longest = max(part.shape[1] for part in sequences)
-    ids, labels = (torch.cat(parts).to(model.device) for parts in zip(*(pad(part, longest) for part in sequences)))
+    """Minimize the cross-entropy averaged over a batch's tokens, in place. sequences: a list of [N, L] tensors."""
+    lengths = sorted({part.shape[1] for part in sequences})
+    pools = [torch.cat([part for part in sequences if part.shape[1] == length]).to(model.device) for length in lengths]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(args.epochs):
-        for rows in torch.randperm(len(ids), generator=generator).to(model.device).split(args.pretrain_batch):
-            logp, length = losses.sequence_logp(model(ids[rows]).logits, labels[rows])
+        for rows in torch.randperm(sum(map(len, pools)), generator=generator).split(args.pretrain_batch):
             optimizer.zero_grad()
-            (-logp.sum() / length.sum()).backward()
+            batches = []  # a pass for each length, so that nothing is padded; their gradients add up
+            for pool in pools:
+                chosen = rows[(rows >= 0) & (rows < len(pool))]
+                batches.append(pool[chosen.to(pool.device)])
+                rows = rows - len(pool)
+            tokens = sum(len(ids) * (ids.shape[1] - 1) for ids in batches)
+            for ids in batches:
+                if len(ids):
+                    logp, _ = losses.sequence_logp(model(ids).logits, ids)
+                    (-logp.sum() / tokens).backward()
             optimizer.step()
             bar.update()
 
@@ -137,11 +147,13 @@ def pretrain(model, sequences, args, seed, bar):
 
 @torch.no_grad()
 def distances(model, tests, transitions):
-    """{chain: KL(true ‖ model)}, mean over all transitions of its test sequences. One batch a chain."""
+    """{chain: KL(true ‖ model)}, mean over all transitions of its test sequences."""
     result = {}
     for name, sequences in tests.items():
-        log_model = model(sequences[:, :-1]).logits.log_softmax(-1)
-        true = transitions[name][sequences[:, :-1]]
+        states = sequences[:, :-1]
+        # 250 sequences fit a CPU's cache: over twice as fast there as all at once
+        log_model = torch.cat([model(part).logits.log_softmax(-1) for part in states.split(250)])
+        true = transitions[name][states]
         result[name] = (torch.xlogy(true, true) - true * log_model).sum(-1).mean().item()
     return result
 

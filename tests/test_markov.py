@@ -152,6 +152,20 @@ def test_pretraining_learns_what_it_sees_and_only_that(tmp_path):
     assert kl["retain"] < 0.1 and kl["forget1"] < 0.1 and kl["forget2"] > 0.3
 
 
+def test_pretraining_averages_over_a_batchs_tokens_whatever_their_lengths(tmp_path):
+    """One step from equal starts: by length here, padded with transformers' own loss there."""
+    args = small(tmp_path, "--pretrain-batch", "7", "--sequences", "20")
+    parts = [torch.randint(0, 10, (4, 9)), torch.randint(0, 10, (3, 5))]
+    model, plain = markov.build_model(args, 0), markov.build_model(args, 0)
+    markov.pretrain(model, parts, args, 0, tqdm(disable=True))
+    ids, labels = (torch.cat(rows) for rows in zip(*(markov.pad(part, 9) for part in parts)))
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=args.lr)
+    plain(ids, labels=labels).loss.backward()
+    optimizer.step()
+    for a, b in zip(model.parameters(), plain.parameters()):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
 def test_both_methods_forget_and_the_retrained_model_saw_retain_only(tmp_path, monkeypatch):
     seen = []
     original = markov.pretrain
