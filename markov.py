@@ -42,7 +42,8 @@ FORGET = "forget1", "forget2"
 METHODS = "npo", "simnpo"
 # panel: (length of each chain's sequences, chains that pretraining sees, β of each method)
 PANELS = {
-    "left": ({"retain": 20, "forget1": 20, "forget2": 5}, ("retain", "forget1", "forget2"), {"npo": 0.2, "simnpo": 4.0}),
+    "left": ({"retain": 20, "forget1": 20, "forget2": 5}, ("retain", "forget1", "forget2"),
+             {"npo": 0.2, "simnpo": 4.0}),
     "right": ({"retain": 20, "forget1": 20, "forget2": 20}, ("retain", "forget1"), {"npo": 1.0, "simnpo": 4.0}),
 }
 GRID = {"npo": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0), "simnpo": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
@@ -80,7 +81,8 @@ def make_data(lengths, args, seed):
         count = args.sequences if name == "retain" else args.sequences // 2
         sequences = sample(*chain(name, args.leakage), count, length, generator)
         cut = count * 4 // 5
-        data[name] = sequences[:cut], sequences[cut:][:args.test_sequences if name == "retain" else args.test_sequences // 2]
+        tests = args.test_sequences if name == "retain" else args.test_sequences // 2
+        data[name] = sequences[:cut], sequences[cut:][:tests]
     return data
 
 
@@ -203,7 +205,8 @@ def unlearn(start, data, method, beta, args, seed, bar):
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.unlearn_lr, fused=True)
     # One seed for both methods: they see the same batches, so that their difference is not luck.
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).to(device)
-    path = {name: [] for name in ("iteration", *data, "moved", "cosine", *(f"{what}_{name}" for what in ("weight", "power") for name in FORGET))}
+    path = {name: [] for name in ("iteration", *data, "moved", "cosine")}
+    path |= {f"{what}_{name}": [] for what in ("weight", "power") for name in FORGET}
     for iteration in range(args.iterations + 1):
         if iteration % args.eval_every == 0 or iteration == args.iterations:
             path["iteration"].append(iteration)
@@ -240,7 +243,8 @@ def run_seed(args, seed, position=0):
         torch.set_num_threads(max(1, os.cpu_count() // args.jobs))
     betas = {panel: {method: GRID[method] if args.grid else (chosen[method],) for method in METHODS}
              for panel, (_, _, chosen) in args.panels.items()}
-    data = {panel: make_data(lengths, args, 1000 * seed + i) for i, (panel, (lengths, _, _)) in enumerate(args.panels.items())}
+    data = {panel: make_data(lengths, args, 1000 * seed + i)
+            for i, (panel, (lengths, _, _)) in enumerate(args.panels.items())}
     # The left panel's retain data serve both panels, so that one retrained model does.
     first = next(iter(data.values()))
     jobs = [("retrained", [first["retain"][0]])]
