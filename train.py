@@ -565,7 +565,11 @@ def run(args):
     sets = evaluate.load_sets(args.task, args.data, args.forget_split) if args.eval != "none" else None
     if (Path(args.model) / "run.json").is_file():  # a run of ours: what it was compared with serves again
         before = "before"
-        args.retrain = args.retrain or json.loads((Path(args.model) / "run.json").read_text(encoding="utf-8"))["flags"]["retrain"]
+        try:
+            flags = json.loads((Path(args.model) / "run.json").read_text(encoding="utf-8"))["flags"]
+            args.retrain = args.retrain or flags["retrain"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--model: {args.model}/run.json is not usable ({error}); mend or remove it") from None
     if args.retrain and args.retrain.endswith(".json"):
         retrain_ratio = evaluate.retrain_ratio_of_log(args.retrain)
     original = args.model
