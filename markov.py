@@ -417,7 +417,16 @@ def start_figure(panels):
     return figure, dict(zip(panels, axes[0]))
 
 
+def finish(figure, axes, label, path):
+    import matplotlib.pyplot as plt
+    next(iter(axes.values())).set_ylabel(label)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 STYLE = {("npo", "forget1"): "C0--", ("npo", "forget2"): "C0-", ("simnpo", "forget1"): "C1--", ("simnpo", "forget2"): "C1-"}
+TITLES = {"left": "Forget2 is short", "right": "Forget2 was never learnt"}
 NAMES = {"npo": "NPO", "simnpo": "SimNPO", "forget1": "Forget1", "forget2": "Forget2"}
 
 
@@ -437,11 +446,9 @@ def draw_fig6(results, betas, path):
                       np.mean([result["retrained"][panel]["retain"] for result in results]), "k" + marker,
                       label=f"retrained, {NAMES[name]}", linestyle="none")
         axis.set(xlabel="forget quality: KL on the forget chain (more is better)",
-                 title={"left": "Forget2 is short", "right": "Forget2 was never learnt"}.get(panel, panel))
+                 title=TITLES[panel])
         axis.legend(fontsize=7)
-    next(iter(axes.values())).set_ylabel("retain distance: KL on retain\n(less is better)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    finish(figure, axes, "retain distance: KL on retain\n(less is better)", path)
 
 
 def draw_power(results, betas, path):
@@ -454,11 +461,9 @@ def draw_power(results, betas, path):
             draw(axis, range(len(shares[0])), shares, NAMES[method], color=STYLE[method, "forget2"][:2])
         axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
         axis.set(xlabel="iteration", ylim=(0, 1),
-                 title={"left": "Forget2 is short", "right": "Forget2 was never learnt"}.get(panel, panel))
+                 title=TITLES[panel])
         axis.legend()
-    next(iter(axes.values())).set_ylabel("Forget2's share of the gradient")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    finish(figure, axes, "Forget2's share of the gradient", path)
 
 
 def draw_grid(results, panels, path):
@@ -472,11 +477,9 @@ def draw_grid(results, panels, path):
                 seen = [name for name in FORGET if name in panels[panel][1]]
                 x = np.mean([[p[name] for name in seen] for p in paths], axis=(0, 1))
                 axis.plot(x, np.mean([p["retain"] for p in paths], axis=0), color=colour, label=f"{NAMES[method]} β={beta:g}")
-        axis.set(xlabel="forget quality, mean over learnt chains and seeds", title=panel, xlim=(0, 1.5), ylim=(0, 0.4))
+        axis.set(xlabel="forget quality, mean over learnt chains and seeds", title=TITLES[panel], xlim=(0, 1.5), ylim=(0, 0.4))
         axis.legend(fontsize=6, ncols=2)
-    next(iter(axes.values())).set_ylabel("retain distance")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    finish(figure, axes, "retain distance", path)
 
 
 # ------------------------------------------------------------------ the command
