@@ -3,10 +3,15 @@
     python evaluate.py --task tofu --data locuslab/TOFU --split forget05 \\
         --model DIR_OR_HUB_ID --retrain DIR_OR_HUB_ID_OR_LOG --out metrics.json
     python evaluate.py --log PUBLISHED_LOG.json --retrain OTHER_LOG.json --out metrics.json
-    python evaluate.py table RUN...          a table over runs of train.py
+    python evaluate.py table RUN...          runs of train.py compared, mean ± spread over seeds
+    python evaluate.py figure KIND RUN...    the paper's figures, from files that the runs wrote
+    python evaluate.py answers RUN...        what the models answer, side by side
+    python evaluate.py claims RUN...         which of the paper's claims hold in these runs
+    python evaluate.py choose RUN...         the best setting of each method in a grid
 
-The arithmetic (first half) works on numbers, the measuring (second half) gets those numbers from a
-model. A published log holds the same numbers, so it goes through the same arithmetic.
+The arithmetic (first part) works on numbers, the measuring (second part) gets those numbers from a
+model. A published log holds the same numbers, so it goes through the same arithmetic. The last part
+compares runs, and needs no model: only the small files in their folders.
 
 Four sets are scored: forget, retain, real_authors, world_facts. Per example a *log* holds, under
 each set's name, lists of equal length:
@@ -20,12 +25,15 @@ Metrics are those of Maini et al. 2024, "TOFU: A Task of Fictitious Unlearning f
 """
 import argparse
 import contextlib
+import csv
+import io
 import json
 import logging
 import math
 import sys
 import tempfile
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +75,34 @@ def forget_quality(ratio, retrain_ratio):
     set, so InputError when their sizes differ. It depends on ranks only: c and 1/c give the same.
     """
     check_same_size(len(ratio), len(retrain_ratio))
-    return float(scipy.stats.ks_2samp(ratio, retrain_ratio).pvalue)
+    with warnings.catch_warnings():
+        # Just below 1 the exact value may come out above 1; scipy then takes the asymptotic one, and warns.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(scipy.stats.ks_2samp(ratio, retrain_ratio).pvalue)
+
+
+def halves_of(length):
+    """(indices of the shorter half, indices of the longer half) of the forget set, by |y|; ties stay in order."""
+    order = np.argsort(length, kind="stable")
+    return order[:len(order) // 2], order[len(order) // 2:]
+
+
+def quality_values(n):
+    """The n + 1 values that forget quality can take on n forget examples, ascending, the last being 1.
+
+    Without ties the statistic is a whole number of n-ths, so a p-value belongs to each of 0, …, n.
+    """
+    return [forget_quality(np.arange(n), np.arange(n) + k - 0.5 * (k > 0)) for k in range(n, -1, -1)]
+
+
+def repetition(text):
+    """Share of repeated word 4-grams, in [0, 1): 1 - distinct / all, 0 for fewer than four words.
+
+    "rep-4" of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training".
+    """
+    words = text.split()
+    grams = list(zip(*(words[i:] for i in range(4))))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def check_same_size(unlearned, retrained):
@@ -89,11 +124,14 @@ def summarize(log, retrain_ratio=None):
     """From per-example values to the whole of metrics.json.
 
     log: as in this file's docstring. retrain_ratio: truth ratios of the retrained model on the
-    forget set, or None, which makes forget_quality None. Raises InputError for a log that lacks a
-    set or a list, has lists of different lengths, or values that are not numbers.
+    forget set, or None, which makes forget_quality None. forget_quality_halves, for the shortest and
+    the longest half of the forget set, and repetition, the mean over generated forget answers, are
+    None where the log lacks `length` or `generated`. Raises InputError for a log that lacks a set or
+    a list, has lists of different lengths, or values that are not numbers.
     """
     check_log(log)
-    metrics = {"forget_quality": None, "model_utility": None}
+    metrics = {"forget_quality": None, "forget_quality_halves": None, "model_utility": None,
+               "forget_examples": len(log["forget"]["loss"]), "repetition": None}
     for name in SETS:
         values = log[name]
         ratio = truth_ratio(values["paraphrased_loss"], values["perturbed_loss"])
@@ -110,6 +148,13 @@ def summarize(log, retrain_ratio=None):
                          "truth_ratio": float(np.mean(truth))}
         if name == "forget" and retrain_ratio is not None:
             metrics["forget_quality"] = forget_quality(ratio, retrain_ratio)
+            if "length" in values and len(ratio) > 1:
+                check_log(log, ("forget",), ("loss", "length"))
+                metrics["forget_quality_halves"] = {
+                    half: forget_quality(ratio[rows], np.asarray(retrain_ratio)[rows])
+                    for half, rows in zip(("shortest", "longest"), halves_of(values["length"]))}
+        if name == "forget" and "generated" in values:
+            metrics["repetition"] = float(np.mean([repetition(str(text)) for text in values["generated"]]))
     metrics["model_utility"] = model_utility(metrics)
     return metrics
 
@@ -327,7 +372,7 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
     return log
 
 
-# ------------------------------------------------------------------ showing and saving
+# ------------------------------------------------------------------ one screen
 
 
 def table(named_metrics):
@@ -342,52 +387,516 @@ def table(named_metrics):
     return "\n".join(lines)
 
 
-def runs_table(folders):
-    """Markdown over runs of train.py: a row per method and setting, mean ± standard deviation over its seeds.
+# ------------------------------------------------------------------ comparing runs, no model
 
-    Original and Retrain come from the runs' own metrics.json. Raises InputError for a folder without
-    one, or for runs of different tasks, splits or models.
+NAMES = {"ga": "GA", "graddiff": "GradDiff", "wgraddiff": "Weighted-GradDiff", "idk": "IDK", "dpo": "DPO", "npo": "NPO",
+         "simnpo": "SimNPO", "finetune": "fine-tuning"}
+# Files of a run: what to give train.py so that it writes them, and what is in them (in each line of a .jsonl).
+FILES = {"run.json": ("", ["flags"]), "weights.jsonl": ("", ["epoch", "weight", "length"]),
+         "metrics.json": ("--eval end", ["forget_quality", "model_utility", "reference", *SETS]),
+         "metrics.log.json": ("--eval end", ["forget"]), "reference.log.json": ("--eval end", []),
+         "epochs.jsonl": ("--eval epoch", ["epoch", "forget_quality", "model_utility"])}
+
+
+def read_runs(folders, *files):
+    """[{"folder": name, file: content, ...}] of runs of train.py; run.json and metrics.json always, `files` besides.
+
+    Raises InputError that names the run and the flag if a file is missing or damaged, and for runs of
+    different tasks, splits or models, which cannot be compared.
     """
-    runs, compared = [], None
+    runs = []
     for folder in folders:
+        run = {"folder": str(folder)}
+        for name in ("run.json", "metrics.json", *files):
+            try:
+                text = Path(folder, name).read_text(encoding="utf-8")
+                parts = [json.loads(line) for line in text.splitlines()] if name.endswith("l") else [json.loads(text)]
+                if not parts or not all(isinstance(part, dict) and set(FILES[name][1]) <= set(part) for part in parts):
+                    raise ValueError(f"it lacks {' or '.join(FILES[name][1]) or 'what belongs there'}")
+            except (OSError, ValueError) as error:
+                mend = f"train.py {FILES[name][0]}".strip() + " writes it"
+                raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend}") from None
+            run[name] = parts if name.endswith("l") else parts[0]
         try:
-            flags = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["flags"]
-            metrics = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
-            kind = [flags[name] for name in ("task", "forget_split", "model", "method", "seed")][:3]
-            runs.append((flags, metrics))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is not a finished run with metrics ({error}); train with --eval end") from None
-        if compared not in (None, kind):
-            raise InputError(f"{folder} is a run on {' '.join(kind)}, others are on {' '.join(compared)}; "
-                             "give runs of one task, split and model")
-        compared = kind
+            kind_of(run), seed_of(run), NAMES[settings_of(run)["method"]]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"run '{folder}' has a run.json without {error}; train it again") from None
+        if kind_of(run) != kind_of((runs or [run])[0]):
+            raise InputError(f"run '{folder}' is on {' '.join(kind_of(run))}, '{runs[0]['folder']}' on "
+                             f"{' '.join(kind_of(runs[0]))}; give runs of one task, split and model")
+        runs.append(run)
+    return runs
+
+
+def check_quality(runs):
+    """Raise InputError unless every run has a forget quality, at each measured epoch. Returns the runs."""
+    for run in runs:
+        if any(metrics["forget_quality"] is None for metrics in (run["metrics.json"], *run.get("epochs.jsonl", []))):
+            raise InputError(f"run '{run['folder']}' has no forget quality; train it with --retrain")
+    return runs
+
+
+def settings_of(run):
+    return run["run.json"]["flags"]
+
+
+def start_of(run):
+    """Flags of the run whose model this one started from, or this one's own."""
+    return run["run.json"].get("start") or settings_of(run)
+
+
+def seed_of(run):
+    return start_of(run)["seed"]
+
+
+def kind_of(run):
+    """What must be the same for runs to be compared."""
+    return settings_of(run)["task"], settings_of(run)["forget_split"], start_of(run)["model"]
+
+
+def name_of(run):
+    """`SimNPO`; `SimNPO → fine-tuning shortest:0.2` for a run that started from another."""
+    flags = settings_of(run)
+    name = " ".join(filter(None, (NAMES[flags["method"]], flags.get("subset"))))
+    return name if start_of(run) is flags else f"{NAMES[start_of(run)['method']]} → {name}"
+
+
+def group_runs(runs):
+    """{label: runs}: the name, and the flags in which runs of that name differ apart from the seed."""
+    by_name = {}
+    for run in runs:
+        by_name.setdefault(name_of(run), []).append(run)
     groups = {}
-    for flags, metrics in runs:
-        for name, reference in metrics.get("reference", {}).items():
-            groups.setdefault(name, {})[flags["seed"]] = reference  # one per seed, however many runs share it
-    for flags, metrics in runs:
-        # Runs of a method are one row only if nothing but the seed differs.
-        alike = [other for other, _ in runs if other["method"] == flags["method"]]
-        differing = [flag for flag in flags if flag not in ("seed", "out", "retrain")
-                     and any(other.get(flag) != flags[flag] for other in alike)]
-        label = " ".join([flags["method"], *(f"{flag}={flags[flag]}" for flag in differing)])
-        groups.setdefault(label, {})[flags["out"]] = metrics
-    lines = ["| method | runs | forget quality | model utility | "
-             + " | ".join(f"{name.replace('_', ' ')} {part.replace('_', ' ')}" for name in SETS for part in PARTS) + " |",
-             "|---" * (4 + len(SETS) * len(PARTS)) + "|"]
-    for name, group in groups.items():
-        group = list(group.values())
-        columns = [[run[column] for run in group] for column in ("forget_quality", "model_utility")]
-        columns += [[run[s][part] for run in group] for s in SETS for part in PARTS]
-        cells = ["–" if None in column else spread(column, "{:.2g}" if i == 0 else "{:.3f}")
-                 for i, column in enumerate(columns)]
-        lines.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    for name, alike in by_name.items():
+        compared = set(settings_of(alike[0])) - {"seed", "out", "retrain", "model"}
+        differing = [flag for flag in settings_of(alike[0]) if flag in compared
+                     and len({json.dumps(settings_of(run).get(flag)) for run in alike}) > 1]
+        for run in alike:
+            label = " ".join([name, *(f"{flag.replace('_', '-')}={settings_of(run).get(flag)}" for flag in differing)])
+            groups.setdefault(label, []).append(run)
+    return groups
+
+
+def references_of(runs):
+    """{"Original": {seed: metrics}, "Retrain": {...}}: what the runs were compared with, once per seed."""
+    found = {}
+    for run in runs:
+        for name, metrics in run["metrics.json"]["reference"].items():
+            found.setdefault(name, {})[seed_of(run)] = metrics
+    found.pop("before", None)  # the run that was started from, which has a folder of its own
+    return found
+
+
+def log_quality(metrics):
+    """log10 of forget quality, or None. A p-value below float64's range counts as its smallest."""
+    quality = metrics["forget_quality"]
+    return None if quality is None else math.log10(max(quality, sys.float_info.min))
+
+
+def interval(values):
+    """(mean, lower, upper): 95% t interval; lower and upper are None for fewer than two values."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+# ------------------------------------------------------------------ comparing runs: tables
+
+# column: (value of a run's metrics, format). ↑ more is better, ↓ less is, →R nearer to Retrain's is.
+QUALITY = "forget quality ↑"
+COLUMNS = {
+    QUALITY: (lambda metrics: metrics["forget_quality"], "{:.2g}"),
+    "log10 of it ↑": (log_quality, "{:.1f}"),
+    "shortest half ↑": (lambda metrics: (metrics.get("forget_quality_halves") or {}).get("shortest"), "{:.2g}"),
+    "longest half ↑": (lambda metrics: (metrics.get("forget_quality_halves") or {}).get("longest"), "{:.2g}"),
+    "model utility ↑": (lambda metrics: metrics["model_utility"], "{:.3f}")}
+COLUMNS |= {f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "):
+            (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}") for name in SETS for part in PARTS}
+COLUMNS |= {
+    "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}"),
+    "training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
+    "peak memory GB ↓": (lambda metrics: metrics.get("peak_memory_bytes") and metrics["peak_memory_bytes"] / 1e9, "{:.2f}")}
+SHOWN = {"main": [*COLUMNS][:7] + ["retain probability ↑"], "all": [*COLUMNS], "cost": [*COLUMNS][-2:]}
 
 
 def spread(values, form):
     """mean ± standard deviation (n - 1), or the value alone where there is one."""
     return form.format(np.mean(values)) + (f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else "")
+
+
+def runs_table(runs, form="markdown", columns="main"):
+    """The paper's Table 2 (and A3) over runs: a row per method, mean ± standard deviation over seeds.
+
+    form: text, markdown or csv (there mean and standard deviation get a column each); columns: a key of
+    SHOWN. The best forget quality and model utility of the unlearning methods are bold (text: *).
+    """
+    groups = {name: list(by_seed.values()) for name, by_seed in references_of(runs).items()}
+    unlearnt = {label: [run["metrics.json"] for run in group] for label, group in group_runs(runs).items()}
+    groups |= unlearnt
+    values = {label: {column: [COLUMNS[column][0](metrics) for metrics in group] for column in SHOWN[columns]}
+              for label, group in groups.items()}
+    for row in values.values():
+        for column in row:
+            row[column] = [] if None in row[column] else row[column]
+    best = set()
+    for column in {QUALITY, "model utility ↑"} & set(SHOWN[columns]):
+        means = {label: np.mean(values[label][column]) for label in unlearnt if values[label][column]}
+        best |= {(label, column) for label in means if len(means) > 1 and means[label] == max(means.values())}
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["method", "runs", *(f"{column} {what}" for column in SHOWN[columns] for what in ("mean", "sd"))])
+        for label, row in values.items():
+            numbers = [number for column in row.values() for number in
+                       (("", "") if not column else (np.mean(column), np.std(column, ddof=1) if len(column) > 1 else ""))]
+            writer.writerow([label, len(groups[label]), *numbers])
+        return text.getvalue().rstrip("\n")
+    mark = ("{}", "**{}**") if form == "markdown" else ("{}", "*{}")
+    cells = [["method", "runs", *SHOWN[columns]]]
+    for label, row in values.items():
+        cells.append([label, str(len(groups[label])),
+                      *(mark[(label, column) in best].format(spread(row[column], COLUMNS[column][1])) if row[column] else "–"
+                        for column in row)])
+    if form == "markdown":
+        cells.insert(1, ["---"] * len(cells[0]))
+        return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+
+
+def coarseness(runs):
+    """What the number of forget examples allows to tell apart: a line, and one for each pair that it does not."""
+    n = min(run["metrics.json"].get("forget_examples", 0) for run in runs)
+    groups = {label: [run["metrics.json"]["forget_quality"] for run in group] for label, group in group_runs(runs).items()}
+    means = {label: np.mean(values) for label, values in groups.items() if None not in values}
+    if not n or not means:
+        return []
+    values = quality_values(n)
+    highest = list(dict.fromkeys(f"{value:.2g}" for value in values))[-6:]
+    lines = [f"{n} forget examples: forget quality takes {n + 1} values, the highest being {', '.join(highest)}; one example "
+             "can move it from one to the next"]
+    ranked = sorted(means, key=means.get)
+    for low, high in zip(ranked, ranked[1:]):
+        step = next((above - below for below, above in zip(values, values[1:]) if above >= means[high]), 0)
+        if means[high] > 1e-3 and means[high] - means[low] < step:
+            lines.append(f"warning: {high} ({means[high]:.2g}) and {low} ({means[low]:.2g}) differ by less than a step of "
+                         f"{step:.2g} there, so by less than one example; do not rank them")
+    return lines
+
+
+def choose(runs, keep=0.95):
+    """The setting of each method with the highest mean forget quality among those that keep `keep` of Original's utility.
+
+    Where none keeps it, the one with the highest utility. Lines of text: method, its flags, numbers.
+    """
+    original = references_of(runs).get("Original")
+    if not original:
+        raise InputError("these runs have no Original to compare utility with; give runs that start from --model tiny or a "
+                         "Hub model")
+    floor = keep * np.mean([metrics["model_utility"] for metrics in original.values()])
+    scored = {}
+    for label, group in group_runs(runs).items():
+        quality, utility = ([run["metrics.json"][name] for run in group] for name in ("forget_quality", "model_utility"))
+        quality, utility = np.mean(quality), np.mean(utility)
+        scored.setdefault(name_of(group[0]), []).append((utility >= floor, quality if utility >= floor else utility,
+                                                         f"{label:60s} forget quality {quality:.2g}  utility {utility:.3f}"))
+    return "\n".join([f"highest forget quality among settings with utility of at least {floor:.3f}"]
+                     + [max(rows)[2] for rows in scored.values()])
+
+
+def answers(runs, count):
+    """Answers to `count` forget questions, from short to long truths, and how repetitive each method is."""
+    shown = {"truth": runs[0]["metrics.log.json"]["forget"]["answer"]}
+    for name, log in runs[0]["reference.log.json"].items():
+        if "generated" in log:
+            shown[name] = log["generated"]
+    for label, group in group_runs(runs).items():
+        shown[label] = group[0]["metrics.log.json"]["forget"]["generated"]
+    order = np.argsort(runs[0]["metrics.log.json"]["forget"]["length"], kind="stable")
+    if any(len(texts) != len(order) for texts in shown.values()):
+        raise InputError("these runs answer different numbers of questions; give runs of one split")
+    width = max(map(len, shown))
+    lines = []
+    for row in sorted({int(i) for i in np.linspace(0, len(order) - 1, min(count, len(order)))}):
+        lines.append(f"\n{'Q':>{width}s}        {runs[0]['metrics.log.json']['forget']['question'][order[row]]}")
+        for label, texts in shown.items():
+            text = textwrap.fill(texts[order[row]] or "(nothing)", 100, subsequent_indent=" " * (width + 8))
+            lines.append(f"{label:>{width}s}  {repetition(texts[order[row]]):4.2f}  {text}")
+    lines += ["", "beside each answer: its share of repeated 4-grams. Mean over all forget answers of the runs shown:"]
+    return "\n".join(lines + [f"{label:>{width}s}  {np.mean(list(map(repetition, texts))):5.3f}" for label, texts in shown.items()])
+
+
+# ------------------------------------------------------------------ comparing runs: the paper's claims
+
+
+def correlation(line):
+    """Pearson's r between weight and response length over the forget sequences of one line of weights.jsonl.
+
+    0 where all weights are the same, as NPO's are before its first step.
+    """
+    if np.ptp(line["weight"]) <= 1e-9 * np.max(np.abs(line["weight"])):
+        return 0.0
+    return float(scipy.stats.pearsonr(line["length"], line["weight"]).statistic)
+
+
+def claims(runs):
+    """[(claim of the paper, what was measured, (mean, lower, upper) over seeds, verdict)].
+
+    runs: NPO and SimNPO, and where there are any, runs of --method finetune that start from those, on
+    --subset shortest:… or random:…; read with weights.jsonl. Differences are paired by seed.
+    """
+    found = {}  # {(method, subset or None): {seed: run}}
+    for run in runs:
+        key = start_of(run)["method"], None if start_of(run) is settings_of(run) else str(settings_of(run)["subset"]).split(":")[0]
+        if seed_of(run) in found.setdefault(key, {}):
+            raise InputError(f"run '{run['folder']}' is a second one of {name_of(run)} with seed {seed_of(run)}; give one")
+        found[key][seed_of(run)] = run
+    for method in ("npo", "simnpo"):
+        if (method, None) not in found:
+            raise InputError(f"the claims are about NPO and SimNPO; give runs of --method {method} too")
+
+    def paired(value_of, *keys):
+        """`value_of` of one run for each key, for the seeds that all have."""
+        seeds = sorted(set.intersection(*(set(found.get(key, ())) for key in keys)))
+        return [value_of(*(found[key][seed] for key in keys)) for seed in seeds]
+
+    def quality(run, half=None):
+        return run["metrics.json"]["forget_quality_halves"][half] if half else run["metrics.json"]["forget_quality"]
+
+    def r(run, epoch):
+        return correlation(run["weights.jsonl"][min(epoch, len(run["weights.jsonl"])) - 1])
+
+    def kept(run):
+        """log10 of the forget quality after relearning over that before: 0 is robust, -3 is a thousandth."""
+        return log_quality(run["metrics.json"]) - log_quality(run["metrics.json"]["reference"]["before"])
+    npo, simnpo = ("npo", None), ("simnpo", None)
+    measured = [
+        ("SimNPO has higher forget quality than NPO", "difference of forget quality",
+         paired(lambda s, n: quality(s) - quality(n), simnpo, npo), ">"),
+        ("its model utility is at least NPO's", "difference of model utility",
+         paired(lambda s, n: s["metrics.json"]["model_utility"] - n["metrics.json"]["model_utility"], simnpo, npo), ">="),
+        ("the gap is largest on the shortest half", "gap in forget quality on the shortest half - on the longest",
+         paired(lambda s, n: quality(s, "shortest") - quality(n, "shortest") - quality(s, "longest") + quality(n, "longest"),
+                simnpo, npo), ">"),
+        ("short responses get SimNPO's largest weights in epoch 1", "-r of weight and length",
+         paired(lambda s: -r(s, 1), simnpo), ">"),
+        ("… and in epoch 2", "-r of weight and length", paired(lambda s: -r(s, 2), simnpo), ">"),
+        ("… and less so later", "|r| in epochs 1 and 2 - |r| in epoch 10 (or the last)",
+         paired(lambda s: (abs(r(s, 1)) + abs(r(s, 2))) / 2 - abs(r(s, 10)), simnpo), ">")]
+    for subset in ("shortest", "random"):
+        measured.append((f"SimNPO forgets more lastingly ({subset}-relearn)", "difference of log10(FQ after / FQ before)",
+                         paired(lambda s, n: kept(s) - kept(n), ("simnpo", subset), ("npo", subset)), ">"))
+    for method, claim, sign in (("simnpo", "shortest-relearn is no worse than random-relearn for SimNPO", ">="),
+                                ("npo", "… but is worse for NPO", "<")):
+        measured.append((claim, "log10 FQ after shortest - after random",
+                         paired(lambda s, n: log_quality(s["metrics.json"]) - log_quality(n["metrics.json"]),
+                                (method, "shortest"), (method, "random")), sign))
+    return [(claim, what, interval(values), verdict(values, sign), len(values)) if values
+            else (claim, what, None, "no runs for it", 0) for claim, what, values, sign in measured]
+
+
+def verdict(values, sign):
+    """holds, does not hold, or can't tell: is the mean of `values` >, >= or < 0, by its 95% interval?"""
+    _, low, high = interval(values)
+    if low is None:
+        return "can't tell"
+    if sign == "<":
+        low, high = -high, -low
+    return "holds" if low > 0 or (sign == ">=" and low == 0) else "does not hold" if high < 0 or (
+        sign != ">=" and high == 0) else "can't tell"
+
+
+def claims_table(runs):
+    """Markdown of `claims`."""
+    lines = ["| claim | measured | mean [95% interval] | seeds | verdict |", "|---|---|---|---|---|"]
+    for claim, what, values, said, seeds in claims(runs):
+        shown = "–" if values is None else f"{values[0]:.3g}" + (
+            "" if values[1] is None else f" [{values[1]:.3g}, {values[2]:.3g}]")
+        lines.append(f"| {claim} | {what} | {shown} | {seeds} | {said} |")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------ comparing runs: the paper's figures
+
+COLOURS = dict(zip([name for name in NAMES.values()] + ["Original", "Retrain"],
+                   ["C3", "C1", "C8", "C6", "C4", "C0", "C2", "C5", "black", "grey"]))
+
+
+def colour_of(label):
+    """One colour for a method in every figure."""
+    return next(COLOURS[name] for name in sorted(COLOURS, key=len, reverse=True) if label.startswith(name))
+
+
+def log_ratio(log):
+    """log10 of truth ratios [N] of the forget part of a log, or of a reference that has only those; within ±12."""
+    ratio = np.array(log["truth_ratio"]) if "truth_ratio" in log else ratio_of({"forget": log})
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log10(ratio), -12, 12)
+
+
+def axes_grid(rows, columns, width=3.4, height=2.7, **options):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", **options)
+
+
+def draw_halves(runs):
+    """Fig. 2, A4: truth ratios of the shortest and the longest half of the forget set, against Retrain's."""
+    groups = group_runs(runs)
+    figure, axes = axes_grid(2, len(groups))
+    for column, (label, group) in enumerate(groups.items()):
+        for row, half in enumerate(("shortest", "longest")):
+            axis, qualities = axes[row, column], []
+            pooled = {"Retrain": [], label: []}
+            for run in group:
+                check_log(run["metrics.log.json"], ("forget",), ("loss", "paraphrased_loss", "perturbed_loss", "length"))
+                rows = halves_of(run["metrics.log.json"]["forget"]["length"])[row]
+                pooled["Retrain"].append(log_ratio(run["reference.log.json"]["Retrain"])[rows])
+                pooled[label].append(log_ratio(run["metrics.log.json"]["forget"])[rows])
+                qualities.append(forget_quality(pooled[label][-1], pooled["Retrain"][-1]))
+            for name, values in pooled.items():
+                values = np.concatenate(values)
+                axis.hist(values, bins=np.arange(-12, 12.1, 0.1), density=True, alpha=0.2, color=colour_of(name))
+                if np.ptp(values) > 1e-9:
+                    x = np.linspace(values.min() - 0.5, values.max() + 0.5, 200)
+                    axis.plot(x, scipy.stats.gaussian_kde(values)(x), color=colour_of(name), label=name)
+            limits = np.concatenate(pooled["Retrain"] + pooled[label])
+            axis.set_xlim(limits.min() - 0.5, limits.max() + 0.5)
+            axis.set_title(f"{half} half: FQ {spread(qualities, '{:.2g}')}", fontsize=9)
+            axis.legend(fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("log10 truth ratio")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("density")
+    return figure
+
+
+def draw_weights(runs):
+    """Fig. 3a, 5: gradient weight against response length at epochs 1, 2, 3 and 10; a row of panels per run."""
+    figure, axes = axes_grid(len(runs), 4)
+    for row, run in zip(axes, runs):
+        lines = run["weights.jsonl"]
+        for axis, epoch in zip(row, (1, 2, 3, min(10, len(lines)))):
+            if epoch > len(lines):
+                axis.set_axis_off()
+                continue
+            line = lines[epoch - 1]
+            axis.scatter(line["length"], line["weight"], s=10, alpha=0.6, color=colour_of(name_of(run)))
+            title = "r = 0 (all alike)"
+            if correlation(line):
+                result = scipy.stats.pearsonr(line["length"], line["weight"])
+                bounds = result.confidence_interval() if len(line["length"]) > 3 else (math.nan, math.nan)
+                title = f"r = {result.statistic:.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+            axis.set_title(f"epoch {line['epoch']}: {title}", fontsize=9)
+            axis.set_ylim(0, max(map(max, (line["weight"] for line in lines))) * 1.05 or 1)
+        row[0].set_ylabel(f"weight of {name_of(run)}")
+    for axis in axes[-1]:
+        axis.set_xlabel("response length |y|")
+    return figure
+
+
+def draw_boxes(runs):
+    """Fig. 3b: the gradient weights of all forget sequences at each epoch, as box plots; a panel per run."""
+    figure, axes = axes_grid(1, len(runs), width=5)
+    for axis, run in zip(axes[0], runs):
+        epochs = [line["epoch"] for line in run["weights.jsonl"]]
+        axis.boxplot([line["weight"] for line in run["weights.jsonl"]], positions=epochs, widths=0.6,
+                     flierprops={"markersize": 2}, medianprops={"color": colour_of(name_of(run))})
+        axis.set_xticks(epochs[::max(1, len(epochs) // 10)], [str(epoch) for epoch in epochs[::max(1, len(epochs) // 10)]])
+        axis.set(xlabel="epoch", title=name_of(run), ylim=(0, None))
+    axes[0, 0].set_ylabel("gradient weight")
+    return figure
+
+
+def draw_band(axis, paths, label, **style):
+    """Mean over seeds with a 95% band; paths: lists of numbers for epochs 0, 1, …, cut to the shortest."""
+    epochs = min(map(len, paths))
+    bounds = np.array([interval(column) for column in list(zip(*paths))[:epochs]], dtype=float)
+    axis.plot(range(epochs), bounds[:, 0], label=label, **style)
+    axis.fill_between(range(epochs), bounds[:, 1], bounds[:, 2], alpha=0.15, linewidth=0, color=style["color"])
+
+
+def over_epochs(run, value_of):
+    """[value before training, after epoch 1, ...] of the metrics that a run with --eval epoch logged."""
+    before = run["metrics.json"]["reference"].get("before") or run["metrics.json"]["reference"]["Original"]
+    return [value_of(metrics) for metrics in (before, *run["epochs.jsonl"])]
+
+
+def draw_epochs(runs):
+    """Fig. 3c, d: forget quality and model utility over epochs, with Original and Retrain as lines."""
+    figure, (axes,) = axes_grid(1, 2, width=5, height=3.6)
+    for axis, value_of, title in zip(axes, (log_quality, COLUMNS["model utility ↑"][0]), ("log10 forget quality", "model utility")):
+        for label, group in group_runs(runs).items():
+            draw_band(axis, [over_epochs(run, value_of) for run in group], label, color=colour_of(label))
+        for name, by_seed in references_of(runs).items():
+            axis.axhline(np.mean([value_of(metrics) for metrics in by_seed.values()]), color=colour_of(name), linestyle=":",
+                         label=name)
+        axis.set(xlabel="epoch (0: before)", title=title)
+    axes[1].legend(fontsize=7)
+    return figure
+
+
+def draw_tradeoff(runs):
+    """Fig. 4: forget quality against model utility; a small point per run, a large one for a method's mean."""
+    figure, ((axis,),) = axes_grid(1, 1, width=5.6, height=4.2)
+    groups = {name: list(by_seed.values()) for name, by_seed in references_of(runs).items()}
+    groups |= {label: [run["metrics.json"] for run in group] for label, group in group_runs(runs).items()}
+    for i, (label, group) in enumerate(groups.items()):
+        x, y = ([metrics[name] for metrics in group] for name in ("model_utility", "forget_quality"))
+        axis.scatter(x, y, s=14, alpha=0.4, color=colour_of(label))
+        axis.scatter(np.mean(x), np.mean(y), s=70, marker="os^vD*PX"[i % 8], color=colour_of(label), label=label)
+    axis.set(xlabel="model utility (more is better)", ylabel="forget quality (more is better)", ylim=(-0.04, 1.04))
+    axis.legend(fontsize=7)
+    return figure
+
+
+def draw_grid(runs):
+    """Fig. A1: forget quality and model utility over β and γ, from runs of one method in a loop over both."""
+    names, cells = sorted({name_of(run) for run in runs}), {}
+    if len(names) > 1:
+        raise InputError(f"a grid is one method's, these runs are of {' and '.join(names)}; give those of one")
+    for run in runs:
+        cells.setdefault((settings_of(run)["beta"], settings_of(run)["gamma"]), []).append(run["metrics.json"])
+    betas, gammas = (sorted(set(side)) for side in zip(*cells))
+    figure, (axes,) = axes_grid(1, 2, width=4.6, height=3.6)
+    for axis, name in zip(axes, ("forget_quality", "model_utility")):
+        values = np.array([[np.mean([metrics[name] for metrics in cells[beta, gamma]]) if (beta, gamma) in cells else math.nan
+                            for gamma in gammas] for beta in betas], dtype=float)
+        image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis")
+        for i, j in np.ndindex(values.shape):
+            axis.text(j, i, f"{values[i, j]:.{2 + (name == 'model_utility')}g}", ha="center", va="center", fontsize=8, color="white",
+                      bbox={"facecolor": "black", "alpha": 0.35, "linewidth": 0, "pad": 1})
+        axis.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
+        axis.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+        axis.set(xlabel="γ", ylabel="β", title=name.replace("_", " "))
+        figure.colorbar(image, ax=axis)
+    return figure
+
+
+def draw_relearn(runs):
+    """Fig. A3: forget quality after each epoch of relearning a part of the forget set."""
+    figure, ((axis,),) = axes_grid(1, 1, width=5.6, height=4)
+    for label, group in group_runs(runs).items():
+        if any(start_of(run) is settings_of(run) for run in group):
+            raise InputError(f"run '{group[0]['folder']}' is not one of relearning; make those with --method finetune --model RUN "
+                             "--eval epoch")
+        draw_band(axis, [over_epochs(run, log_quality) for run in group], label, color=colour_of(label),
+                  linestyle="--" if "random" in label else "-", marker="o")
+    axis.set(xlabel="epochs of relearning", ylabel="log10 forget quality", xticks=range(1 + len(runs[0]["epochs.jsonl"])))
+    axis.legend(fontsize=7)
+    return figure
+
+
+# kind: (function, files of a run that it needs besides metrics.json)
+FIGURES = {"halves": (draw_halves, "metrics.log.json", "reference.log.json"), "weights": (draw_weights, "weights.jsonl"),
+           "boxes": (draw_boxes, "weights.jsonl"), "epochs": (draw_epochs, "epochs.jsonl"), "tradeoff": (draw_tradeoff,),
+           "grid": (draw_grid,), "relearn": (draw_relearn, "epochs.jsonl")}
+
+
+# ------------------------------------------------------------------ saving, and the command line
 
 
 def write_json(path, content):
@@ -473,13 +982,60 @@ def check_split(args, splits):
         raise InputError(f"--split {args.split}: task {args.task} has {', '.join(splits)}")
 
 
+def save_figure(args):
+    draw, *files = FIGURES[args.kind]
+    out = Path(args.out or f"{args.kind}.png")
+    if out.suffix != ".png":
+        raise InputError(f"--out: '{out}' is not the name of a .png file")
+    if out.exists() and not args.overwrite:
+        raise InputError(f"--out: {out} exists; name another file or add --overwrite")
+    check_writable(out.parent)
+    runs = read_runs(args.runs, *files)
+    draw(runs if args.kind in ("weights", "boxes") else check_quality(runs)).savefig(out, dpi=110)
+    print(f"written: {out}")
+
+
+def print_table(args):
+    runs = read_runs(args.runs)
+    print(runs_table(runs, args.form, args.columns))
+    if args.form != "csv" and args.columns != "cost":
+        print("\n" + "\n".join(["mean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to Retrain's is "
+                                "better", *coarseness(runs)]))
+
+
+def compare_cli(command, argv):
+    """The commands that work on folders of runs."""
+    what = {"table": "Compare runs: a row per method and setting, mean ± standard deviation over seeds.",
+            "figure": "Draw a figure of the paper from what runs wrote:\n\n"
+            + "\n".join(f"  {kind:9s} {draw.__doc__}" for kind, (draw, *_) in FIGURES.items()),
+            "answers": "Print what models answer to forget questions, with the share of repeated 4-grams of each answer.",
+            "claims": "Test the paper's claims on runs of NPO and SimNPO (and of relearning from them), paired by seed.",
+            "choose": "From a grid of runs, print each method's setting with the highest forget quality among those that keep "
+            "95% of Original's model utility."}
+    parser = OneLineParser(prog=f"evaluate.py {command}", description=what[command],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    if command == "figure":
+        parser.add_argument("kind", choices=FIGURES, metavar="KIND", help=", ".join(FIGURES))
+        parser.add_argument("--out", help="a .png file (default: KIND.png)")
+        parser.add_argument("--overwrite", action="store_true", help="write over what --out names")
+    if command == "table":
+        parser.add_argument("--form", choices=("text", "markdown", "csv"), default="markdown", help="default: %(default)s")
+        parser.add_argument("--columns", choices=SHOWN, default="main", help="all: every metric; cost: time and memory of training "
+                            "(default: %(default)s)")
+    if command == "answers":
+        parser.add_argument("--show", type=number(int, 1), default=5, help="number of questions (default: %(default)s)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run of train.py")
+    run_cli(parser, argv, {
+        "table": print_table, "figure": save_figure,
+        "answers": lambda args: print(answers(read_runs(args.runs, "metrics.log.json", "reference.log.json"), args.show)),
+        "claims": lambda args: print(claims_table(check_quality(read_runs(args.runs, "weights.jsonl")))),
+        "choose": lambda args: print(choose(check_quality(read_runs(args.runs))))}[command])
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["table"]:
-        parser = OneLineParser(prog="evaluate.py table", description="Compare runs of train.py: a Markdown table, a row "
-                               "per method, mean ± standard deviation over seeds.")
-        parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
-        return run_cli(parser, argv[1:], lambda args: print(runs_table(args.runs)))
+    if argv and argv[0] in ("table", "figure", "answers", "claims", "choose"):
+        return compare_cli(argv[0], argv[1:])
     parser = OneLineParser(prog="evaluate.py", description=__doc__.split("\n\nThe arithmetic")[0],
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)

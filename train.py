@@ -298,6 +298,23 @@ def load_state(out, model, optimizer, draw):
     return epoch + 1
 
 
+def reset_peak_memory(device):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device):
+    """Bytes. On CUDA the most that tensors took since `reset_peak_memory`; on a CPU the most that the process
+    ever had resident, libraries and all. 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # Unix only
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 # ------------------------------------------------------------------ a model from scratch
 
 
@@ -346,11 +363,15 @@ def tiny_folder(split, args, device, dtype):
         micro_batch_size=size["micro_batch_size"], warmup=1.0, weight_decay=0.01, forget_coeff=1.0, retain_coeff=0.0,
         retain="none", seed=args.seed, resume=False, grad_checkpointing=False)
     name = "Original" if split == "full" else "Retrain"
+    reset_peak_memory(device)
+    started = time.perf_counter()
     train(model, {"answer": taught}, [], lesson, dtype, title=f"{name} from scratch ({split})")
     unfinished = folder.with_name(f"{folder.name}.unfinished{os.getpid()}")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     evaluate.write_json(unfinished / "settings.json", settings)
+    evaluate.write_json(unfinished / "cost.json", {"train_seconds": time.perf_counter() - started,
+                                                   "peak_memory_bytes": peak_memory(device)})
     try:
         unfinished.rename(folder)
     except OSError:  # another run made the same model meanwhile
@@ -361,6 +382,17 @@ def tiny_folder(split, args, device, dtype):
 # ------------------------------------------------------------------ a run: before, during and after the loop
 
 
+def subset(text):
+    """An argparse type: `shortest:SHARE` or `random:SHARE` with 0 < SHARE <= 1, given back as it is."""
+    kind, _, share = text.partition(":")
+    try:
+        if kind not in ("shortest", "random") or not 0 < float(share) <= 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text[:20]}' is not shortest:SHARE or random:SHARE with a share above 0 and at most 1")
+    return text
+
+
 def build_parser():
     parser = evaluate.OneLineParser(prog="train.py", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -368,6 +400,8 @@ def build_parser():
     add("--method", choices=METHODS, required=True, help="what to do to the model; see above")
     add("--split", help="what to forget: forget05 or forget10, for tofu also forget01 (default: forget10 for toy, "
         "forget05 for tofu). With --method finetune, what to learn: also retain90, retain95, full or, for tofu, retain99")
+    add("--subset", type=subset, metavar="KIND:SHARE", help="train on a part of --split only: shortest:0.2 is the fifth with "
+        "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all of it)")
     add("--model", help="the model to change, a folder or a Hub id; `tiny` is a small one made from scratch on the spot "
         "(default: tiny for toy; open-unlearning/tofu_Llama-3.2-1B-Instruct_full for tofu)")
     add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its evaluation log "
@@ -509,6 +543,13 @@ def load_examples(args, tokenizer, limit):
     if args.method in ("idk", "dpo"):
         refuse = random.Random(args.seed)
         forget["refusal"] = examples(rows, lambda row: refuse.choice(data.REFUSALS))
+    if args.subset:
+        kind, share = args.subset.split(":")
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
+        if kind == "shortest":
+            order = sorted(range(len(rows)), key=lambda i: len(forget["answer"][i].response))
+        kept = sorted(order[:max(1, round(float(share) * len(rows)))])
+        forget = {side: [examples[i] for i in kept] for side, examples in forget.items()}
     retain = []
     if args.retain != "none":
         retain = examples(data.load_rows(args.task, args.data, data.retain_split(args.forget_split)),
@@ -566,8 +607,8 @@ def run(args):
     if (Path(args.model) / "run.json").is_file():  # a run of ours: what it was compared with serves again
         before = "before"
         try:
-            flags = json.loads((Path(args.model) / "run.json").read_text(encoding="utf-8"))["flags"]
-            args.retrain = args.retrain or flags["retrain"]
+            settings["start"] = json.loads((Path(args.model) / "run.json").read_text(encoding="utf-8"))["flags"]
+            args.retrain = args.retrain or settings["start"]["retrain"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"--model: {args.model}/run.json is not usable ({error}); mend or remove it") from None
     if args.retrain and args.retrain.endswith(".json"):
@@ -602,19 +643,31 @@ def run(args):
     args.out.mkdir(parents=True, exist_ok=True)
     evaluate.write_json(args.out / "run.json", settings)
 
+    measuring, peak = 0.0, 0
+
     def on_epoch(epoch):
+        nonlocal measuring, peak
         if args.eval == "epoch":
-            metrics = evaluate.summarize(measure(model), retrain_ratio)
+            peak, started = max(peak, peak_memory(device)), time.perf_counter()
+            logs[args.method] = measure(model)
+            metrics = evaluate.summarize(logs[args.method], retrain_ratio)
             append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
+            measuring += time.perf_counter() - started
+            reset_peak_memory(device)
+    reset_peak_memory(device)
     started = time.perf_counter()
     try:
         train(model, forget, retain, args, dtype, args.out, on_epoch, title=args.method)
-        print(f"trained in {time.perf_counter() - started:.1f} s")
+        cost = {"train_seconds": time.perf_counter() - started - measuring,
+                "peak_memory_bytes": max(peak, peak_memory(device))}
+        print("trained in {train_seconds:.1f} s; peak memory {:.2f} GB".format(cost["peak_memory_bytes"] / 1e9, **cost))
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
         if sets:
-            logs[args.method] = measure(model)
-            report(args, logs, retrain_ratio)
+            if args.eval == "end" or args.method not in logs:  # resumed after the last epoch
+                logs[args.method] = measure(model)
+            # The time of a resumed run is that of its last part only, so it is none.
+            report(args, logs, retrain_ratio, cost if not args.resume else {})
         draw_run(args.out, {name: evaluate.ratio_of(log) for name, log in logs.items()})
     except Diverged as error:
         model.save_pretrained(args.out)
@@ -629,12 +682,20 @@ def run(args):
     print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
 
-def report(args, logs, retrain_ratio):
-    """Write metrics.json and metrics.log.json; print the table and one answer before and after."""
+def report(args, logs, retrain_ratio, cost):
+    """Write metrics.json, metrics.log.json and reference.log.json; print the table and one answer before and after."""
     metrics = {name: evaluate.summarize(log, retrain_ratio) for name, log in logs.items()}
+    metrics[args.method] |= cost
+    if args.model == "tiny" and (Path(args.retrain) / "cost.json").exists():
+        metrics["Retrain"] |= json.loads((Path(args.retrain) / "cost.json").read_text(encoding="utf-8"))
     reference = {name: value for name, value in metrics.items() if name != args.method}
     evaluate.write_json(args.out / "metrics.json", metrics[args.method] | {"reference": reference})
     evaluate.write_json(args.out / "metrics.log.json", logs[args.method])
+    # What figures of this run need from the models it was compared with.
+    references = {name: log["forget"] for name, log in logs.items() if name != args.method}
+    if retrain_ratio is not None and "Retrain" not in references:  # a log; JSON has no infinity
+        references["Retrain"] = {"truth_ratio": [min(ratio, sys.float_info.max) for ratio in map(float, retrain_ratio)]}
+    evaluate.write_json(args.out / "reference.log.json", references)
     print("\n" + evaluate.table(metrics))
     if retrain_ratio is None:
         print("forget quality needs a retrained reference; give --retrain a model or a log")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny
 from test_data import make_dataset
-from test_evaluate import a_log, published
+from test_evaluate import a_log, a_run, published
 
 import data
 import evaluate
@@ -23,7 +23,7 @@ def refused(main, arguments, capsys, *says):
     assert stop.value.code == 2
     assert error.count("\n") == 1 and error.endswith("\n"), error
     for words in says:
-        assert words in error, error
+        assert str(words) in error, error
 
 
 @pytest.fixture
@@ -72,6 +72,8 @@ def nothing_written(tmp_path, monkeypatch):
     (["--method", "npo", "--epochs", "9" * 400], "--epochs"),
     (["--method", "finetune", "--split", "retain90"], "--model"),
     (["--method", "finetune", "--split", "full", "--model", "tiny"], "--model"),
+    *((["--method", "finetune", "--subset", text], "--subset") for text in (
+        "shortest", "longest:0.2", "random:0", "random:-1", "random:1.5", "random:nan", "shortest:a", ":0.2")),
     (["--method", "npo", "--max-length", "10", "--eval", "none", "--model", "tiny"], "--max-length"),
 ])
 def test_train_refuses(arguments, says, nothing_written, capsys):
@@ -91,6 +93,14 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
     (["--model", "x", "--out", "/proc/none.json"], "/proc"),
     (["table", "absent"], "absent"),
     (["table"], "RUN"),
+    (["table", "absent", "--form", "html"], "html"),
+    (["table", "absent", "--columns", "few"], "few"),
+    (["figure"], "KIND"),
+    (["figure", "pie", "absent"], "pie"),
+    (["figure", "epochs", "absent", "--out", "picture.pdf"], ".png"),
+    (["figure", "epochs", "absent", "--out", "absent/picture.png"], "absent"),
+    (["answers", "absent", "--show", "0"], "--show"),
+    *(([command, "absent"], "absent") for command in ("answers", "claims", "choose")),
 ])
 def test_evaluate_refuses(arguments, says, nothing_written, capsys):
     refused(evaluate.main, arguments, capsys, "evaluate.py", says)
@@ -236,13 +246,53 @@ def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothi
                          "--max-new-tokens", "1"], capsys, "40", "7")
 
 
-def test_runs_that_do_not_compare(tmp_path, capsys):
-    for task in ("toy", "tofu"):
-        (tmp_path / task).mkdir()
-        (tmp_path / task / "run.json").write_text(json.dumps({"flags": {
-            "task": task, "forget_split": "forget05", "model": "tiny", "method": "npo", "seed": 0}}))
-        (tmp_path / task / "metrics.json").write_text(json.dumps(evaluate.summarize(a_log()) | {"reference": {}}))
-    refused(evaluate.main, ["table", tmp_path / "toy", tmp_path / "tofu"], capsys, "one task, split and model")
+COMPARISONS = ["table"], ["answers"], ["claims"], ["choose"], *(["figure", kind] for kind in evaluate.FIGURES)
+
+
+@pytest.mark.parametrize("command", COMPARISONS, ids=" ".join)
+@pytest.mark.parametrize("other", [{"task": "tofu"}, {"forget_split": "forget05"}, {"model": "some/model"}])
+def test_runs_that_do_not_compare(command, other, tmp_path, nothing_written, capsys):
+    runs = a_run(tmp_path / "a"), a_run(tmp_path / "b", "simnpo", **other)
+    refused(evaluate.main, [*command, *runs], capsys, runs[1], *other.values(), "one task, split and model")
+
+
+@pytest.mark.parametrize("command, file, mend", [
+    *((command, "metrics.json", "--eval end") for command in COMPARISONS), *((command, "run.json", "train.py") for command in COMPARISONS),
+    (["figure", "halves"], "metrics.log.json", "--eval end"), (["figure", "halves"], "reference.log.json", "--eval end"),
+    (["figure", "weights"], "weights.jsonl", "train.py"), (["figure", "boxes"], "weights.jsonl", "train.py"),
+    (["figure", "epochs"], "epochs.jsonl", "--eval epoch"), (["figure", "relearn"], "epochs.jsonl", "--eval epoch"),
+    (["answers"], "metrics.log.json", "--eval end"), (["claims"], "weights.jsonl", "train.py")])
+@pytest.mark.parametrize("damage", [None, "", "{", "[1]"])
+def test_a_run_that_lacks_what_is_asked_for(command, file, mend, damage, tmp_path, nothing_written, capsys):
+    good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", "simnpo")
+    (bad / file).unlink() if damage is None else (bad / file).write_text(damage)
+    refused(evaluate.main, [*command, good, bad], capsys, bad, file, mend if damage != "[1]" else "")
+
+
+@pytest.mark.parametrize("command", [["choose"], ["claims"], ["figure", "halves"], ["figure", "epochs"], ["figure", "tradeoff"],
+                                     ["figure", "grid"]], ids=" ".join)
+def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written, capsys):
+    good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", seed=1)
+    for name in ("metrics.json", "epochs.jsonl"):
+        text = (bad / name).read_text().splitlines()
+        (bad / name).write_text("\n".join(json.dumps(json.loads(line) | {"forget_quality": None}) for line in text))
+    (bad / "reference.log.json").write_text(json.dumps({"Original": {}}))
+    refused(evaluate.main, [*command, good, bad], capsys, bad, "--retrain")
+
+
+def test_figures_and_claims_of_the_wrong_runs(tmp_path, nothing_written, capsys):
+    runs = a_run(tmp_path / "a"), a_run(tmp_path / "b", "simnpo"), a_run(tmp_path / "c")
+    refused(evaluate.main, ["figure", "grid", *runs], capsys, "NPO and SimNPO")
+    refused(evaluate.main, ["figure", "relearn", *runs], capsys, runs[0], "--method finetune")
+    refused(evaluate.main, ["claims", runs[0]], capsys, "--method simnpo")
+    refused(evaluate.main, ["claims", *runs], capsys, runs[2], "seed 0")
+
+
+def test_an_existing_picture_is_left_alone(tmp_path, capsys):
+    run, picture = a_run(tmp_path / "a"), tmp_path / "f.png"
+    picture.write_text("mine")
+    refused(evaluate.main, ["figure", "tradeoff", run, "--out", picture], capsys, "--overwrite")
+    assert picture.read_text() == "mine"
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])

@@ -222,12 +222,18 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, c
         assert word in screen
     assert sorted(path.name for path in out.iterdir()) == [
         "config.json", "epochs.jsonl", "generation_config.json", "log.jsonl", "metrics.json", "metrics.log.json",
-        "model.safetensors", "run.json", "run.png", "tokenizer.json", "tokenizer_config.json", "weights.jsonl"]
+        "model.safetensors", "reference.log.json", "run.json", "run.png", "tokenizer.json", "tokenizer_config.json", "weights.jsonl"]
     settings = json.loads((out / "run.json").read_text())
     assert settings["flags"]["beta"] == 2.5 and settings["flags"]["retain"] == "nll" and settings["versions"]["torch"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert {"forget_quality", "model_utility", *evaluate.SETS} <= set(metrics)
     assert metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1)
+    for cost in (metrics, metrics["reference"]["Retrain"]):
+        assert cost["train_seconds"] > 0 and cost["peak_memory_bytes"] > 1e8  # PyTorch alone takes that
+    references = json.loads((out / "reference.log.json").read_text())
+    assert evaluate.forget_quality(evaluate.ratio_of(json.loads((out / "metrics.log.json").read_text())),
+                                   evaluate.ratio_of({"forget": references["Retrain"]})) == metrics["forget_quality"]
+    assert set(references) == {"Original", "Retrain"}
     last = json.loads((out / "epochs.jsonl").read_text().splitlines()[-1])
     assert last["epoch"] == 2 and last["forget"] == metrics["forget"]
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
@@ -276,7 +282,41 @@ def test_relearning_from_a_run_takes_its_recipe_and_its_reference(quick_toy, tmp
     metrics, flags_of = json.loads((second / "metrics.json").read_text()), json.loads((second / "run.json").read_text())["flags"]
     assert set(metrics["reference"]) == {"before", "Retrain"} and metrics["forget_quality"] is not None
     assert flags_of["retrain"] == json.loads((first / "run.json").read_text())["flags"]["retrain"]
+    assert json.loads((second / "run.json").read_text())["start"]["method"] == "npo"
     assert train.is_tiny(str(first)) and train.is_tiny(flags_of["retrain"]) and not train.is_tiny(str(tmp_path))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_subsets_are_the_shortest_or_a_draw(toy_tokenizer, seed):
+    def chosen(subset, **flags):
+        args = train.resolve(train.build_parser().parse_args(["--method", flags.get("method", "finetune"), "--model", "tiny",
+                                                              "--seed", str(seed), *(["--subset", subset] if subset else [])]))
+        return train.load_examples(args, toy_tokenizer, 500)[0]
+    everything = chosen(None)["answer"]
+    lengths = sorted(len(example.response) for example in everything)
+    assert len(everything) == 40
+    assert sorted(len(example.response) for example in chosen("shortest:0.2")["answer"]) == lengths[:8]
+    draw, again, half = (chosen(subset)["answer"] for subset in ("random:0.2", "random:0.2", "random:0.5"))
+    assert draw == again and len(draw) == 8 and len(half) == 20 and all(example in everything for example in draw)
+    assert sorted(len(example.response) for example in draw) != lengths[:8]
+    assert len(chosen("shortest:0.001")["answer"]) == 1 and chosen("random:1")["answer"] == everything
+    both = chosen("random:0.2", method="dpo")  # a refusal stays with its answer
+    assert both["answer"] == draw and [example.prompt for example in both["refusal"]] == [example.prompt for example in draw]
+
+
+def test_a_random_subset_depends_on_the_seed(toy_tokenizer):
+    draws = [train.load_examples(train.resolve(train.build_parser().parse_args(
+        ["--method", "finetune", "--model", "tiny", "--subset", "random:0.2", "--seed", str(seed)])), toy_tokenizer, 500)[0]["answer"]
+        for seed in range(5)]
+    assert len({json.dumps(draw) for draw in draws}) == 5
+
+
+def test_the_last_epoch_is_measured_once(quick_toy, tmp_path, monkeypatch):
+    measured = []
+    original = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda *arguments: measured.append(1) or original(*arguments))
+    train.main(["--method", "npo", "--out", str(tmp_path / "run"), "--max-new-tokens", "3", "--epochs", "2", "--eval", "epoch"])
+    assert len(measured) == 4  # Original, Retrain, two epochs
 
 
 def test_an_interrupted_measurement_can_be_resumed(quick_toy, tmp_path, monkeypatch, capsys):
