@@ -99,7 +99,8 @@ def build_model(args, seed):
     """A GPT-2 over ten states. --init torch: PyTorch's default scales and an output layer of its own.
 
     PyTorch draws embeddings from N(0, 1) and linear layers from U(±1/√fan_in); GPT-2 draws all from
-    N(0, 0.02²) and ties its output layer to the token embedding. README tells what hangs on it.
+    N(0, 0.02²) and ties its output layer to the token embedding. --embedding-std redraws the token
+    embedding alone, and unties. README tells what hangs on it.
     """
     torch.manual_seed(seed)
     longest = max(max(lengths.values()) for lengths, _, _ in args.panels.values())
@@ -107,7 +108,7 @@ def build_model(args, seed):
         vocab_size=STATES, n_positions=longest, n_embd=args.width, n_layer=args.layers, n_head=args.heads,
         activation_function="gelu_pytorch_tanh",  # GPT-2's own function, as one operation instead of seven
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-        tie_word_embeddings=args.init == "gpt2"))
+        tie_word_embeddings=args.init == "gpt2" and args.embedding_std is None))
     if args.init == "torch":
         with torch.no_grad():
             for module in model.modules():
@@ -118,6 +119,8 @@ def build_model(args, seed):
                     fan_in = module.weight.shape[0 if isinstance(module, transformers.pytorch_utils.Conv1D) else 1]
                     for parameter in module.parameters():
                         parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+    if args.embedding_std is not None:
+        torch.nn.init.normal_(model.transformer.wte.weight, std=args.embedding_std)
     return model
 
 
@@ -243,9 +246,9 @@ def run_seed(args, seed, position=0):
         torch.set_num_threads(max(1, os.cpu_count() // args.jobs))
     betas = {panel: {method: GRID[method] if args.grid else (chosen[method],) for method in METHODS}
              for panel, (_, _, chosen) in args.panels.items()}
-    data = {panel: make_data(lengths, args, 1000 * seed + i)
-            for i, (panel, (lengths, _, _)) in enumerate(args.panels.items())}
-    # The left panel's retain data serve both panels, so that one retrained model does.
+    data = {panel: make_data(lengths, args, 1000 * seed + [*PANELS].index(panel))
+            for panel, (lengths, _, _) in args.panels.items()}
+    # The first panel's retain data serve both panels, so that one retrained model does.
     first = next(iter(data.values()))
     jobs = [("retrained", [first["retain"][0]])]
     for panel, (_, seen, _) in args.panels.items():
@@ -505,6 +508,9 @@ def parse_args(argv=None):
     add("--grid", action="store_true", help="try every β of GRID for both methods and choose; slower")
     add("--init", choices=("torch", "gpt2"), default="torch",
         help="torch: PyTorch's default initialization, untied output layer. gpt2: GPT-2's own (default: %(default)s)")
+    add("--embedding-std", type=number(float, 0), default=None, metavar="STD",
+        help="redraw the token embedding from N(0, STD²), with an output layer of its own; all else as --init says")
+    add("--panel", choices=("both", *PANELS), default="both", help="of Fig. 6 (default: %(default)s)")
     add("--out", default="runs/markov", help="folder for figures and numbers; finished seeds in it are not run again "
         "(default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if present")
@@ -544,8 +550,8 @@ def parse_args(argv=None):
     args.jobs = args.jobs or (max(1, min(args.seeds, os.cpu_count() - 1)) if args.device == "cuda" else 1)
     args.panels = {panel: (dict(zip(DESIGNATED, getattr(args, f"{panel}_lengths"))), seen,
                            {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
-                   for i, (panel, (_, seen, _)) in enumerate(PANELS.items())}
-    if args.panels["left"][0]["retain"] != args.panels["right"][0]["retain"]:
+                   for i, (panel, (_, seen, _)) in enumerate(PANELS.items()) if args.panel in ("both", panel)}
+    if len({lengths["retain"] for lengths, _, _ in args.panels.values()}) > 1:
         parser.error("the retrained model serves both panels, so retain must have one length in both")
     args.out = Path(args.out)
     try:

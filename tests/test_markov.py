@@ -76,6 +76,23 @@ def test_initializations(tmp_path):
     assert tied.transformer.wte.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
+@pytest.mark.parametrize("init", ["torch", "gpt2"])
+def test_the_token_embedding_can_be_redrawn_alone(init, tmp_path):
+    plain, redrawn = (markov.build_model(small(tmp_path, "--width", "64", "--init", init, *more), 0)
+                      for more in ([], ["--embedding-std", "0.5"]))
+    assert redrawn.transformer.wte.weight.std().item() == pytest.approx(0.5, rel=0.2)
+    assert redrawn.lm_head.weight is not redrawn.transformer.wte.weight
+    for (name, one), other in zip(plain.transformer.named_parameters(), redrawn.transformer.parameters()):
+        assert torch.equal(one, other) == (name != "wte.weight") or init == "gpt2" and one.std() == pytest.approx(other.std(), rel=0.3)
+
+
+def test_one_panel_alone_is_the_same_panel(tmp_path):
+    alone, both = (markov.run_seed(small(tmp_path, "--panel", panel), 0) for panel in ("left", "both"))
+    assert set(alone) == {"retrained", "left"} and alone["left"] == both["left"]
+    assert alone["retrained"]["left"] == both["retrained"]["left"]
+    assert set(markov.run_seed(small(tmp_path, "--panel", "right"), 0)) == {"retrained", "right"}
+
+
 class Oracle(torch.nn.Module):
     """A model that answers with a transition matrix."""
 
@@ -281,7 +298,8 @@ def test_seeds_in_processes_of_their_own_give_the_same(tmp_path):
     (["--beta-npo", "-1", "1"], "--beta-npo"), (["--beta-simnpo", "4", "inf"], "--beta-simnpo"), (["--lr", "-1"], "--lr"),
     (["--left-lengths", "20", "20", "1"], "--left-lengths"), (["--left-lengths", "10", "20", "5"], "retain"),
     (["--iterations", "500", "--sequences", "200"], "--iterations"), (["--init", "zeros"], "--init"),
-    (["--out", "/proc/none/below"], "--out"), (["--jobs", "0"], "--jobs")])
+    (["--out", "/proc/none/below"], "--out"), (["--jobs", "0"], "--jobs"),
+    (["--embedding-std", "-1"], "--embedding-std"), (["--panel", "middle"], "--panel")])
 def test_bad_input_is_one_line_and_exit_two(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
