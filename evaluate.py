@@ -589,7 +589,7 @@ def coarseness(runs):
 def choose(runs, keep=0.95):
     """The setting of each method with the highest mean forget quality among those that keep `keep` of Original's utility.
 
-    Where none keeps it, the one with the highest utility. Lines of text: method, its flags, numbers.
+    Of equals the one with the higher utility; where none keeps it, the one with the highest utility. Lines of text: method, its flags, numbers.
     """
     original = references_of(runs).get("Original")
     if not original:
@@ -600,10 +600,10 @@ def choose(runs, keep=0.95):
     for label, group in group_runs(runs).items():
         quality, utility = ([run["metrics.json"][name] for run in group] for name in ("forget_quality", "model_utility"))
         quality, utility = np.mean(quality), np.mean(utility)
-        scored.setdefault(name_of(group[0]), []).append((utility >= floor, quality if utility >= floor else utility,
+        scored.setdefault(name_of(group[0]), []).append((utility >= floor, quality if utility >= floor else utility, utility,
                                                          f"{label:60s} forget quality {quality:.2g}  utility {utility:.3f}"))
     return "\n".join([f"highest forget quality among settings with utility of at least {floor:.3f}"]
-                     + [max(rows)[2] for rows in scored.values()])
+                     + [max(rows)[-1] for rows in scored.values()])
 
 
 def answers(runs, count):

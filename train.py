@@ -70,11 +70,9 @@ RECIPES = [
     ("toy", "*", "*", ("finetune",), dict(lr=3e-4, epochs=5)),
     ("toy", "*", "*", ("ga",), dict(lr=1e-4)),
     ("toy", "*", "*", ("graddiff",), dict(lr=3e-4, epochs=10, forget_coeff=0.03)),
-    ("toy", "*", "*", ("wgraddiff",), dict(lr=3e-4, forget_coeff=0.3)),
-    ("toy", "*", "*", ("idk",), dict(forget_coeff=0.3)),
-    ("toy", "*", "*", ("dpo",), dict(forget_coeff=0.1)),
-    ("toy", "*", "*", ("npo",), dict(epochs=10, forget_coeff=0.03)),
-    ("toy", "*", "*", ("simnpo",), dict(forget_coeff=0.3, beta=2.5)),
+    ("toy", "*", "*", ("wgraddiff",), dict(forget_coeff=0.1)),
+    ("toy", "*", "*", ("npo",), dict(forget_coeff=0.1, beta=0.2)),
+    ("toy", "*", "*", ("simnpo",), dict(forget_coeff=10.0, beta=2.5)),
 ]
 
 # The from-scratch model of each task: just large enough to know its task by heart.

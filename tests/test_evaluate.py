@@ -263,7 +263,7 @@ def test_runs_closer_than_one_example_are_not_to_be_ranked(tmp_path, capsys):
 
 def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
     runs = [a_run(tmp_path / "wild", beta=1.0, quality=0.9, utility=0.5), a_run(tmp_path / "good", beta=2.0, quality=0.6, utility=0.77),
-            a_run(tmp_path / "weak", beta=3.0, quality=0.1, utility=0.8), a_run(tmp_path / "ga", "ga", quality=0.9, utility=0.1)]
+            a_run(tmp_path / "equal", beta=4.0, quality=0.6, utility=0.765), a_run(tmp_path / "weak", beta=3.0, quality=0.1, utility=0.8), a_run(tmp_path / "ga", "ga", quality=0.9, utility=0.1)]
     evaluate.main(["choose", *map(str, runs)])
     lines = capsys.readouterr().out.splitlines()
     assert "0.760" in lines[0] and lines[1].startswith("NPO beta=2.0 ") and lines[2].startswith("GA ") and len(lines) == 3
