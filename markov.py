@@ -329,12 +329,16 @@ def summarize(results, betas):
                 quantities = [("retain", "retain distance")]
                 if panel == "right":
                     quantities.append(("forget2", "KL on Forget2"))
+                elif chain_name == "forget2":  # what else has happened until the short chain is forgotten
+                    quantities += [("forget1", "KL on Forget1"), ("iteration", "iterations")]
                 for quantity, what in quantities:
                     npo, simnpo, seeds = paired(results, panel, betas, chain_name, level_of, quantity)
                     row = {"panel": panel, "what": f"{what} when {chain_name.title()} reaches {label}", "chain": chain_name,
                            "quantity": quantity, "high": label.startswith("KL"), "seeds": [len(npo), seeds]}
                     if npo:
-                        row |= {"npo": interval(npo), "simnpo": interval(simnpo), "ratio": ratio_interval(npo, simnpo)}
+                        row |= {"npo": interval(npo), "simnpo": interval(simnpo)}
+                        if min(npo + simnpo) > 0:  # 0 iterations: it was there before the first
+                            row["ratio"] = ratio_interval(npo, simnpo)
                     rows.append(row)
     return rows
 

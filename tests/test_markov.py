@@ -233,6 +233,8 @@ def test_verdicts_follow_the_interval(ratio, word):
     text = markov.report(fake(ratio), betas)
     assert f"NPO pays more retain distance: {word} at the retrained model's KL, {word} at 0.8" in text
     assert "5 of 5" in text
+    rows = {(row["chain"], row["quantity"]): row for row in markov.summarize(fake(ratio), betas) if row["panel"] == "left" and row["high"]}
+    assert rows["forget2", "iteration"]["npo"][0] == pytest.approx(1.6) and rows["forget2", "forget1"]["simnpo"][0] == pytest.approx(0.8)
     rows = markov.summarize(fake(ratio, seeds=1), betas)
     assert all(markov.verdict(row) == "can't tell" for row in rows)  # one seed has no interval
 
