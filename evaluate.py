@@ -685,7 +685,7 @@ def claims(runs):
         ("short responses get SimNPO's largest weights in epoch 1", "-r of weight and length",
          paired(lambda s: -r(s, 1), simnpo), ">"),
         ("… and in epoch 2", "-r of weight and length", paired(lambda s: -r(s, 2), simnpo), ">"),
-        ("… and less so later", "|r| in epochs 1 and 2 - |r| in epoch 10 (or the last)",
+        ("… and less so later", "size of r in epochs 1 and 2 - in epoch 10 (or the last)",
          paired(lambda s: (abs(r(s, 1)) + abs(r(s, 2))) / 2 - abs(r(s, 10)), simnpo), ">")]
     for subset in ("shortest", "random"):
         measured.append((f"SimNPO forgets more lastingly ({subset}-relearn)", "difference of log10(FQ after / FQ before)",
