@@ -393,7 +393,8 @@ NAMES = {"ga": "GA", "graddiff": "GradDiff", "wgraddiff": "Weighted-GradDiff", "
          "simnpo": "SimNPO", "finetune": "fine-tuning"}
 # Files of a run: what to give train.py so that it writes them, and what is in them (in each line of a .jsonl).
 FILES = {"run.json": ("", ["flags"]), "weights.jsonl": ("", ["epoch", "weight", "length"]),
-         "metrics.json": ("--eval end", ["forget_quality", "model_utility", "reference", *SETS]),
+         "metrics.json": ("--eval end", ["forget_quality", "forget_quality_halves", "model_utility", "repetition",
+                                         "reference", *SETS]),
          "metrics.log.json": ("--eval end", ["forget"]), "reference.log.json": ("--eval end", []),
          "epochs.jsonl": ("--eval epoch", ["epoch", "forget_quality", "model_utility"])}
 
@@ -410,15 +411,15 @@ def read_runs(folders, *files):
         for name in ("run.json", "metrics.json", *files):
             try:
                 text = Path(folder, name).read_text(encoding="utf-8")
-                parts = [json.loads(line) for line in text.splitlines()] if name.endswith("l") else [json.loads(text)]
+                parts = [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else [json.loads(text)]
                 if not parts or not all(isinstance(part, dict) and set(FILES[name][1]) <= set(part) for part in parts):
                     raise ValueError(f"it lacks {' or '.join(FILES[name][1]) or 'what belongs there'}")
             except (OSError, ValueError) as error:
                 mend = f"train.py {FILES[name][0]}".strip() + " writes it"
                 raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend}") from None
-            run[name] = parts if name.endswith("l") else parts[0]
+            run[name] = parts if name.endswith(".jsonl") else parts[0]
         try:
-            kind_of(run), seed_of(run), NAMES[settings_of(run)["method"]]
+            kind_of(run), seed_of(run), name_of(run)
         except (KeyError, TypeError) as error:
             raise InputError(f"run '{folder}' has a run.json without {error}; train it again") from None
         if kind_of(run) != kind_of((runs or [run])[0]):
@@ -509,13 +510,13 @@ QUALITY = "forget quality ↑"
 COLUMNS = {
     QUALITY: (lambda metrics: metrics["forget_quality"], "{:.2g}"),
     "log10 of it ↑": (log_quality, "{:.1f}"),
-    "shortest half ↑": (lambda metrics: (metrics.get("forget_quality_halves") or {}).get("shortest"), "{:.2g}"),
-    "longest half ↑": (lambda metrics: (metrics.get("forget_quality_halves") or {}).get("longest"), "{:.2g}"),
+    "shortest half ↑": (lambda metrics: (metrics["forget_quality_halves"] or {}).get("shortest"), "{:.2g}"),
+    "longest half ↑": (lambda metrics: (metrics["forget_quality_halves"] or {}).get("longest"), "{:.2g}"),
     "model utility ↑": (lambda metrics: metrics["model_utility"], "{:.3f}")}
 COLUMNS |= {f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "):
             (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}") for name in SETS for part in PARTS}
 COLUMNS |= {
-    "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}"),
+    "repeated 4-grams →R": (lambda metrics: metrics["repetition"], "{:.3f}"),
     "training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
     "peak memory GB ↓": (lambda metrics: metrics.get("peak_memory_bytes") and metrics["peak_memory_bytes"] / 1e9, "{:.2f}")}
 SHOWN = {"main": [*COLUMNS][:7] + ["retain probability ↑"], "all": [*COLUMNS], "cost": [*COLUMNS][-2:]}
@@ -589,7 +590,8 @@ def coarseness(runs):
 def choose(runs, keep=0.95):
     """The setting of each method with the highest mean forget quality among those that keep `keep` of Original's utility.
 
-    Of equals the one with the higher utility; where none keeps it, the one with the highest utility. Lines of text: method, its flags, numbers.
+    Of equals the one with the higher utility; where none keeps it, the one with the highest utility.
+    Lines of text: method, its flags, numbers.
     """
     original = references_of(runs).get("Original")
     if not original:
@@ -608,6 +610,10 @@ def choose(runs, keep=0.95):
 
 def answers(runs, count):
     """Answers to `count` forget questions, from short to long truths, and how repetitive each method is."""
+    for run in runs:
+        lacking = {"question", "answer", "length", "generated"} - set(run["metrics.log.json"]["forget"])
+        if lacking:
+            raise InputError(f"run '{run['folder']}' has no {min(lacking)} in metrics.log.json; train.py --eval end writes it")
     shown = {"truth": runs[0]["metrics.log.json"]["forget"]["answer"]}
     for name, log in runs[0]["reference.log.json"].items():
         if "generated" in log:
@@ -649,7 +655,8 @@ def claims(runs):
     """
     found = {}  # {(method, subset or None): {seed: run}}
     for run in runs:
-        key = start_of(run)["method"], None if start_of(run) is settings_of(run) else str(settings_of(run)["subset"]).split(":")[0]
+        subset = None if start_of(run) is settings_of(run) else str(settings_of(run).get("subset")).split(":")[0]
+        key = start_of(run)["method"], subset
         if seed_of(run) in found.setdefault(key, {}):
             raise InputError(f"run '{run['folder']}' is a second one of {name_of(run)} with seed {seed_of(run)}; give one")
         found[key][seed_of(run)] = run
@@ -832,7 +839,8 @@ def over_epochs(run, value_of):
 def draw_epochs(runs):
     """Fig. 3c, d: forget quality and model utility over epochs, with Original and Retrain as lines."""
     figure, (axes,) = axes_grid(1, 2, width=5, height=3.6)
-    for axis, value_of, title in zip(axes, (log_quality, COLUMNS["model utility ↑"][0]), ("log10 forget quality", "model utility")):
+    measured = (log_quality, "log10 forget quality"), (COLUMNS["model utility ↑"][0], "model utility")
+    for axis, (value_of, title) in zip(axes, measured):
         for label, group in group_runs(runs).items():
             draw_band(axis, [over_epochs(run, value_of) for run in group], label, color=colour_of(label))
         for name, by_seed in references_of(runs).items():
@@ -871,7 +879,8 @@ def draw_grid(runs):
                             for gamma in gammas] for beta in betas], dtype=float)
         image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis")
         for i, j in np.ndindex(values.shape):
-            axis.text(j, i, f"{values[i, j]:.{2 + (name == 'model_utility')}g}", ha="center", va="center", fontsize=8, color="white",
+            digits = 3 if name == "model_utility" else 2
+            axis.text(j, i, f"{values[i, j]:.{digits}g}", ha="center", va="center", fontsize=8, color="white",
                       bbox={"facecolor": "black", "alpha": 0.35, "linewidth": 0, "pad": 1})
         axis.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
         axis.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
@@ -1003,8 +1012,8 @@ def print_table(args):
     runs = read_runs(args.runs)
     print(runs_table(runs, args.form, args.columns))
     if args.form != "csv" and args.columns != "cost":
-        print("\n" + "\n".join(["mean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to Retrain's is "
-                                "better", *coarseness(runs)]))
+        print("\nmean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to Retrain's is better")
+        print("\n".join(coarseness(runs)))
 
 
 def compare_cli(command, argv):

@@ -288,6 +288,14 @@ def test_figures_and_claims_of_the_wrong_runs(tmp_path, nothing_written, capsys)
     refused(evaluate.main, ["claims", *runs], capsys, runs[2], "seed 0")
 
 
+def test_answers_that_were_not_generated(tmp_path, nothing_written, capsys):
+    run = a_run(tmp_path / "a")
+    log = json.loads((run / "metrics.log.json").read_text())
+    del log["forget"]["generated"]
+    (run / "metrics.log.json").write_text(json.dumps(log))
+    refused(evaluate.main, ["answers", run], capsys, run, "generated", "--eval end")
+
+
 def test_an_existing_picture_is_left_alone(tmp_path, capsys):
     run, picture = a_run(tmp_path / "a"), tmp_path / "f.png"
     picture.write_text("mine")
