@@ -193,7 +193,7 @@ def test_resuming_with_other_flags_is_refused(tmp_path, capsys):
     (run / "run.json").write_text("{")
     refused(train.main, ["--method", "npo", "--out", run, "--resume"], capsys, "run.json")
     (run / "run.json").write_text(json.dumps(settings))
-    refused(train.main, ["--method", "npo", "--out", run, "--resume", "--device", "cpu"], capsys, "--beta 0.7", "not 0.1")
+    refused(train.main, ["--method", "npo", "--out", run, "--resume", "--device", "cpu"], capsys, "--beta 0.7", "not 0.2")
 
 
 def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_path, capsys):
