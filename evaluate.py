@@ -414,19 +414,63 @@ def read_runs(folders, *files):
                 parts = [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else [json.loads(text)]
                 if not parts or not all(isinstance(part, dict) and set(FILES[name][1]) <= set(part) for part in parts):
                     raise ValueError(f"it lacks {' or '.join(FILES[name][1]) or 'what belongs there'}")
-            except (OSError, ValueError) as error:
+                for part in parts:
+                    check_part(name, part)
+                if name.endswith(".jsonl") and [part["epoch"] for part in parts] != list(range(1, len(parts) + 1)):
+                    raise ValueError("its epochs are not 1, 2, 3, …")
+            except (OSError, ValueError, RecursionError) as error:
                 mend = f"train.py {FILES[name][0]}".strip() + " writes it"
                 raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend}") from None
             run[name] = parts if name.endswith(".jsonl") else parts[0]
-        try:
-            kind_of(run), seed_of(run), name_of(run)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"run '{folder}' has a run.json without {error}; train it again") from None
+        if any(Path(folder).resolve() == Path(other["folder"]).resolve() for other in runs):
+            raise InputError(f"run '{folder}' is given twice; give each run once")
         if kind_of(run) != kind_of((runs or [run])[0]):
             raise InputError(f"run '{folder}' is on {' '.join(kind_of(run))}, '{runs[0]['folder']}' on "
                              f"{' '.join(kind_of(runs[0]))}; give runs of one task, split and model")
         runs.append(run)
     return runs
+
+
+def check_part(name, part):
+    """Raise ValueError unless a file of a run, or a line of it, holds the kinds of values that train.py writes."""
+    def number(value):
+        return type(value) in (int, float) and math.isfinite(value)
+
+    def numbers(values):
+        return isinstance(values, list) and len(values) > 0 and all(map(number, values))
+
+    def metrics(values):
+        halves = values["forget_quality_halves"]
+        return (all(value is None or number(value) for value in (values["forget_quality"], values["repetition"]))
+                and number(values["model_utility"]) and all(number(values[s][part]) for s in SETS for part in PARTS)
+                and (halves is None or number(halves["shortest"]) and number(halves["longest"]))
+                and all(number(values.get(cost, 0)) for cost in ("train_seconds", "peak_memory_bytes", "forget_examples")))
+    try:
+        if name == "run.json":
+            good = all(type(flags[flag]) is kind for flags in (part["flags"], part.get("start", part["flags"]))
+                       for flag, kind in (("task", str), ("forget_split", str), ("model", str), ("out", str), ("seed", int)))
+            good = good and {part["flags"]["method"], part.get("start", part["flags"])["method"]} <= set(NAMES)
+        elif name == "weights.jsonl":
+            good = numbers(part["weight"]) and numbers(part["length"]) and len(part["weight"]) == len(part["length"])
+        elif name == "metrics.log.json":
+            check_log(part, ("forget",), ("loss", "paraphrased_loss", "perturbed_loss", "length"))
+            texts = [part["forget"][field] for field in ("question", "answer", "generated")]
+            good = all(isinstance(text, str) for column in texts for text in column)
+            good = good and {len(column) for column in texts} == {len(part["forget"]["loss"])}
+        elif name == "reference.log.json":
+            for log in part.values():
+                if "truth_ratio" not in log:
+                    check_log({"forget": log}, ("forget",), ("paraphrased_loss", "perturbed_loss"))
+            good = all(numbers(log["truth_ratio"]) for log in part.values() if "truth_ratio" in log)
+        elif name == "epochs.jsonl":
+            good = metrics(part)
+        else:
+            good = metrics(part) and all(label in ("Original", "Retrain", "before") and metrics(values)
+                                         for label, values in part["reference"].items())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not good:
+        raise ValueError("values in it are not of the kind that train.py writes")
 
 
 def check_quality(runs):
@@ -462,18 +506,25 @@ def name_of(run):
     return name if start_of(run) is flags else f"{NAMES[start_of(run)['method']]} → {name}"
 
 
+# Flags that do not make runs two settings: they name files, or change speed and what is measured.
+IMMATERIAL = {"seed", "out", "retrain", "model", "data", "eval", "device", "eval_batch_size", "micro_batch_size",
+              "grad_checkpointing"}
+
+
 def group_runs(runs):
-    """{label: runs}: the name, and the flags in which runs of that name differ apart from the seed."""
+    """{label: runs}: the name, and the flags in which runs of that name, or those they started from, differ."""
     by_name = {}
     for run in runs:
         by_name.setdefault(name_of(run), []).append(run)
     groups = {}
     for name, alike in by_name.items():
-        compared = set(settings_of(alike[0])) - {"seed", "out", "retrain", "model"}
-        differing = [flag for flag in settings_of(alike[0]) if flag in compared
-                     and len({json.dumps(settings_of(run).get(flag)) for run in alike}) > 1]
+        flags = {run["folder"]: {f"{side}{flag.replace('_', '-')}": value for side, of in (("", settings_of), ("start-", start_of))
+                                 if side == "" or of(run) is not settings_of(run)
+                                 for flag, value in of(run).items() if flag not in IMMATERIAL} for run in alike}
+        differing = [flag for flag in flags[alike[0]["folder"]]
+                     if len({json.dumps(values.get(flag)) for values in flags.values()}) > 1]
         for run in alike:
-            label = " ".join([name, *(f"{flag.replace('_', '-')}={settings_of(run).get(flag)}" for flag in differing)])
+            label = " ".join([name, *(f"{flag}={flags[run['folder']].get(flag)}" for flag in differing)])
             groups.setdefault(label, []).append(run)
     return groups
 
@@ -582,8 +633,8 @@ def coarseness(runs):
     for low, high in zip(ranked, ranked[1:]):
         step = next((above - below for below, above in zip(values, values[1:]) if above >= means[high]), 0)
         if means[high] > 1e-3 and means[high] - means[low] < step:
-            lines.append(f"warning: {high} ({means[high]:.2g}) and {low} ({means[low]:.2g}) differ by less than a step of "
-                         f"{step:.2g} there, so by less than one example; do not rank them")
+            lines.append(f"warning: {high} ({means[high]:.2g}) and {low} ({means[low]:.2g}) differ by less than {step:.2g}, the step "
+                         "that one example makes there in one run; do not rank them by it")
     return lines
 
 
@@ -603,17 +654,16 @@ def choose(runs, keep=0.95):
         quality, utility = ([run["metrics.json"][name] for run in group] for name in ("forget_quality", "model_utility"))
         quality, utility = np.mean(quality), np.mean(utility)
         scored.setdefault(name_of(group[0]), []).append((utility >= floor, quality if utility >= floor else utility, utility,
-                                                         f"{label:60s} forget quality {quality:.2g}  utility {utility:.3f}"))
+                                                         f"{label:60s} forget quality {quality:.2g}  utility {utility:.3f}  runs {len(group)}"))
     return "\n".join([f"highest forget quality among settings with utility of at least {floor:.3f}"]
                      + [max(rows)[-1] for rows in scored.values()])
 
 
 def answers(runs, count):
-    """Answers to `count` forget questions, from short to long truths, and how repetitive each method is."""
-    for run in runs:
-        lacking = {"question", "answer", "length", "generated"} - set(run["metrics.log.json"]["forget"])
-        if lacking:
-            raise InputError(f"run '{run['folder']}' has no {min(lacking)} in metrics.log.json; train.py --eval end writes it")
+    """Answers to `count` forget questions, from short to long truths, and how repetitive each method is.
+
+    A method with several runs answers by its first; the share at the end is the mean over all of them.
+    """
     shown = {"truth": runs[0]["metrics.log.json"]["forget"]["answer"]}
     for name, log in runs[0]["reference.log.json"].items():
         if "generated" in log:
@@ -630,8 +680,12 @@ def answers(runs, count):
         for label, texts in shown.items():
             text = textwrap.fill(texts[order[row]] or "(nothing)", 100, subsequent_indent=" " * (width + 8))
             lines.append(f"{label:>{width}s}  {repetition(texts[order[row]]):4.2f}  {text}")
-    lines += ["", "beside each answer: its share of repeated 4-grams. Mean over all forget answers of the runs shown:"]
-    return "\n".join(lines + [f"{label:>{width}s}  {np.mean(list(map(repetition, texts))):5.3f}" for label, texts in shown.items()])
+    lines += ["", "beside each answer: its share of repeated 4-grams. Mean over all forget answers, and over a method's runs:"]
+    shares = {label: np.mean(list(map(repetition, texts))) for label, texts in shown.items()}
+    shares |= {label: spread([run["metrics.json"]["repetition"] for run in group], "{:.3f}")
+               for label, group in group_runs(runs).items()}
+    return "\n".join(lines + [f"{label:>{width}s}  " + (share if isinstance(share, str) else f"{share:.3f}")
+                              for label, share in shares.items()])
 
 
 # ------------------------------------------------------------------ comparing runs: the paper's claims
@@ -642,7 +696,7 @@ def correlation(line):
 
     0 where all weights are the same, as NPO's are before its first step.
     """
-    if np.ptp(line["weight"]) <= 1e-9 * np.max(np.abs(line["weight"])):
+    if np.ptp(line["weight"]) <= 1e-5 * np.max(np.abs(line["weight"])):  # alike up to float32's rounding
         return 0.0
     return float(scipy.stats.pearsonr(line["length"], line["weight"]).statistic)
 
@@ -651,7 +705,7 @@ def claims(runs):
     """[(claim of the paper, what was measured, (mean, lower, upper) over seeds, verdict)].
 
     runs: NPO and SimNPO, and where there are any, runs of --method finetune that start from those, on
-    --subset shortest:… or random:…; read with weights.jsonl. Differences are paired by seed.
+    --subset shortest:… or random:…; read with weights.jsonl and epochs.jsonl. Differences are paired by seed.
     """
     found = {}  # {(method, subset or None): {seed: run}}
     for run in runs:
@@ -660,6 +714,12 @@ def claims(runs):
         if seed_of(run) in found.setdefault(key, {}):
             raise InputError(f"run '{run['folder']}' is a second one of {name_of(run)} with seed {seed_of(run)}; give one")
         found[key][seed_of(run)] = run
+    for (method, subset), by_seed in found.items():
+        for seed, run in by_seed.items():
+            base = found.get((method, None), {}).get(seed)
+            if subset and base and start_of(run) != settings_of(base):
+                raise InputError(f"run '{run['folder']}' started from {start_of(run)['out']}, not from '{base['folder']}'; give "
+                                 "runs that belong together")
     for method in ("npo", "simnpo"):
         if (method, None) not in found:
             raise InputError(f"the claims are about NPO and SimNPO; give runs of --method {method} too")
@@ -675,6 +735,9 @@ def claims(runs):
     def r(run, epoch):
         return correlation(run["weights.jsonl"][min(epoch, len(run["weights.jsonl"])) - 1])
 
+    def at_epoch(run, epoch, value_of):
+        return value_of(run["epochs.jsonl"][min(epoch, len(run["epochs.jsonl"])) - 1])
+
     def kept(run):
         """log10 of the forget quality after relearning over that before: 0 is robust, -3 is a thousandth."""
         return log_quality(run["metrics.json"]) - log_quality(run["metrics.json"]["reference"]["before"])
@@ -689,13 +752,23 @@ def claims(runs):
                 simnpo, npo), ">"),
         ("SimNPO's model utility is at least NPO's", "difference of model utility",
          paired(lambda s, n: s["metrics.json"]["model_utility"] - n["metrics.json"]["model_utility"], simnpo, npo), ">="),
+        ("NPO is worse on the shortest half than on the longest", "NPO's forget quality there - on the longest half",
+         paired(lambda n: quality(n, "shortest") - quality(n, "longest"), npo), "<"),
+        ("NPO loses more utility early", "difference of model utility after epoch 2",
+         paired(lambda s, n: at_epoch(s, 2, lambda m: m["model_utility"]) - at_epoch(n, 2, lambda m: m["model_utility"]),
+                simnpo, npo), ">"),
+        ("NPO forgets less than SimNPO all along", "difference of log10 forget quality after epoch 3",
+         paired(lambda s, n: at_epoch(s, 3, log_quality) - at_epoch(n, 3, log_quality), simnpo, npo), ">"),
         ("NPO's answers repeat themselves more", "difference of the share of repeated 4-grams, NPO - SimNPO",
          paired(lambda s, n: n["metrics.json"]["repetition"] - s["metrics.json"]["repetition"], simnpo, npo), ">"),
-        ("short responses get SimNPO's largest weights in epoch 1", "-r of weight and length",
-         paired(lambda s: -r(s, 1), simnpo), ">"),
-        ("… and in epoch 2", "-r of weight and length", paired(lambda s: -r(s, 2), simnpo), ">"),
+        ("short responses get SimNPO's largest weights in epochs 1 and 2", "-r of weight and length, mean of the two",
+         paired(lambda s: -(r(s, 1) + r(s, 2)) / 2, simnpo), ">"),
+        *((f"… more so than NPO's, in epoch {epoch}", "difference of the sizes of r",
+           paired(lambda s, n, epoch=epoch: abs(r(s, epoch)) - abs(r(n, epoch)), simnpo, npo), ">") for epoch in (1, 2)),
         ("… and less so later", "size of r in epochs 1 and 2 - in epoch 10 (or the last)",
-         paired(lambda s: (abs(r(s, 1)) + abs(r(s, 2))) / 2 - abs(r(s, 10)), simnpo), ">")]
+         paired(lambda s: (abs(r(s, 1)) + abs(r(s, 2))) / 2 - abs(r(s, 10)), simnpo), ">"),
+        ("… when NPO's depend on it more", "difference of the sizes of r in epoch 10",
+         paired(lambda s, n: abs(r(s, 10)) - abs(r(n, 10)), simnpo, npo), "<")]
     for subset in ("shortest", "random"):
         measured.append((f"SimNPO forgets more lastingly ({subset}-relearn)", "difference of log10(FQ after / FQ before)",
                          paired(lambda s, n: kept(s) - kept(n), ("simnpo", subset), ("npo", subset)), ">"))
@@ -763,10 +836,13 @@ def draw_halves(runs):
             axis, qualities = axes[row, column], []
             pooled = {"Retrain": [], label: []}
             for run in group:
-                check_log(run["metrics.log.json"], ("forget",), ("loss", "paraphrased_loss", "perturbed_loss", "length"))
+                if "Retrain" not in run["reference.log.json"]:
+                    raise InputError(f"run '{run['folder']}' has no Retrain in reference.log.json; train it with --retrain")
+                retrained, ratio = log_ratio(run["reference.log.json"]["Retrain"]), log_ratio(run["metrics.log.json"]["forget"])
+                check_same_size(len(ratio), len(retrained))
                 rows = halves_of(run["metrics.log.json"]["forget"]["length"])[row]
-                pooled["Retrain"].append(log_ratio(run["reference.log.json"]["Retrain"])[rows])
-                pooled[label].append(log_ratio(run["metrics.log.json"]["forget"])[rows])
+                pooled["Retrain"].append(retrained[rows])
+                pooled[label].append(ratio[rows])
                 qualities.append(forget_quality(pooled[label][-1], pooled["Retrain"][-1]))
             for name, values in pooled.items():
                 values = np.concatenate(values)
@@ -832,7 +908,10 @@ def draw_band(axis, paths, label, **style):
 
 def over_epochs(run, value_of):
     """[value before training, after epoch 1, ...] of the metrics that a run with --eval epoch logged."""
-    before = run["metrics.json"]["reference"].get("before") or run["metrics.json"]["reference"]["Original"]
+    reference = run["metrics.json"]["reference"]
+    before = reference.get("before", reference.get("Original"))
+    if before is None:
+        raise InputError(f"run '{run['folder']}' has neither Original nor 'before' in metrics.json; train it again")
     return [value_of(metrics) for metrics in (before, *run["epochs.jsonl"])]
 
 
@@ -868,8 +947,11 @@ def draw_tradeoff(runs):
 def draw_grid(runs):
     """Fig. A1: forget quality and model utility over β and γ, from runs of one method in a loop over both."""
     names, cells = sorted({name_of(run) for run in runs}), {}
-    if len(names) > 1:
-        raise InputError(f"a grid is one method's, these runs are of {' and '.join(names)}; give those of one")
+    if names != ["SimNPO"]:
+        raise InputError(f"the grid is SimNPO's, these runs are of {' and '.join(names)}; give those of --method simnpo")
+    others = [label.split(" ") for label in group_runs(runs)]
+    if any(not flag.startswith(("beta=", "gamma=")) for label in others for flag in label[1:]):
+        raise InputError(f"these runs differ in more than β and γ ({' '.join(others[0][1:])}); give those of one setting")
     for run in runs:
         cells.setdefault((settings_of(run)["beta"], settings_of(run)["gamma"]), []).append(run["metrics.json"])
     betas, gammas = (sorted(set(side)) for side in zip(*cells))
@@ -964,6 +1046,9 @@ def add_common_flags(parser):
 
 def run_cli(parser, argv, run):
     """Parse, run, and turn InputError into one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ↑ shows ? instead
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -972,6 +1057,8 @@ def run_cli(parser, argv, run):
         return run(args)
     except InputError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except BrokenPipeError:  # … | head
+        sys.stdout = None
     except OSError as error:
         parser.exit(2, f"{parser.prog}: cannot read or write a file ({error}); check the path and its permissions\n")
     except KeyboardInterrupt:
@@ -1041,7 +1128,7 @@ def compare_cli(command, argv):
     run_cli(parser, argv, {
         "table": print_table, "figure": save_figure,
         "answers": lambda args: print(answers(read_runs(args.runs, "metrics.log.json", "reference.log.json"), args.show)),
-        "claims": lambda args: print(claims_table(check_quality(read_runs(args.runs, "weights.jsonl")))),
+        "claims": lambda args: print(claims_table(check_quality(read_runs(args.runs, "weights.jsonl", "epochs.jsonl")))),
         "choose": lambda args: print(choose(check_quality(read_runs(args.runs))))}[command])
 
 

@@ -646,7 +646,9 @@ def run(args):
     def on_epoch(epoch):
         nonlocal measuring, peak
         if args.eval == "epoch":
-            peak, started = max(peak, peak_memory(device)), time.perf_counter()
+            if not measuring or device.type == "cuda":  # a CPU's peak cannot be reset, so measuring would count later
+                peak = max(peak, peak_memory(device))
+            started = time.perf_counter()
             logs[args.method] = measure(model)
             metrics = evaluate.summarize(logs[args.method], retrain_ratio)
             append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
@@ -657,7 +659,7 @@ def run(args):
     try:
         train(model, forget, retain, args, dtype, args.out, on_epoch, title=args.method)
         cost = {"train_seconds": time.perf_counter() - started - measuring,
-                "peak_memory_bytes": max(peak, peak_memory(device))}
+                "peak_memory_bytes": peak if measuring and device.type == "cpu" else max(peak, peak_memory(device))}
         print("trained in {train_seconds:.1f} s; peak memory {:.2f} GB".format(cost["peak_memory_bytes"] / 1e9, **cost))
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny
 from test_data import make_dataset
-from test_evaluate import a_log, a_run, published
+from test_evaluate import a_log, a_run, flags_of, published
 
 import data
 import evaluate
@@ -261,7 +261,8 @@ def test_runs_that_do_not_compare(command, other, tmp_path, nothing_written, cap
     (["figure", "halves"], "metrics.log.json", "--eval end"), (["figure", "halves"], "reference.log.json", "--eval end"),
     (["figure", "weights"], "weights.jsonl", "train.py"), (["figure", "boxes"], "weights.jsonl", "train.py"),
     (["figure", "epochs"], "epochs.jsonl", "--eval epoch"), (["figure", "relearn"], "epochs.jsonl", "--eval epoch"),
-    (["answers"], "metrics.log.json", "--eval end"), (["claims"], "weights.jsonl", "train.py")])
+    (["answers"], "metrics.log.json", "--eval end"), (["claims"], "weights.jsonl", "train.py"),
+    (["claims"], "epochs.jsonl", "--eval epoch")])
 @pytest.mark.parametrize("damage", [None, "", "{", "[1]"])
 def test_a_run_that_lacks_what_is_asked_for(command, file, mend, damage, tmp_path, nothing_written, capsys):
     good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", "simnpo")
@@ -276,13 +277,46 @@ def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written,
     for name in ("metrics.json", "epochs.jsonl"):
         text = (bad / name).read_text().splitlines()
         (bad / name).write_text("\n".join(json.dumps(json.loads(line) | {"forget_quality": None}) for line in text))
-    (bad / "reference.log.json").write_text(json.dumps({"Original": {}}))
+    (bad / "reference.log.json").write_text(json.dumps({"Original": {"truth_ratio": [1.0]}}))
     refused(evaluate.main, [*command, good, bad], capsys, bad, "--retrain")
+
+
+@pytest.mark.parametrize("file, spoil", [
+    ("metrics.json", {"forget_quality": "x"}), ("metrics.json", {"forget_quality": [1]}), ("metrics.json", {"model_utility": None}),
+    ("metrics.json", {"forget_quality_halves": "x"}), ("metrics.json", {"forget_quality_halves": {"shortest": 1}}),
+    ("metrics.json", {"repetition": "x"}), ("metrics.json", {"reference": []}), ("metrics.json", {"reference": {"Other": {}}}),
+    ("metrics.json", {"retain": []}), ("metrics.json", {"retain": {}}), ("metrics.json", {"forget_examples": "40"}),
+    ("metrics.json", {"peak_memory_bytes": "x"}), ("run.json", {"flags": []}), ("run.json", {"flags": {"task": None}}),
+    ("run.json", {"start": {}}), ("weights.jsonl", {"weight": ["x"]}), ("weights.jsonl", {"weight": []}),
+    ("weights.jsonl", {"weight": None}), ("weights.jsonl", {"length": [1]}), ("weights.jsonl", {"epoch": "x"}),
+    ("weights.jsonl", {"epoch": 7}), ("epochs.jsonl", {"forget_quality": "x"}), ("epochs.jsonl", {"model_utility": None}),
+    ("metrics.log.json", {"forget": {}}), ("metrics.log.json", {"forget": {"loss": "x"}}),
+    ("reference.log.json", {"Retrain": []}), ("reference.log.json", {"Retrain": {}}),
+    ("reference.log.json", {"Retrain": {"truth_ratio": ["x"]}})])
+def test_values_of_the_wrong_kind(file, spoil, tmp_path, nothing_written, capsys):
+    good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", "simnpo")
+    lines = (bad / file).read_text().splitlines()
+    (bad / file).write_text("\n".join(json.dumps(json.loads(line) | spoil) for line in lines[:3]))
+    for command, needs in ((["claims"], ("weights.jsonl", "epochs.jsonl")), (["table"], ()), (["choose"], ()),
+                           (["answers"], ("metrics.log.json", "reference.log.json")), (["figure", "epochs"], ("epochs.jsonl",)),
+                           (["figure", "halves"], ("metrics.log.json", "reference.log.json"))):
+        if file in ("run.json", "metrics.json", *needs):
+            refused(evaluate.main, [*command, good, bad], capsys, bad, file)
+
+
+def test_runs_that_do_not_belong_together(tmp_path, nothing_written, capsys):
+    npo, simnpo = a_run(tmp_path / "npo"), a_run(tmp_path / "simnpo", "simnpo")
+    other = a_run(tmp_path / "other", beta=3.0)
+    again = a_run(tmp_path / "again", "finetune", start=flags_of(other), model=str(other), subset="random:0.2")
+    refused(evaluate.main, ["claims", npo, simnpo, again], capsys, again, npo)
+    refused(evaluate.main, ["table", npo, f"{npo}/"], capsys, npo, "twice")
+    grid = [a_run(tmp_path / f"g{lr}", "simnpo", lr=lr) for lr in (1e-3, 1e-4)]
+    refused(evaluate.main, ["figure", "grid", *grid], capsys, "lr=")
 
 
 def test_figures_and_claims_of_the_wrong_runs(tmp_path, nothing_written, capsys):
     runs = a_run(tmp_path / "a"), a_run(tmp_path / "b", "simnpo"), a_run(tmp_path / "c")
-    refused(evaluate.main, ["figure", "grid", *runs], capsys, "NPO and SimNPO")
+    refused(evaluate.main, ["figure", "grid", a_run(tmp_path / "d", "ga")], capsys, "GA", "--method simnpo")
     refused(evaluate.main, ["figure", "relearn", *runs], capsys, runs[0], "--method finetune")
     refused(evaluate.main, ["claims", runs[0]], capsys, "--method simnpo")
     refused(evaluate.main, ["claims", *runs], capsys, runs[2], "seed 0")

@@ -2,6 +2,9 @@
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +264,29 @@ def test_runs_closer_than_one_example_are_not_to_be_ranked(tmp_path, capsys):
     assert len(warnings) == 1 and "SimNPO" in warnings[0] and " NPO" in warnings[0]
 
 
+def test_relearning_from_different_settings_is_not_averaged(tmp_path, capsys):
+    bases = [a_run(tmp_path / name, seed=seed, beta=beta) for name, seed, beta in (("a", 0, 1.0), ("b", 1, 2.0))]
+    runs = [a_run(base / "again", "finetune", start=flags_of(base), model=str(base), subset="random:0.2") for base in bases]
+    assert [line.split("|")[1].strip() for line in table_of(capsys, *runs)[3:5]] == [
+        f"NPO → fine-tuning random:0.2 start-beta={beta}" for beta in (1.0, 2.0)]
+    measured_alike = [a_run(tmp_path / "c", seed=5, eval="end"), a_run(tmp_path / "d", seed=6, eval="epoch")]
+    assert table_of(capsys, *measured_alike)[4].startswith("| NPO | 2 |")
+
+
+def test_answers_average_over_the_runs_of_a_method(tmp_path, capsys):
+    runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]
+    metrics = json.loads((runs[1] / "metrics.json").read_text())
+    (runs[1] / "metrics.json").write_text(json.dumps(metrics | {"repetition": 0.6}))
+    evaluate.main(["answers", *map(str, runs)])
+    assert capsys.readouterr().out.splitlines()[-1].strip() == "NPO  0.400 ± 0.283"
+
+
+def test_a_terminal_without_arrows(tmp_path):
+    done = subprocess.run([sys.executable, evaluate.__file__, "table", a_run(tmp_path / "a")], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "forget quality ?" in done.stdout and done.stderr == ""
+
+
 def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
     runs = [a_run(tmp_path / "wild", beta=1.0, quality=0.9, utility=0.5), a_run(tmp_path / "good", beta=2.0, quality=0.6, utility=0.77),
             a_run(tmp_path / "equal", beta=4.0, quality=0.6, utility=0.765), a_run(tmp_path / "weak", beta=3.0, quality=0.1, utility=0.8), a_run(tmp_path / "ga", "ga", quality=0.9, utility=0.1)]
@@ -297,9 +323,10 @@ def test_claims_with_intervals_and_verdicts(tmp_path, capsys):
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in capsys.readouterr().out.splitlines()[2:]]
     by_hand = scipy.stats.ttest_1samp([0.2 + 0.01 * seed for seed in range(5)], 0).confidence_interval()
     assert rows[0][2] == f"0.22 [{by_hand.low:.3g}, {by_hand.high:.3g}]" and rows[0][3:] == ["5", "holds"]
-    said = {row[0]: row[-1] for row in rows}
+    said, by_claim = {row[0]: row[-1] for row in rows}, {row[0]: row[2] for row in rows}
     r = -np.corrcoef([4, 6, 9, 20, 33], [1 / n for n in (4, 6, 9, 20, 33)])[0, 1]
-    assert rows[5][2].startswith(f"{r:.3g} ") and rows[4][2].startswith("0 ")
+    assert by_claim["short responses get SimNPO's largest weights in epochs 1 and 2"].startswith(f"{r:.3g} ")
+    assert by_claim["NPO's answers repeat themselves more"].startswith("0 ")
     halves = [json.loads((tmp_path / f"{m}{s}" / "metrics.json").read_text())["forget_quality_halves"] for s in range(5) for m in ("simnpo", "npo")]
     gaps = [[one[half] - other[half] for half in ("shortest", "longest")] for one, other in zip(halves[::2], halves[1::2])]
     assert rows[1][2].startswith(f"{np.mean(gaps, axis=0)[0]:.3g}") and rows[2][2].startswith(f"{np.mean(gaps, axis=0) @ [1, -1]:.3g}")
@@ -323,7 +350,7 @@ def test_every_figure_is_drawn_from_the_files_of_runs(kind, tmp_path):
     if kind == "relearn":
         runs = [run for run in claim_runs(tmp_path / "runs", 2) if run.name[-1] in "tm"]
     elif kind == "grid":
-        runs = [a_run(tmp_path / f"{beta}{gamma}", beta=beta, gamma=gamma) for beta in (1.0, 2.0) for gamma in (0.0, 0.5)][:3]
+        runs = [a_run(tmp_path / f"{beta}{gamma}", "simnpo", beta=beta, gamma=gamma) for beta in (1.0, 2.0) for gamma in (0.0, 0.5)][:3]
     else:
         runs = [a_run(tmp_path / f"{method}{seed}", method, seed) for method in ("npo", "simnpo") for seed in (0, 1)]
     evaluate.main(["figure", kind, *map(str, runs), "--out", str(tmp_path / "f.png")])
@@ -345,5 +372,5 @@ def test_figures_show_what_the_runs_say(tmp_path):
     assert [axis.get_title() for axis in halves] == [f"{half} half: FQ {metrics[half]:.2g}" for half in ("shortest", "longest")]
     (axis,) = evaluate.draw_tradeoff(evaluate.read_runs(runs)).axes
     assert [0.7, 0.55] in [points.get_offsets().tolist()[0] for points in axis.collections]
-    quality, _, *_ = evaluate.draw_grid(evaluate.read_runs(runs[:2])).axes
+    quality, _, *_ = evaluate.draw_grid(evaluate.read_runs(runs[2:])).axes
     assert quality.texts[0].get_text() == "0.55"
