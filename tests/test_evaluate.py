@@ -145,6 +145,12 @@ def test_measure_scores_each_text_as_if_alone(toy_tokenizer):
     evaluate.check_log(log)
 
 
+def test_only_the_first_retain_rows_are_scored(monkeypatch):
+    everything = data.load_rows("toy", "", "retain_perturbed")
+    monkeypatch.setattr(evaluate, "RETAIN_ROWS", 7)
+    assert evaluate.load_sets("toy", "", "forget10")["retain"] == everything[:7]
+
+
 def test_evaluate_command_on_a_model_and_on_its_own_log(toy_model_folder, tmp_path, capsys):
     out = tmp_path / "metrics.json"
     evaluate.main(["--model", str(toy_model_folder), "--retrain", str(toy_model_folder), "--out", str(out),
@@ -180,10 +186,12 @@ def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **
     (folder / "reference.log.json").write_text(json.dumps({"Retrain": retrain["forget"]}))
     lengths = [4, 6, 9, 20, 33]
     (folder / "weights.jsonl").write_text("".join(json.dumps(
-        {"epoch": epoch, "length": lengths, "weight": [1 / n if epoch < 3 else 0.1 + 0.01 * (n % 2) for n in lengths]}) + "\n"
+        {"epoch": epoch, "length": lengths, "weight": [1.0] * 5 if epoch == 1 and method == "npo" else
+         [1 / n if epoch < 3 else 0.1 + 0.01 * (n % 2) for n in lengths]}) + "\n"
         for epoch in range(1, 12)))
     (folder / "epochs.jsonl").write_text("".join(json.dumps({"epoch": epoch} | metrics | {
-        "forget_quality": quality * epoch / 3}) + "\n" for epoch in (1, 2, 3)))
+        "forget_quality": quality * epoch / 3, "model_utility": utility - (0.1 * epoch if method == "npo" else 0)}) + "\n"
+        for epoch in (1, 2, 3)))
     return folder
 
 
@@ -251,6 +259,7 @@ def test_repetition_counts_repeated_four_grams():
 def test_the_values_that_forget_quality_can_take(n):
     values, draw = evaluate.quality_values(n), np.random.default_rng(0)
     assert len(values) == n + 1 and values == sorted(values) and values[-1] == 1
+    assert values[0] == scipy.stats.ks_2samp(range(n), range(n, 2 * n)).pvalue < values[1]
     for _ in range(20):
         quality = evaluate.forget_quality(draw.normal(size=n), draw.normal(draw.uniform(0, 2), size=n))
         assert min(abs(quality - value) for value in values) < 1e-12
@@ -323,8 +332,11 @@ def test_claims_with_intervals_and_verdicts(tmp_path, capsys):
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in capsys.readouterr().out.splitlines()[2:]]
     by_hand = scipy.stats.ttest_1samp([0.2 + 0.01 * seed for seed in range(5)], 0).confidence_interval()
     assert rows[0][2] == f"0.22 [{by_hand.low:.3g}, {by_hand.high:.3g}]" and rows[0][3:] == ["5", "holds"]
-    said, by_claim = {row[0]: row[-1] for row in rows}, {row[0]: row[2] for row in rows}
     r = -np.corrcoef([4, 6, 9, 20, 33], [1 / n for n in (4, 6, 9, 20, 33)])[0, 1]
+    said, by_claim = {row[0]: row[-1] for row in rows}, {row[0]: row[2] for row in rows}
+    assert by_claim["NPO loses more utility early"].startswith("0.22 [")  # 0.2, and 0 to 0.04 more by seed
+    assert by_claim["… more so than NPO's, in epoch 1"].startswith(f"{r:.3g} [")
+    assert by_claim["… more so than NPO's, in epoch 2"].startswith("0 [")
     assert by_claim["short responses get SimNPO's largest weights in epochs 1 and 2"].startswith(f"{r:.3g} ")
     assert by_claim["NPO's answers repeat themselves more"].startswith("0 ")
     halves = [json.loads((tmp_path / f"{m}{s}" / "metrics.json").read_text())["forget_quality_halves"] for s in range(5) for m in ("simnpo", "npo")]
@@ -359,7 +371,7 @@ def test_every_figure_is_drawn_from_the_files_of_runs(kind, tmp_path):
 
 def test_figures_show_what_the_runs_say(tmp_path):
     runs = [a_run(tmp_path / f"{method}{seed}", method, seed, 0.5 + seed / 10) for method in ("npo", "simnpo") for seed in (0, 1)]
-    panels = evaluate.draw_weights(evaluate.read_runs(runs[:1], "weights.jsonl")).axes
+    panels = evaluate.draw_weights(evaluate.read_runs(runs[2:], "weights.jsonl")).axes
     r = scipy.stats.pearsonr([4, 6, 9, 20, 33], [1 / n for n in (4, 6, 9, 20, 33)])
     assert f"r = {r.statistic:.2f} [{r.confidence_interval().low:.2f}" in panels[0].get_title() and "epoch 10" in panels[3].get_title()
     assert panels[0].collections[0].get_offsets().tolist() == [[n, 1 / n] for n in (4, 6, 9, 20, 33)]
