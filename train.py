@@ -529,6 +529,7 @@ def that_apply(flags):
     unused += [] if flags["method"] == "simnpo" else ["gamma"]
     unused += ["retain_coeff"] if flags["retain"] == "none" else []
     unused += ["data"] if flags["task"] == "toy" else []
+    unused += [] if flags["subset"] else ["subset"]
     return {flag: value for flag, value in flags.items() if flag not in unused}
 
 
