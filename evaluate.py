@@ -511,20 +511,24 @@ IMMATERIAL = {"seed", "out", "retrain", "model", "data", "eval", "device", "eval
               "grad_checkpointing"}
 
 
+def material_flags(run):
+    """{flag: value} of a run and, as `start_flag`, of the run that it started from."""
+    flags = {flag: value for flag, value in settings_of(run).items() if flag not in IMMATERIAL}
+    if start_of(run) is not settings_of(run):
+        flags |= {f"start_{flag}": value for flag, value in start_of(run).items() if flag not in IMMATERIAL}
+    return flags
+
+
 def group_runs(runs):
     """{label: runs}: the name, and the flags in which runs of that name, or those they started from, differ."""
-    by_name = {}
+    by_name, groups = {}, {}
     for run in runs:
         by_name.setdefault(name_of(run), []).append(run)
-    groups = {}
     for name, alike in by_name.items():
-        flags = {run["folder"]: {f"{side}{flag.replace('_', '-')}": value for side, of in (("", settings_of), ("start-", start_of))
-                                 if side == "" or of(run) is not settings_of(run)
-                                 for flag, value in of(run).items() if flag not in IMMATERIAL} for run in alike}
-        differing = [flag for flag in flags[alike[0]["folder"]]
-                     if len({json.dumps(values.get(flag)) for values in flags.values()}) > 1]
-        for run in alike:
-            label = " ".join([name, *(f"{flag}={flags[run['folder']].get(flag)}" for flag in differing)])
+        flags = [material_flags(run) for run in alike]
+        differing = [flag for flag in flags[0] if len({json.dumps(other.get(flag)) for other in flags}) > 1]
+        for run, values in zip(alike, flags):
+            label = " ".join([name, *(f"{flag.replace('_', '-')}={values.get(flag)}" for flag in differing)])
             groups.setdefault(label, []).append(run)
     return groups
 
