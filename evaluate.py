@@ -949,7 +949,7 @@ def draw_tradeoff(runs):
 
 
 def draw_grid(runs):
-    """Fig. A1: forget quality and model utility over β and γ, from runs of one method in a loop over both."""
+    """Fig. A1: forget quality and model utility over β and γ, from runs of SimNPO in a loop over both."""
     names, cells = sorted({name_of(run) for run in runs}), {}
     if names != ["SimNPO"]:
         raise InputError(f"the grid is SimNPO's, these runs are of {' and '.join(names)}; give those of --method simnpo")
