@@ -391,12 +391,9 @@ def table(named_metrics):
 
 NAMES = {"ga": "GA", "graddiff": "GradDiff", "wgraddiff": "Weighted-GradDiff", "idk": "IDK", "dpo": "DPO", "npo": "NPO",
          "simnpo": "SimNPO", "finetune": "fine-tuning"}
-# Files of a run: what to give train.py so that it writes them, and what is in them (in each line of a .jsonl).
-FILES = {"run.json": ("", ["flags"]), "weights.jsonl": ("", ["epoch", "weight", "length"]),
-         "metrics.json": ("--eval end", ["forget_quality", "forget_quality_halves", "model_utility", "repetition",
-                                         "reference", *SETS]),
-         "metrics.log.json": ("--eval end", ["forget"]), "reference.log.json": ("--eval end", []),
-         "epochs.jsonl": ("--eval epoch", ["epoch", "forget_quality", "model_utility"])}
+# Files of a run, and what to give train.py so that it writes them.
+WRITTEN_WITH = {"run.json": "", "weights.jsonl": "", "metrics.json": "--eval end", "metrics.log.json": "--eval end",
+                "reference.log.json": "--eval end", "epochs.jsonl": "--eval epoch"}
 
 
 def read_runs(folders, *files):
@@ -412,14 +409,14 @@ def read_runs(folders, *files):
             try:
                 text = Path(folder, name).read_text(encoding="utf-8")
                 parts = [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else [json.loads(text)]
-                if not parts or not all(isinstance(part, dict) and set(FILES[name][1]) <= set(part) for part in parts):
-                    raise ValueError(f"it lacks {' or '.join(FILES[name][1]) or 'what belongs there'}")
+                if not parts:
+                    raise ValueError("it is empty")
                 for part in parts:
                     check_part(name, part)
                 if name.endswith(".jsonl") and [part["epoch"] for part in parts] != list(range(1, len(parts) + 1)):
                     raise ValueError("its epochs are not 1, 2, 3, …")
             except (OSError, ValueError, RecursionError) as error:
-                mend = f"train.py {FILES[name][0]}".strip() + " writes it"
+                mend = f"train.py {WRITTEN_WITH[name]}".strip() + " writes it"
                 raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend}") from None
             run[name] = parts if name.endswith(".jsonl") else parts[0]
         if any(Path(folder).resolve() == Path(other["folder"]).resolve() for other in runs):
@@ -449,9 +446,11 @@ def check_part(name, part):
         if name == "run.json":
             good = all(type(flags[flag]) is kind for flags in (part["flags"], part.get("start", part["flags"]))
                        for flag, kind in (("task", str), ("forget_split", str), ("model", str), ("out", str), ("seed", int)))
+            good = good and number(part["flags"]["beta"]) and number(part["flags"]["gamma"])
             good = good and {part["flags"]["method"], part.get("start", part["flags"])["method"]} <= set(NAMES)
         elif name == "weights.jsonl":
             good = numbers(part["weight"]) and numbers(part["length"]) and len(part["weight"]) == len(part["length"])
+            good = good and number(part["epoch"])
         elif name == "metrics.log.json":
             check_log(part, ("forget",), ("loss", "paraphrased_loss", "perturbed_loss", "length"))
             texts = [part["forget"][field] for field in ("question", "answer", "generated")]
@@ -462,8 +461,9 @@ def check_part(name, part):
                 if "truth_ratio" not in log:
                     check_log({"forget": log}, ("forget",), ("paraphrased_loss", "perturbed_loss"))
             good = all(numbers(log["truth_ratio"]) for log in part.values() if "truth_ratio" in log)
+            good = good and all(isinstance(text, str) for log in part.values() for text in log.get("generated", []))
         elif name == "epochs.jsonl":
-            good = metrics(part)
+            good = metrics(part) and number(part["epoch"])
         else:
             good = metrics(part) and all(label in ("Original", "Retrain", "before") and metrics(values)
                                          for label, values in part["reference"].items())
@@ -657,8 +657,9 @@ def choose(runs, keep=0.95):
     for label, group in group_runs(runs).items():
         quality, utility = ([run["metrics.json"][name] for run in group] for name in ("forget_quality", "model_utility"))
         quality, utility = np.mean(quality), np.mean(utility)
-        scored.setdefault(name_of(group[0]), []).append((utility >= floor, quality if utility >= floor else utility, utility,
-                                                         f"{label:60s} forget quality {quality:.2g}  utility {utility:.3f}  runs {len(group)}"))
+        row = f"{label:60s} forget quality {quality:.2g}  utility {utility:.3f}  runs {len(group)}"
+        score = quality if utility >= floor else utility
+        scored.setdefault(name_of(group[0]), []).append((utility >= floor, score, utility, row))
     return "\n".join([f"highest forget quality among settings with utility of at least {floor:.3f}"]
                      + [max(rows)[-1] for rows in scored.values()])
 
@@ -698,9 +699,10 @@ def answers(runs, count):
 def correlation(line):
     """Pearson's r between weight and response length over the forget sequences of one line of weights.jsonl.
 
-    0 where all weights are the same, as NPO's are before its first step.
+    0 where all weights are the same, as NPO's are before its first step, or all lengths.
     """
-    if np.ptp(line["weight"]) <= 1e-5 * np.max(np.abs(line["weight"])):  # alike up to float32's rounding
+    alike = np.ptp(line["weight"]) <= 1e-5 * np.max(np.abs(line["weight"]))  # up to float32's rounding
+    if alike or np.ptp(line["length"]) == 0:
         return 0.0
     return float(scipy.stats.pearsonr(line["length"], line["weight"]).statistic)
 
@@ -824,11 +826,11 @@ def log_ratio(log):
         return np.clip(np.log10(ratio), -12, 12)
 
 
-def axes_grid(rows, columns, width=3.4, height=2.7, **options):
+def axes_grid(rows, columns, width=3.4, height=2.7):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", **options)
+    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
 
 
 def draw_halves(runs):

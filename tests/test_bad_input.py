@@ -291,7 +291,7 @@ def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written,
     ("weights.jsonl", {"weight": None}), ("weights.jsonl", {"length": [1]}), ("weights.jsonl", {"epoch": "x"}),
     ("weights.jsonl", {"epoch": 7}), ("epochs.jsonl", {"forget_quality": "x"}), ("epochs.jsonl", {"model_utility": None}),
     ("metrics.log.json", {"forget": {}}), ("metrics.log.json", {"forget": {"loss": "x"}}),
-    ("reference.log.json", {"Retrain": []}), ("reference.log.json", {"Retrain": {}}),
+    ("reference.log.json", {"Original": {"truth_ratio": [1.0], "generated": [1]}}), ("reference.log.json", {"Retrain": []}), ("reference.log.json", {"Retrain": {}}),
     ("reference.log.json", {"Retrain": {"truth_ratio": ["x"]}})])
 def test_values_of_the_wrong_kind(file, spoil, tmp_path, nothing_written, capsys):
     good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", "simnpo")
@@ -302,6 +302,12 @@ def test_values_of_the_wrong_kind(file, spoil, tmp_path, nothing_written, capsys
                            (["figure", "halves"], ("metrics.log.json", "reference.log.json"))):
         if file in ("run.json", "metrics.json", *needs):
             refused(evaluate.main, [*command, good, bad], capsys, bad, file)
+
+
+@pytest.mark.parametrize("flag", ["beta", "gamma"])
+def test_a_grid_over_what_is_no_number(flag, tmp_path, nothing_written, capsys):
+    runs = a_run(tmp_path / "a", "simnpo"), a_run(tmp_path / "b", "simnpo", **{flag: "x"})
+    refused(evaluate.main, ["figure", "grid", *runs], capsys, runs[1], "run.json")
 
 
 def test_runs_that_do_not_belong_together(tmp_path, nothing_written, capsys):

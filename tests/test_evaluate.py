@@ -350,6 +350,12 @@ def test_claims_with_intervals_and_verdicts(tmp_path, capsys):
     assert "can't tell" in lines[2] and "no runs for it" in lines[-1]  # one seed says nothing
 
 
+def test_correlation_of_equal_weights_or_lengths_is_none():
+    assert evaluate.correlation({"weight": [1.0, 1.0 + 1e-7, 1.0], "length": [3, 5, 9]}) == 0
+    assert evaluate.correlation({"weight": [0.1, 0.2, 0.3], "length": [4, 4, 4]}) == 0
+    assert evaluate.correlation({"weight": [0.1, 0.2, 0.3], "length": [1, 2, 3]}) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("values, sign, said", [
     ([1, 2, 3.0], ">", "can't tell"), ([2, 2.1, 2.2], ">", "holds"), ([2, 2.1, 2.2], "<", "does not hold"),
     ([-2, -2.1, -2.2], "<", "holds"), ([0, 0, 0.0], ">=", "holds"), ([0, 0, 0.0], ">", "does not hold"), ([5.0], ">", "can't tell")])
