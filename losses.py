@@ -12,7 +12,7 @@ logp. So below each loss stands its closed-form weight w = dℓ/dlogp, and for a
     ∇θ (1/B) Σ ℓᵢ = (1/B) Σ wᵢ ∇θ log πθ(yᵢ|xᵢ)
 
 GA has w = 1. NPO and SimNPO are GA with other weights, and that is the whole difference:
-`python losses.py` prints the weights side by side and draws them.
+`python results/weights.py` prints the weights side by side and draws them.
 
 Equation numbers are those of "Simplicity Prevails: Rethinking Negative Preference Optimization for
 LLM Unlearning" (arXiv 2410.07163). Nothing here reduces over the batch, knows a model or reads a
@@ -158,59 +158,3 @@ def kl(logits, ref_logits, labels):
     log_ref = F.log_softmax(_real(ref_logits[:, :-1]), -1)
     token_kl = F.kl_div(log_pi, log_ref, log_target=True, reduction="none").sum(-1)
     return (token_kl * mask).sum(-1) / mask.sum(-1)
-
-
-# ------------------------------------------------------------------ the picture of the whole paper
-
-
-def _weight_curves(lengths=(3, 12, 40), npo_beta=0.1, simnpo_beta=2.5, ref_token_logp=-0.05):
-    """Weights against log π per token: {length: (token_logp [N], NPO's w [N], SimNPO's w' [N])}."""
-    token_logp = torch.linspace(-6, 0, 121, dtype=torch.float64)
-    curves = {}
-    for n in lengths:
-        length = torch.full_like(token_logp, n)
-        w = npo_weight(token_logp * n, torch.full_like(token_logp, ref_token_logp * n), npo_beta)
-        curves[n] = token_logp, w, simnpo_weight(token_logp * n, length, simnpo_beta)
-    return curves
-
-
-def main():
-    import argparse
-    parser = argparse.ArgumentParser(description="Print and draw the gradient weights of NPO and "
-                                     "SimNPO against the response's log-probability per token.")
-    parser.add_argument("--out", default="weights.png", help="PNG to draw (default: %(default)s)")
-    out = parser.parse_args().out
-    curves = _weight_curves()
-    print("Weight on ∇θ log πθ(y|x). NPO: β=0.1, reference log π per token -0.05. SimNPO: β=2.5, γ=0.")
-    print("GA is 1 everywhere; weighted GA is 1/|y|.\n")
-    print("log π per token" + "".join(f"   NPO |y|={n:<3d}" for n in curves)
-          + "".join(f"   SimNPO |y|={n:<3d}" for n in curves))
-    for i in range(120, -1, -20):
-        print(f"{next(iter(curves.values()))[0][i]:15.1f}"
-              + "".join(f"{w[i]:14.4f}" for _, w, _ in curves.values())
-              + "".join(f"{w[i]:17.4f}" for _, _, w in curves.values()))
-
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for n, (token_logp, npo_w, simnpo_w) in curves.items():
-        left.plot(token_logp, npo_w, label=f"|y| = {n}")
-        line, = right.plot(token_logp, simnpo_w, label=f"|y| = {n}")
-        right.axhline(1 / n, color=line.get_color(), linewidth=0.8, linestyle=":")
-    left.set_title("NPO, β = 0.1: starts at 1 for every response")
-    right.set_title("SimNPO, β = 2.5: at most 1/|y| (dotted)")
-    left.set_ylabel("gradient weight")
-    for axis in (left, right):
-        axis.set_xlabel("log πθ(y|x) / |y|   (memorized → right edge)")
-        axis.legend()
-    figure.tight_layout()
-    try:
-        figure.savefig(out, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: a file ending matplotlib cannot draw
-        parser.exit(2, f"losses.py: cannot write {out}: {error}; give --out a PNG in a writable folder\n")
-    print(f"\ndrawn: {out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
     python markov.py                 both panels of Fig. 6, three seeds; figures, table, markov.json
     python markov.py --quick         one seed, fewer test sequences
-    python markov.py --grid          the search for β that App. B mentions
+    python markov.py --grid          every β of the search that App. B mentions, besides the chosen ones
 
 Three Markov chains share ten states. *retain* wanders among states 1 to 3, *Forget1* among 4 to 6,
 *Forget2* among 7 to 9; each leaves its states now and then, with probability ε. A small GPT-2 learns
@@ -44,10 +44,12 @@ METHODS = "npo", "simnpo"
 PANELS = {
     "left": ({"retain": 20, "forget1": 20, "forget2": 5}, ("retain", "forget1", "forget2"),
              {"npo": 0.2, "simnpo": 4.0}),
-    "right": ({"retain": 20, "forget1": 20, "forget2": 20}, ("retain", "forget1"), {"npo": 1.0, "simnpo": 4.0}),
+    "right": ({"retain": 20, "forget1": 20, "forget2": 20}, ("retain", "forget1"),
+              {"npo": 1.0, "simnpo": 4.0}),
 }
 GRID = {"npo": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0), "simnpo": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
 HIGH = 0.8  # the second forget quality at which methods are compared
+NAMES = {"npo": "NPO", "simnpo": "SimNPO", "forget1": "Forget1", "forget2": "Forget2"}
 
 # ------------------------------------------------------------------ the chains
 
@@ -88,8 +90,8 @@ def make_data(lengths, args, seed):
 
 def pad(sequences, length):
     """(ids, labels), both [N, length]: shorter sequences filled up with state 0, without loss there."""
-    more = length - sequences.shape[1]
-    return torch.nn.functional.pad(sequences, (0, more)), torch.nn.functional.pad(sequences, (0, more), value=-100)
+    more = 0, length - sequences.shape[1]
+    return torch.nn.functional.pad(sequences, more), torch.nn.functional.pad(sequences, more, value=-100)
 
 
 # ------------------------------------------------------------------ the model
@@ -110,24 +112,23 @@ def build_model(args, seed):
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
         tie_word_embeddings=args.init == "gpt2" and args.embedding_std is None))
     if args.init == "torch":
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, torch.nn.Embedding):
-                    module.weight.normal_()
-                elif isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)):
-                    # transformers' Conv1D keeps its weight as [in, out], Linear as [out, in]
-                    fan_in = module.weight.shape[0 if isinstance(module, transformers.pytorch_utils.Conv1D) else 1]
-                    for parameter in module.parameters():
-                        parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                torch.nn.init.normal_(module.weight)
+            elif isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)):
+                # transformers' Conv1D keeps its weight as [in, out], Linear as [out, in]
+                fan_in = module.weight.shape[1 if isinstance(module, torch.nn.Linear) else 0]
+                for parameter in module.parameters():
+                    torch.nn.init.uniform_(parameter, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
     if args.embedding_std is not None:
         torch.nn.init.normal_(model.transformer.wte.weight, std=args.embedding_std)
     return model
 
 
 def pretrain(model, sequences, args, seed, bar):
-    """Minimize the cross-entropy averaged over a batch's tokens, in place. sequences: a list of [N, L] tensors."""
-    lengths = sorted({part.shape[1] for part in sequences})
-    pools = [torch.cat([part for part in sequences if part.shape[1] == length]).to(model.device) for length in lengths]
+    """Minimize the cross-entropy averaged over a batch's tokens, in place. sequences: [[N, L], …]."""
+    pools = [torch.cat([part for part in sequences if part.shape[1] == length]).to(model.device)
+             for length in sorted({part.shape[1] for part in sequences})]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(args.epochs):
@@ -150,6 +151,12 @@ def pretrain(model, sequences, args, seed, bar):
 # ------------------------------------------------------------------ measuring
 
 
+def tests_of(data, args):
+    """({chain: test sequences}, {chain: its transition matrix}), on the device."""
+    return ({name: test.to(args.device) for name, (_, test) in data.items()},
+            {name: chain(name, args.leakage)[1].float().to(args.device) for name in data})
+
+
 @torch.no_grad()
 def distances(model, tests, transitions):
     """{chain: KL(true ‖ model)}, mean over all transitions of its test sequences."""
@@ -163,26 +170,21 @@ def distances(model, tests, transitions):
     return result
 
 
-def weights_of(method, beta, logp, ref_logp, length):
-    """The closed-form gradient weight of each sequence."""
-    return losses.npo_weight(logp, ref_logp, beta) if method == "npo" else losses.simnpo_weight(logp, length, beta)
-
-
 def gradient_power(model, probes, ref_logp, method, beta):
-    """({chain: mean weight}, {chain: norm of Σ wᵢ ∇θ log πᵢ over its probes}, cosine between the two sums).
+    """({chain: mean weight}, {chain: norm of Σ wᵢ ∇θ log πᵢ over its probes}).
 
     The norm of the *sum* is what the optimizer gets from a chain. (A sum of norms would also count what
     cancels between the sequences of a chain.)
     """
-    weights, sums = {}, {}
+    weights, norms = {}, {}
     for name, sequences in probes.items():
         logp, length = losses.sequence_logp(model(sequences).logits, sequences)
-        weight = weights_of(method, beta, logp.detach(), ref_logp[name], length)
+        weight = losses.npo_weight(logp.detach(), ref_logp[name], beta) if method == "npo" \
+            else losses.simnpo_weight(logp.detach(), length, beta)
         gradients = torch.autograd.grad((weight * logp).sum(), list(model.parameters()))
         weights[name] = weight.mean().item()
-        sums[name] = torch.cat([gradient.flatten() for gradient in gradients])
-    cosine = torch.nn.functional.cosine_similarity(*sums.values(), dim=0).item()
-    return weights, {name: vector.norm().item() for name, vector in sums.items()}, cosine
+        norms[name] = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+    return weights, norms
 
 
 # ------------------------------------------------------------------ unlearning
@@ -192,37 +194,30 @@ def unlearn(start, data, method, beta, args, seed, bar):
     """Run `method` from model `start` on the two forget chains alone, and return its path.
 
     data as from `make_data`. {quantity: list of numbers}. At `iteration`, every args.eval_every: retain,
-    forget1, forget2 (KL). At every iteration, before its step: weight_ and power_ of each forget chain
-    and their cosine (see `gradient_power`), and `moved`, ‖θ - θ₀‖ / ‖θ₀‖.
+    forget1, forget2 (KL). At every iteration, before its step: weight_ and power_ of each forget chain (see
+    `gradient_power`).
     """
     model, device = copy.deepcopy(start), start.device
-    tests = {name: test.to(device) for name, (_, test) in data.items()}
-    transitions = {name: chain(name, args.leakage)[1].float().to(device) for name in data}
+    tests, transitions = tests_of(data, args)
     longest = max(data[name][0].shape[1] for name in FORGET)
-    ids, labels = (torch.cat(parts).to(device) for parts in zip(*(pad(data[name][0], longest) for name in FORGET)))
+    padded = [pad(data[name][0], longest) for name in FORGET]
+    ids, labels = (torch.cat(parts).to(device) for parts in zip(*padded))
     probes = {name: data[name][0][:args.probes].to(device) for name in FORGET}
     with torch.no_grad():
         probe_ref = {name: losses.sequence_logp(start(rows).logits, rows)[0] for name, rows in probes.items()}
-        initial = [parameter.clone() for parameter in start.parameters()]
-        size = torch.nn.utils.get_total_norm(initial)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.unlearn_lr, fused=True)
     # One seed for both methods: they see the same batches, so that their difference is not luck.
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).to(device)
-    path = {name: [] for name in ("iteration", *data, "moved", "cosine")}
-    path |= {f"{what}_{name}": [] for what in ("weight", "power") for name in FORGET}
+    path = {name: [] for name in ("iteration", *data, *(f"{what}_{name}" for what in ("weight", "power")
+                                                        for name in FORGET))}
     for iteration in range(args.iterations + 1):
         if iteration % args.eval_every == 0 or iteration == args.iterations:
             path["iteration"].append(iteration)
             for name, distance in distances(model, tests, transitions).items():
                 path[name].append(distance)
-        weights, powers, cosine = gradient_power(model, probes, probe_ref, method, beta)
-        for name in FORGET:
-            path["weight_" + name].append(weights[name])
-            path["power_" + name].append(powers[name])
-        path["cosine"].append(cosine)
-        with torch.no_grad():
-            moved = [parameter - before for parameter, before in zip(model.parameters(), initial)]
-            path["moved"].append((torch.nn.utils.get_total_norm(moved) / size).item())
+        for what, values in zip(("weight", "power"), gradient_power(model, probes, probe_ref, method, beta)):
+            for name, value in values.items():
+                path[f"{what}_{name}"].append(value)
         bar.update()
         if iteration == args.iterations:
             break
@@ -244,7 +239,7 @@ def run_seed(args, seed, position=0):
     """All of one seed: {"retrained": {chain: KL}, panel: {"npo beta": path, "simnpo beta": path, ...}}."""
     if args.device == "cpu" and args.jobs > 1:
         torch.set_num_threads(max(1, os.cpu_count() // args.jobs))
-    betas = {panel: {method: GRID[method] if args.grid else (chosen[method],) for method in METHODS}
+    betas = {panel: {method: {chosen[method], *(GRID[method] if args.grid else ())} for method in METHODS}
              for panel, (_, _, chosen) in args.panels.items()}
     data = {panel: make_data(lengths, args, 1000 * seed + [*PANELS].index(panel))
             for panel, (lengths, _, _) in args.panels.items()}
@@ -256,20 +251,16 @@ def run_seed(args, seed, position=0):
         jobs.append((panel, [data[panel][name][0] for name in seen]))
     steps = sum(args.epochs * math.ceil(sum(map(len, parts)) / args.pretrain_batch) for _, parts in jobs)
     steps += sum(len(values) for panel in betas.values() for values in panel.values()) * (args.iterations + 1)
-    result = {}
+    result = {"retrained": {}}
     with tqdm(total=steps, desc=f"seed {seed}", position=position, leave=False, disable=None) as bar:
         for job, sequences in jobs:
             model = build_model(args, seed).to(args.device)
             pretrain(model, sequences, args, seed, bar)
             if job == "retrained":
-                result["retrained"] = {}
-                for panel in args.panels:
-                    tests = {name: test.to(args.device) for name, (_, test) in data[panel].items()}
-                    transitions = {name: chain(name, args.leakage)[1].float().to(args.device) for name in tests}
-                    result["retrained"][panel] = distances(model, tests, transitions)
-                continue
-            result[job] = {f"{method} {beta:g}": unlearn(model, data[job], method, beta, args, seed, bar)
-                           for method in METHODS for beta in betas[job][method]}
+                result[job] = {panel: distances(model, *tests_of(data[panel], args)) for panel in args.panels}
+            else:
+                result[job] = {f"{method} {beta:g}": unlearn(model, data[job], method, beta, args, seed, bar)
+                               for method in METHODS for beta in betas[job][method]}
     return result
 
 
@@ -277,21 +268,18 @@ def run_seed(args, seed, position=0):
 
 
 def crossing(path, chain_name, level, quantity="retain"):
-    """`quantity` when the KL of a chain first reaches `level`, interpolated between measurements; None if never.
+    """`quantity` when a chain's KL first reaches `level`, interpolated; None if it never does.
 
     Quantities that are logged at every iteration are read at the measured ones.
     """
-    reached = path[chain_name]
-    values = path[quantity]
+    reached, values = path[chain_name], path[quantity]
     if len(values) != len(reached):
         values = [values[i] for i in path["iteration"]]
-    for i, kl in enumerate(reached):
-        if kl >= level:
-            if i == 0:
-                return values[0]
-            share = (level - reached[i - 1]) / (kl - reached[i - 1])
-            return values[i - 1] + share * (values[i] - values[i - 1])
-    return None
+    i = next((i for i, kl in enumerate(reached) if kl >= level), None)
+    if not i:
+        return None if i is None else values[0]
+    share = (level - reached[i - 1]) / (reached[i] - reached[i - 1])
+    return values[i - 1] + share * (values[i] - values[i - 1])
 
 
 def interval(values):
@@ -304,189 +292,144 @@ def interval(values):
 
 
 def ratio_interval(above, below):
-    """(geometric mean, lower, upper) of paired ratios, all positive: the interval is that of their logarithms."""
-    return tuple(None if bound is None else math.exp(bound) for bound in interval(np.log(above) - np.log(below)))
+    """(geometric mean, lower, upper) of paired ratios, all positive: the interval is of their logarithms."""
+    bounds = interval(np.log(above) - np.log(below))
+    return tuple(None if bound is None else math.exp(bound) for bound in bounds)
 
 
-def paired(results, panel, betas, chain_name, level_of, quantity="retain"):
-    """(NPO's values, SimNPO's values, number of seeds) at a crossing, from the seeds in which both get there."""
-    both = []
-    for result in results:
-        level = level_of(result)
-        both.append([crossing(result[panel][f"{method} {betas[panel][method]:g}"], chain_name, level, quantity)
-                     for method in METHODS])
-    both = [pair for pair in both if None not in pair]
-    return [pair[0] for pair in both], [pair[1] for pair in both], len(results)
+PAYS = "NPO pays more retain distance"
+# panel, chain whose level is awaited, what is read then: (of a path, its name, claim that NPO's is larger)
+READINGS = [
+    ("left", "forget1", [("retain", "retain distance", None)]),
+    ("left", "forget2", [("retain", "retain distance", f"L1: to forget the short chain, {PAYS}"),
+                         ("forget1", "KL on Forget1", None), ("iteration", "iterations", None)]),
+    ("right", "forget1", [("retain", "retain distance", f"L2: to forget Forget1, {PAYS}"), (
+        "forget2", "KL on Forget2", "L2: NPO forgets Forget2, never learnt, further than SimNPO does")]),
+]
+
+
+def paths_of(results, panel, betas, method):
+    """A method's path of each seed."""
+    return [result[panel][f"{method} {betas[panel][method]:g}"] for result in results]
 
 
 def summarize(results, betas):
-    """Rows of the table: dicts with panel, what, npo, simnpo, ratio (each an interval) and seeds (reached, all)."""
+    """Each of READINGS when its chain reaches the retrained model's KL, and HIGH, paired by seed.
+
+    A list of {panel, what, claim, level, npo, simnpo, ratio: an interval each, seeds: [reached, all]}.
+    """
     rows = []
-    for panel in betas:
-        for chain_name in FORGET if panel == "left" else FORGET[:1]:
-            for label, level_of in (("the retrained model's KL", lambda r, c=chain_name: r["retrained"][panel][c]),
-                                    (f"KL {HIGH}", lambda r: HIGH)):
-                quantities = [("retain", "retain distance")]
-                if panel == "right":
-                    quantities.append(("forget2", "KL on Forget2"))
-                elif chain_name == "forget2":  # what else has happened until the short chain is forgotten
-                    quantities += [("forget1", "KL on Forget1"), ("iteration", "iterations")]
-                for quantity, what in quantities:
-                    npo, simnpo, seeds = paired(results, panel, betas, chain_name, level_of, quantity)
-                    row = {"panel": panel, "what": f"{what} when {chain_name.title()} reaches {label}", "chain": chain_name,
-                           "quantity": quantity, "high": label.startswith("KL"), "seeds": [len(npo), seeds]}
-                    if npo:
-                        row |= {"npo": interval(npo), "simnpo": interval(simnpo)}
-                        if min(npo + simnpo) > 0:  # 0 iterations: it was there before the first
-                            row["ratio"] = ratio_interval(npo, simnpo)
-                    rows.append(row)
+    for panel, awaited, quantities in (reading for reading in READINGS if reading[0] in betas):
+        levels = {"the retrained model's KL": [result["retrained"][panel][awaited] for result in results],
+                  f"KL {HIGH}": [HIGH] * len(results)}
+        for level, values in levels.items():
+            for quantity, what, claim in quantities:
+                both = [[crossing(path, awaited, value, quantity) for path, value in
+                         zip(paths_of(results, panel, betas, method), values)] for method in METHODS]
+                pairs = [pair for pair in zip(*both) if None not in pair]
+                row = {"panel": panel, "what": f"{what} when {NAMES[awaited]} reaches {level}",
+                       "claim": claim, "level": level, "seeds": [len(pairs), len(results)]}
+                if pairs:
+                    npo, simnpo = zip(*pairs)
+                    row |= {"npo": interval(npo), "simnpo": interval(simnpo)}
+                    if min(npo + simnpo) > 0:  # 0 iterations: it was there before the first
+                        row["ratio"] = ratio_interval(npo, simnpo)
+                rows.append(row)
     return rows
 
 
 def verdict(row):
     """holds, fails or can't tell: is NPO's number larger than SimNPO's, paired by seed, at 95%?"""
-    if "ratio" not in row or row["ratio"][1] is None:
-        return "can't tell"
-    _, low, high = row["ratio"]
-    return "holds" if low > 1 else "fails" if high < 1 else "can't tell"
+    _, low, high = row.get("ratio", (None, None, None))
+    return "can't tell" if low is None or low <= 1 <= high else "holds" if low > 1 else "fails"
 
 
 def report(results, betas):
     """The table and the claims, as text."""
+    forms = {"npo": "{:.3f}", "simnpo": "{:.3f}", "ratio": "{:.2f}"}
+
     def shown(values, form="{:.3f}"):
         if values is None:
             return "–"
         mean, low, high = values
         return form.format(mean) + ("" if low is None else f" [{form.format(low)}, {form.format(high)}]")
-    rows = summarize(results, betas)
+    rows, claims = summarize(results, betas), {}
     lines = ["| panel | quantity | NPO | SimNPO | NPO / SimNPO | seeds |", "|---|---|---|---|---|---|"]
     for row in rows:
-        lines.append(f"| {row['panel']} | {row['what']} | {shown(row.get('npo'))} | {shown(row.get('simnpo'))} | "
-                     f"{shown(row.get('ratio'), '{:.2f}')} | {row['seeds'][0]} of {row['seeds'][1]} |")
-    lines += ["", "mean [95% interval over seeds]; the ratio is paired by seed (geometric mean)", ""]
-    for claim, panel, chain_name, quantity in (
-            ("L1: to forget the short chain, NPO pays more retain distance", "left", "forget2", "retain"),
-            ("L2: NPO forgets Forget2, never learnt, further than SimNPO does", "right", "forget1", "forget2"),
-            ("L2: to forget Forget1, NPO pays more retain distance", "right", "forget1", "retain")):
-        at = {row["high"]: verdict(row) for row in rows
-              if (row["panel"], row["chain"], row["quantity"]) == (panel, chain_name, quantity)}
-        if at:
-            lines.append(f"{claim}: {at[False]} at the retrained model's KL, {at[True]} at {HIGH}")
+        numbers = [shown(row.get(key), form) for key, form in forms.items()]
+        lines.append(" | ".join([f"| {row['panel']}", row["what"], *numbers,
+                                 "{} of {} |".format(*row["seeds"])]))
+        if row["claim"]:
+            said = f"{verdict(row)} at {row['level'].removeprefix('KL ')}"
+            claims.setdefault(row["claim"], []).append(said)
+    lines += ["", "mean [95% interval over seeds]; the ratio is paired by seed (geometric mean)", "",
+              *(f"{claim}: {', '.join(said)}" for claim, said in claims.items())]
     for panel in betas:
         for method in METHODS:
-            paths = [result[panel][f"{method} {betas[panel][method]:g}"] for result in results]
-            share = interval([path["power_forget2"][0] / (path["power_forget1"][0] + path["power_forget2"][0])
-                              for path in paths])
-            moved = interval([path["moved"][-1] for path in paths])
-            lines.append(f"{panel}, {method}: Forget2's share of the gradient at the first iteration {shown(share)}; "
-                         f"weights moved by {shown(moved)} of their norm in the end")
+            paths = paths_of(results, panel, betas, method)
+            first = shown(interval([power_share(path)[0] for path in paths]))
+            lines.append(f"{panel}, {method}: Forget2's share of the gradient at the first iteration {first}")
     return "\n".join(lines)
 
 
-def choose_betas(results, panels):
-    """{panel: {method: β}} with the least mean retain distance at the retrained model's KL; ties to the first.
-
-    Mean over the forget chains that pretraining saw. A β that does not get there in every seed is out,
-    unless none does.
-    """
-    chosen = {}
-    for panel, (_, seen, _) in panels.items():
-        chosen[panel] = {}
-        for method in METHODS:
-            costs = {}
-            for beta in GRID[method]:
-                values = [crossing(result[panel][f"{method} {beta:g}"], name, result["retrained"][panel][name])
-                          for result in results for name in FORGET if name in seen]
-                costs[beta] = math.inf if None in values else float(np.mean(values))
-            chosen[panel][method] = min(costs, key=costs.get)
-    return chosen
+def power_share(path):
+    """Forget2's share of the gradient at every iteration."""
+    return [two / (one + two) for one, two in zip(path["power_forget1"], path["power_forget2"])]
 
 
 # ------------------------------------------------------------------ figures
 
+TITLES = {"left": "Forget2 is short", "right": "Forget2 was never learnt"}
+COLOURS, LINES = {"npo": "C0", "simnpo": "C1"}, {"forget1": "--", "forget2": "-"}
+
 
 def draw(axis, x, curves, label, **style):
-    """Mean of curves over seeds, with a 95% band where there are at least two. Gaps (None) are left out."""
-    columns = [[value for value in column if value is not None] for column in zip(*curves)]
-    columns = [column if len(column) == len(curves) else None for column in columns]  # all seeds or nothing
-    bounds = [(math.nan,) * 3 if column is None else tuple(math.nan if b is None else b for b in interval(column))
-              for column in columns]
-    mean, low, high = (np.array(side) for side in zip(*bounds))
-    line, = axis.plot(x, mean, label=label, **style)
-    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    """Mean of curves over seeds, with a 95% band if there are two or more; a gap where one has None."""
+    gap = [math.nan] * 3
+    bounds = np.array([gap if None in column else interval(column) for column in zip(*curves)], dtype=float)
+    axis.plot(x, bounds[:, 0], label=label, **style)
+    axis.fill_between(x, bounds[:, 1], bounds[:, 2], color=style["color"], alpha=0.15, linewidth=0)
 
 
-def start_figure(panels):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.9), squeeze=False)
-    return figure, dict(zip(panels, axes[0]))
-
-
-def finish(figure, axes, label, path):
-    import matplotlib.pyplot as plt
-    next(iter(axes.values())).set_ylabel(label)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-STYLE = {("npo", "forget1"): "C0--", ("npo", "forget2"): "C0-", ("simnpo", "forget1"): "C1--", ("simnpo", "forget2"): "C1-"}
-TITLES = {"left": "Forget2 is short", "right": "Forget2 was never learnt"}
-NAMES = {"npo": "NPO", "simnpo": "SimNPO", "forget1": "Forget1", "forget2": "Forget2"}
+def figure(path, panels, ylabel, draw_panel, **legend):
+    """A PNG of a panel each, drawn by draw_panel(axis, panel)."""
+    import matplotlib.figure
+    whole = matplotlib.figure.Figure((5.2 * len(panels), 3.9), layout="tight")
+    for axis, panel in zip(whole.subplots(1, len(panels), squeeze=False)[0], panels):
+        draw_panel(axis, panel)
+        axis.set_title(TITLES[panel])
+        axis.legend(**legend)
+    whole.axes[0].set_ylabel(ylabel)
+    whole.savefig(path, dpi=120)
 
 
 def draw_fig6(results, betas, path):
     """Retain distance against forget quality; the retrained model as symbols."""
-    figure, axes = start_figure(betas)
-    levels = np.linspace(0, 1.5, 61)
-    for panel, axis in axes.items():
-        for (method, name), style in STYLE.items():
-            key = f"{method} {betas[panel][method]:g}"
-            begin = np.mean([result[panel][key][name][0] for result in results])
-            x = levels[levels >= begin]
-            curves = [[crossing(result[panel][key], name, level) for level in x] for result in results]
-            draw(axis, x, curves, f"{NAMES[method]}, {NAMES[name]}", color=style[:2], linestyle=style[2:])
+    def panel_of(axis, panel):
+        for method in METHODS:
+            paths = paths_of(results, panel, betas, method)
+            for name in FORGET:
+                levels = np.linspace(0, 1.5, 61)
+                levels = levels[levels >= np.mean([p[name][0] for p in paths])]
+                draw(axis, levels, [[crossing(p, name, level) for level in levels] for p in paths],
+                     f"{NAMES[method]}, {NAMES[name]}", color=COLOURS[method], linestyle=LINES[name])
         for name, marker in zip(FORGET, ("*", "o")):
-            axis.plot(np.mean([result["retrained"][panel][name] for result in results]),
-                      np.mean([result["retrained"][panel]["retain"] for result in results]), "k" + marker,
-                      label=f"retrained, {NAMES[name]}", linestyle="none")
-        axis.set(xlabel="forget quality: KL on the forget chain (more is better)",
-                 title=TITLES[panel])
-        axis.legend(fontsize=7)
-    finish(figure, axes, "retain distance: KL on retain\n(less is better)", path)
+            retrained = [result["retrained"][panel] for result in results]
+            x, y = (np.mean([distance[each] for distance in retrained]) for each in (name, "retain"))
+            axis.plot(x, y, "k" + marker, label=f"retrained, {NAMES[name]}", linestyle="none")
+        axis.set_xlabel("forget quality: KL on the forget chain (more is better)")
+    figure(path, betas, "retain distance: KL on retain\n(less is better)", panel_of, fontsize=7)
 
 
 def draw_power(results, betas, path):
     """Forget2's share of the gradient at every iteration."""
-    figure, axes = start_figure(betas)
-    for panel, axis in axes.items():
+    def panel_of(axis, panel):
         for method in METHODS:
-            paths = [result[panel][f"{method} {betas[panel][method]:g}"] for result in results]
-            shares = [[two / (one + two) for one, two in zip(p["power_forget1"], p["power_forget2"])] for p in paths]
-            draw(axis, range(len(shares[0])), shares, NAMES[method], color=STYLE[method, "forget2"][:2])
+            shares = [power_share(path) for path in paths_of(results, panel, betas, method)]
+            draw(axis, range(len(shares[0])), shares, NAMES[method], color=COLOURS[method])
         axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="iteration", ylim=(0, 1),
-                 title=TITLES[panel])
-        axis.legend()
-    finish(figure, axes, "Forget2's share of the gradient", path)
-
-
-def draw_grid(results, panels, path):
-    """The tradeoff of every β: retain distance against the mean KL of the forget chains that were learnt."""
-    figure, axes = start_figure(panels)
-    import matplotlib
-    for panel, axis in axes.items():
-        for method, colours in (("npo", "Blues"), ("simnpo", "Oranges")):
-            for beta, colour in zip(GRID[method], matplotlib.colormaps[colours](np.linspace(0.4, 1, len(GRID[method])))):
-                paths = [result[panel][f"{method} {beta:g}"] for result in results]
-                seen = [name for name in FORGET if name in panels[panel][1]]
-                x = np.mean([[p[name] for name in seen] for p in paths], axis=(0, 1))
-                axis.plot(x, np.mean([p["retain"] for p in paths], axis=0), color=colour, label=f"{NAMES[method]} β={beta:g}")
-        axis.set(xlabel="forget quality, mean over learnt chains and seeds", title=TITLES[panel], xlim=(0, 1.5), ylim=(0, 0.4))
-        axis.legend(fontsize=6, ncols=2)
-    finish(figure, axes, "retain distance", path)
+        axis.set(xlabel="iteration", ylim=(0, 1))
+    figure(path, betas, "Forget2's share of the gradient", panel_of)
 
 
 # ------------------------------------------------------------------ the command
@@ -496,74 +439,71 @@ def number(kind, low, below=math.inf):
     """An argparse type: a finite number of `kind` with low <= number < below."""
     def parse(text):
         value = kind(text)
-        if not math.isfinite(value) or value < low or value >= below:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {low}" + (f" and below {below}" if below < math.inf else ""))
+        if not low <= value < below:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low} and below {below}")
         return value
     parse.__name__ = "whole number" if kind is int else "number"
     return parse
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="markov.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="markov.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"markov.py: {message} (see markov.py --help)\n")
     add = parser.add_argument
-    add("--seeds", type=number(int, 1), default=None, help="number of seeds: 0, 1, … (default: 3; 1 with --quick)")
     add("--quick", action="store_true", help="one seed and a tenth of the test sequences; the same training")
-    add("--grid", action="store_true", help="try every β of GRID for both methods and choose; slower")
-    add("--init", choices=("torch", "gpt2"), default="torch",
-        help="torch: PyTorch's default initialization, untied output layer. gpt2: GPT-2's own (default: %(default)s)")
-    add("--embedding-std", type=number(float, 0), default=None, metavar="STD",
-        help="redraw the token embedding from N(0, STD²), with an output layer of its own; all else as --init says")
-    add("--panel", choices=("both", *PANELS), default="both", help="of Fig. 6 (default: %(default)s)")
-    add("--out", default="runs/markov", help="folder for figures and numbers; finished seeds in it are not run again "
-        "(default: %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if present")
-    add("--jobs", type=number(int, 1), default=None, help="seeds run at once, a process each (default: 1 on CPU; on a GPU, "
-        "where a single seed mostly waits for kernel launches, one for each CPU core but one)")
-    for flag, low, default, text in (
-            ("sequences", 20, 10000, "sequences of the retain chain, half as many of each forget chain; 80%% train"),
-            ("test-sequences", 2, None, "test sequences used of the retain chain, half as many of the others (default: all)"),
-            ("layers", 1, 4, "of the GPT-2"), ("heads", 1, 4, "of the GPT-2"), ("width", 1, 128, "of the GPT-2"),
-            ("epochs", 1, 5, "of pretraining"), ("pretrain-batch", 1, 128, "sequences a pretraining step"),
-            ("iterations", 1, 50, "of unlearning"), ("batch", 1, 4, "sequences an unlearning iteration"),
-            ("eval-every", 1, 2, "iterations between KL measurements"),
-            ("probes", 1, 32, "sequences of each forget chain on which the gradient's share is measured")):
-        add("--" + flag, type=number(int, low), default=default, help=text + ("" if default is None else f" (default: {default})"))
-    add("--lr", type=number(float, 0), default=5e-4, help="AdamW's learning rate (default: %(default)s)")
-    add("--unlearn-lr", type=number(float, 0), default=None, help="the same for unlearning (default: --lr)")
-    add("--leakage", type=number(float, 0, below=1), default=0.2, help="ε (default: %(default)s)")
-    for panel, (lengths, _, betas) in PANELS.items():
-        add(f"--{panel}-lengths", type=number(int, 2), nargs=3, default=list(lengths.values()), metavar="L",
-            help=f"sequence lengths of retain, Forget1, Forget2 (default: {' '.join(map(str, lengths.values()))})")
+    add("--grid", action="store_true", help="every β of GRID too, for results/markov_grid.py to choose from")
+    add("--init", choices=("torch", "gpt2"), default="torch", help="torch: PyTorch's default initialization, "
+        "untied output layer. gpt2: GPT-2's own (default: torch)")
+    add("--panel", choices=("both", *PANELS), default="both", help="of Fig. 6 (default: both)")
+    add("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
+    add("--out", default="runs/markov", help="folder for figures and numbers; finished seeds in it are not "
+        "run again (default: %(default)s)")
+    for flag, kind, low, default, text in (
+            ("seeds", int, 1, None, "number of seeds: 0, 1, … (default: 3; 1 with --quick)"),
+            ("jobs", int, 1, None, "seeds run at once, a process each (default: 1 on a CPU; on a GPU, where "
+             "a seed mostly waits for kernel launches, one for each CPU core but one)"),
+            ("sequences", int, 20, 10000, "of the retain chain, half as many of the others; 80%% train"),
+            ("test-sequences", int, 2, None, "used of the retain chain, half of the others (default: all)"),
+            ("layers", int, 1, 4, "of the GPT-2"), ("heads", int, 1, 4, "of the GPT-2"),
+            ("width", int, 1, 128, "of the GPT-2"), ("epochs", int, 1, 5, "of pretraining"),
+            ("pretrain-batch", int, 1, 128, "sequences a pretraining step"),
+            ("iterations", int, 1, 50, "of unlearning"), ("batch", int, 1, 4, "sequences an iteration"),
+            ("eval-every", int, 1, 2, "iterations between KL measurements"),
+            ("probes", int, 1, 32, "sequences of each forget chain that measure the gradient's share"),
+            ("lr", float, 0, 5e-4, "AdamW's learning rate"),
+            ("unlearn-lr", float, 0, None, "the same for unlearning (default: --lr)"),
+            ("embedding-std", float, 0, None, "redraw the token embedding from N(0, STD²), with an output "
+             "layer of its own; all else as --init says"),
+            ("leakage", float, 0, 0.2, "ε, below 1")):
+        add("--" + flag, type=number(kind, low, 1 if flag == "leakage" else math.inf), default=default,
+            metavar="N" if kind is int else "X", help=text + (f" (default: {default})" if default else ""))
     for method in METHODS:
         add(f"--beta-{method}", type=number(float, 0), nargs=2, metavar=("LEFT", "RIGHT"),
-            default=[betas[method] for _, _, betas in PANELS.values()], help="β in the two panels (default: %(default)s)")
+            default=[betas[method] for _, _, betas in PANELS.values()], help="β (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.width % args.heads:
         parser.error(f"--width {args.width} must be a multiple of --heads {args.heads}")
     if args.iterations * args.batch > args.sequences // 2 * 4 // 5 * 2:
-        parser.error(f"--iterations {args.iterations} of --batch {args.batch} need more forget sequences than --sequences "
-                     f"{args.sequences} gives; raise it")
+        parser.error(f"--iterations {args.iterations} of --batch {args.batch} need more sequences than "
+                     f"--sequences {args.sequences} gives; raise it")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.unlearn_lr = args.lr if args.unlearn_lr is None else args.unlearn_lr
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.test_sequences = args.test_sequences or (args.sequences // (50 if args.quick else 5))
     args.jobs = args.jobs or (max(1, min(args.seeds, os.cpu_count() - 1)) if args.device == "cuda" else 1)
-    args.panels = {panel: (dict(zip(DESIGNATED, getattr(args, f"{panel}_lengths"))), seen,
-                           {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
-                   for i, (panel, (_, seen, _)) in enumerate(PANELS.items()) if args.panel in ("both", panel)}
-    if len({lengths["retain"] for lengths, _, _ in args.panels.values()}) > 1:
-        parser.error("the retrained model serves both panels, so retain must have one length in both")
+    args.panels = {panel: (lengths, seen, {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
+                   for i, (panel, (lengths, seen, _)) in enumerate(PANELS.items())
+                   if args.panel in ("both", panel)}
     args.out = Path(args.out)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / ".writable").touch()
         (args.out / ".writable").unlink()
     except OSError as error:
-        parser.error(f"--out: cannot write to {args.out} ({error.strerror}); name a folder that you may write to")
+        parser.error(f"--out: cannot write to {args.out} ({error.strerror}); name another folder")
     return args
 
 
@@ -576,16 +516,34 @@ def finished(args, seed, settings):
     return saved["result"] if saved.get("settings") == settings else None
 
 
+def run_seeds(args, seeds, keep):
+    """keep(seed, result) for each of `seeds`, args.jobs at a time."""
+    if args.jobs == 1:
+        for seed in tqdm(seeds, desc="seeds", position=1, disable=None):
+            keep(seed, run_seed(args, seed))
+        return
+    # spawn: CUDA does not survive a fork
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(run_seed, args, seed, 1 + seed): seed for seed in seeds}
+        try:
+            ended = concurrent.futures.as_completed(waiting)
+            for done in tqdm(ended, total=len(seeds), desc="seeds", disable=None):
+                keep(waiting[done], done.result())
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def main(argv=None):
     args = parse_args(argv)
     transformers.logging.set_verbosity_error()
-    settings = {name: value for name, value in vars(args).items() if name not in ("seeds", "out", "jobs", "quick")}
+    apart = "seeds", "out", "jobs", "quick"  # what does not change a seed's numbers
+    settings = {name: value for name, value in vars(args).items() if name not in apart}
     settings = json.loads(json.dumps(settings))  # as it will be read back
     results = {seed: finished(args, seed, settings) for seed in range(args.seeds)}
-    missing = [seed for seed, result in results.items() if result is None]
+    missing, started = [seed for seed, result in results.items() if result is None], time.perf_counter()
     if len(missing) < args.seeds:
         print(f"{args.seeds - len(missing)} of {args.seeds} seeds were already in {args.out}")
-    started = time.perf_counter()
 
     def keep(seed, result):
         results[seed] = result
@@ -593,30 +551,14 @@ def main(argv=None):
         temporary.write_text(json.dumps({"settings": settings, "result": result}), encoding="utf-8")
         temporary.replace(args.out / f"seed{seed}.json")
     try:
-        if args.jobs == 1:
-            for seed in tqdm(missing, desc="seeds", position=1, disable=None):
-                keep(seed, run_seed(args, seed))
-        else:
-            # spawn: CUDA does not survive a fork
-            with concurrent.futures.ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-                waiting = {pool.submit(run_seed, args, seed, 1 + seed): seed for seed in missing}
-                try:
-                    for done in tqdm(concurrent.futures.as_completed(waiting), total=len(missing), desc="seeds", disable=None):
-                        keep(waiting[done], done.result())
-                except KeyboardInterrupt:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        run_seeds(args, missing, keep)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; finished seeds are in {args.out} and the same command goes on", file=sys.stderr)
+        print(f"\ninterrupted; finished seeds are in {args.out}, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
     seconds = time.perf_counter() - started
 
     results = [results[seed] for seed in range(args.seeds)]
     betas = {panel: chosen for panel, (_, _, chosen) in args.panels.items()}
-    if args.grid:
-        betas = choose_betas(results, args.panels)
-        draw_grid(results, args.panels, args.out / "grid.png")
-        print("chosen β:", json.dumps(betas))
     print(report(results, betas))
     draw_fig6(results, betas, args.out / "fig6.png")
     draw_power(results, betas, args.out / "power.png")
@@ -624,7 +566,7 @@ def main(argv=None):
     (args.out / "markov.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     if missing:
         print(f"{len(missing)} seeds in {seconds:.0f} s on {args.device}, {args.jobs} at a time")
-    print(f"fig6.png, power.png, {'grid.png, ' if args.grid else ''}markov.json are in {args.out}")
+    print(f"fig6.png, power.png, markov.json are in {args.out}")
 
 
 if __name__ == "__main__":

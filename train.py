@@ -7,51 +7,44 @@ Minimizes, by AdamW, Eq. 1 of the paper with a coefficient on each side (λ is t
 
     forget-coeff · mean ℓ_f over the forget batch  +  retain-coeff · mean ℓ_r over as many retain examples
 
-Methods, by their forget loss ℓ_f (each a function in losses.py):
+Methods, by their forget loss ℓ_f (each a function in losses.py, an entry in methods.py):
 
-    ga         log π, without a retain loss      graddiff   log π
-    wgraddiff  log π / |y|                       idk        nll of a refusal
-    dpo        refusal preferred to answer       npo        Eq. 2
-    simnpo     Eq. 4                             finetune   nll: learns the split instead of forgetting it
 """
 import argparse
+import contextlib
 import copy
 import hashlib
+import io
 import json
 import math
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-import tokenizers
+import filelock
 import torch
-import transformers
 from tqdm import tqdm
 
 import data
 import evaluate
 import losses
+import runs
 from data import InputError
-from evaluate import number
-
-METHODS = "finetune", "ga", "graddiff", "wgraddiff", "idk", "dpo", "npo", "simnpo"
+from methods import METHODS
+from runs import number
 
 # ------------------------------------------------------------------ recipes: defaults of the flags
 
 # Later entries win. TOFU's are the paper's (App. C) and its published configurations. Those of the
-# toy and of the from-scratch model were chosen on seeds that no table in README uses, over lr ×
-# forget_coeff × epochs (README has the grids): the highest forget quality among settings that keep 95%
-# of Original's model utility.
+# toy and of the from-scratch model were chosen on seeds that no table uses, over lr × forget_coeff ×
+# epochs (results/README.md has the grids): the highest forget quality among settings that keep 95% of
+# Original's model utility.
 RECIPES = [
     # task, model, split, methods: flags
-    ("*", "*", "*", METHODS, dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll", warmup=1.0,
-                                  weight_decay=0.01, batch_size=32)),
+    ("*", "*", "*", METHODS, dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll",
+                                  warmup=1.0, weight_decay=0.01, batch_size=32)),
     ("*", "*", "*", ("finetune", "ga"), dict(retain="none")),
 
     ("tofu", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
@@ -60,11 +53,14 @@ RECIPES = [
     ("tofu", "*", "*", ("simnpo",), dict(epochs=10, beta=2.5, forget_coeff=0.1375)),
     ("tofu", "*", "forget10", ("simnpo",), dict(beta=4.5, forget_coeff=0.125)),
 
-    ("tofu", "tiny", "*", METHODS, dict(lr=1e-3, epochs=5, forget_coeff=0.1, micro_batch_size=32, eval_batch_size=256)),
+    ("tofu", "tiny", "*", METHODS, dict(lr=1e-3, epochs=5, forget_coeff=0.1, micro_batch_size=32,
+                                        eval_batch_size=256)),
     ("tofu", "tiny", "*", ("finetune", "ga"), dict(lr=3e-4, forget_coeff=1.0)),
     ("tofu", "tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),
     ("tofu", "tiny", "*", ("npo",), dict(epochs=10, beta=0.05)),
     ("tofu", "tiny", "*", ("simnpo",), dict(lr=3e-4, epochs=20, beta=0.5)),
+    ("tofu", "new", "*", ("finetune",), dict(lr=1e-3, epochs=20, batch_size=64, micro_batch_size=64,
+                                             eval_batch_size=256)),
 
     ("toy", "*", "*", METHODS, dict(lr=1e-3, epochs=20, micro_batch_size=32, eval_batch_size=256)),
     ("toy", "*", "*", ("finetune",), dict(lr=3e-4, epochs=5)),
@@ -73,20 +69,16 @@ RECIPES = [
     ("toy", "*", "*", ("wgraddiff",), dict(forget_coeff=0.1)),
     ("toy", "*", "*", ("npo",), dict(forget_coeff=0.03, beta=0.2)),
     ("toy", "*", "*", ("simnpo",), dict(forget_coeff=0.3, beta=2.5)),
+    ("toy", "new", "*", ("finetune",), dict(lr=2e-3, epochs=20, batch_size=16, micro_batch_size=16)),
 ]
-
-# The from-scratch model of each task: just large enough to know its task by heart.
-TINY = {
-    "toy": dict(vocab=1200, width=128, layers=2, heads=4, epochs=20, lr=2e-3, batch_size=16, micro_batch_size=16),
-    "tofu": dict(vocab=8000, width=512, layers=4, heads=8, epochs=20, lr=1e-3, batch_size=64, micro_batch_size=64),
-}
 
 
 def recipe(task, model, split, method):
     """Defaults for the flags, from RECIPES."""
     flags = {}
     for for_task, for_model, for_split, methods, values in RECIPES:
-        if for_task in ("*", task) and for_model in ("*", model) and for_split in ("*", split) and method in methods:
+        if (for_task in ("*", task) and for_model in ("*", model) and for_split in ("*", split)
+                and method in methods):
             flags |= values
     return flags
 
@@ -97,26 +89,18 @@ def recipe(task, model, split, method):
 def forget_loss(model, forget, rows, args):
     """(ℓ_f [n], its weight [n], |y| [n]) for the forget sequences with numbers `rows`.
 
-    forget: {"answer": [Example], "refusal": [Example], "answer_ref": [N], "refusal_ref": [N]}, the
-    last three only where the method needs them. args: method, beta, gamma.
+    forget: {"answer": [Example], "refusal": [Example], "answer_ref": [N], "refusal_ref": [N]}, as far as
+    the method reads them. args: method, beta, gamma.
     """
-    side = "refusal" if args.method == "idk" else "answer"
-    logp, length = data.response_logp(model, [forget[side][i] for i in rows])
-    if args.method in ("finetune", "idk"):
-        return losses.nll(logp, length), losses.nll_weight(logp, length), length
-    if args.method in ("ga", "graddiff"):
-        return losses.ga(logp), losses.ga_weight(logp), length
-    if args.method == "wgraddiff":
-        return losses.weighted_ga(logp, length), losses.weighted_ga_weight(logp, length), length
-    if args.method == "simnpo":
-        setting = logp, length, args.beta, args.gamma
-        return losses.simnpo(*setting), losses.simnpo_weight(*setting), length
-    if args.method == "npo":
-        setting = logp, forget["answer_ref"][rows], args.beta
-        return losses.npo(*setting), losses.npo_weight(*setting), length
-    refusal_logp, _ = data.response_logp(model, [forget["refusal"][i] for i in rows])
-    setting = refusal_logp, forget["refusal_ref"][rows], logp, forget["answer_ref"][rows], args.beta
-    return losses.dpo(*setting), losses.dpo_weight(*setting), length
+    method, known, lengths = METHODS[args.method], {"beta": args.beta, "gamma": args.gamma}, []
+    for side, prefix in method.reads.items():
+        logp, length = data.response_logp(model, [forget[side][i] for i in rows])
+        known |= {prefix + "logp": logp, prefix + "length": length}
+        if prefix + "ref_logp" in method.takes:
+            known[prefix + "ref_logp"] = forget[side + "_ref"][rows]
+        lengths.append(length)
+    given = [known[name] for name in method.takes]
+    return method.loss(*given), method.weight(*given), lengths[0]
 
 
 def retain_loss(model, frozen, examples):
@@ -139,7 +123,7 @@ def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype
     """
     kept, order = [], []
     for group in data.by_length(examples, micro_batch_size):
-        with evaluate.autocast(device, dtype):
+        with data.autocast(device, dtype):
             outputs = loss_of(group)
         (coefficient * outputs[0].sum() / len(examples)).backward()
         kept.append([output.detach() for output in outputs])
@@ -153,7 +137,7 @@ def reference_logp(model, examples, args, device, dtype):
     """log πref of each example's response [N]. It never changes, so once is enough and no copy is kept."""
     result = torch.empty(len(examples), device=device, dtype=torch.promote_types(model.dtype, torch.float32))
     for group in data.by_length(examples, args.micro_batch_size):
-        with evaluate.autocast(device, dtype):
+        with data.autocast(device, dtype):
             result[group] = data.response_logp(model, [examples[i] for i in group])[0].to(result.dtype)
     return result
 
@@ -165,19 +149,19 @@ class Diverged(InputError):
     """A loss or a gradient stopped being finite; the model still is what it was before that step."""
 
 
-def train(model, forget, retain, args, dtype, out=None, on_epoch=None, title="unlearning"):
-    """Update `model` in place by args.method; args holds the resolved flags.
+def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
+    """Update `model` in place by args.method; args holds the resolved flags. Returns {"train_seconds": …}.
 
     forget as for `forget_loss`; retain: list of Examples, or [] for none. With `out`, a folder, writes
-    log.jsonl (a line a step) and weights.jsonl (a line an epoch), and after each epoch all that
-    --resume needs. on_epoch(epoch) is called after each epoch. Raises Diverged.
+    log.jsonl (a line a step) and weights.jsonl (a line an epoch), and now and then all that --resume needs.
+    on_epoch(epoch) is called after each epoch, and its time is not counted. Raises Diverged, and after Ctrl-C
+    KeyboardInterrupt, when all is saved.
     """
-    device = model.device
-    answers = forget["refusal"] if args.method == "idk" else forget["answer"]
-    if args.method in ("npo", "dpo"):
-        forget["answer_ref"] = reference_logp(model, forget["answer"], args, device, dtype)
-    if args.method == "dpo":
-        forget["refusal_ref"] = reference_logp(model, forget["refusal"], args, device, dtype)
+    started, device, method = time.perf_counter(), model.device, METHODS[args.method]
+    for side, prefix in method.reads.items():
+        if prefix + "ref_logp" in method.takes:
+            forget[side + "_ref"] = reference_logp(model, forget[side], args, device, dtype)
+    responses = forget[next(iter(method.reads))]
     frozen = copy.deepcopy(model).eval() if retain and args.retain == "kl" else None
 
     model.train()
@@ -186,26 +170,31 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None, title="un
             module.p = 0.0  # with dropout log πθ would be random, and NPO's weight not 1 at θ = ref
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay,
-                                  fused=True)
-    epoch_steps = math.ceil(len(answers) / args.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    epoch_steps = math.ceil(len(responses) / args.batch_size)
     steps, warmup = args.epochs * epoch_steps, args.warmup * epoch_steps
     draw = torch.Generator().manual_seed(args.seed)
-    first_epoch = load_state(out, model, optimizer, draw) if out and args.resume else 1
+    # Steps and seconds so far; of the epoch in progress, the order of its sequences, and their weights.
+    n = len(responses)
+    progress = {"step": torch.tensor(0), "seconds": torch.tensor(0.0), "order": torch.zeros(n).long(),
+                "weight": torch.zeros(n).double(), "length": torch.zeros(n).long()}
+    if out and args.resume:
+        runs.load_state(out, model, optimizer, draw, progress)
+        runs.forget_lines(out, progress["step"], progress["step"] // epoch_steps)
+    before, saved, saving = progress["seconds"].item(), started, 0.0
 
-    step = (first_epoch - 1) * epoch_steps
-    bar = tqdm(total=steps, initial=step, desc=title, disable=None)
-    log = open(out / "log.jsonl", "a", encoding="utf-8") if out else None
-    for epoch in range(first_epoch, args.epochs + 1):
-        weights, lengths = [0.0] * len(answers), [0] * len(answers)
-        order = torch.randperm(len(answers), generator=draw).tolist()
-        for start in range(0, len(order), args.batch_size):
-            step += 1
-            rows = order[start:start + args.batch_size]
+    log = open(out / "log.jsonl", "a", encoding="utf-8") if out else io.StringIO()
+    bar = tqdm(total=steps, initial=progress["step"].item(), desc=args.method, disable=None)
+    with log, bar, runs.deferred_interrupt() as interrupted:
+        for step in range(progress["step"].item() + 1, steps + 1):
+            epoch, start = 1 + (step - 1) // epoch_steps, (step - 1) % epoch_steps * args.batch_size
+            if start == 0:
+                progress["order"] = torch.randperm(len(responses), generator=draw)
+            rows = progress["order"][start:start + args.batch_size].tolist()
             optimizer.zero_grad()
 
             loss_f, weight, length = add_gradient(
-                [answers[i] for i in rows], args.forget_coeff,
+                [responses[i] for i in rows], args.forget_coeff,
                 lambda group: forget_loss(model, forget, [rows[i] for i in group], args),
                 args.micro_batch_size, device, dtype)
             check_finite(step, "forget", loss_f.mean(), model)
@@ -225,27 +214,36 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None, title="un
                 group["lr"] = rate
             optimizer.step()
 
-            for i, w, n in zip(rows, weight.tolist(), length.tolist()):
-                weights[i], lengths[i] = w, n
-            line = {"step": step, "epoch": epoch, "forget": loss_f.mean().item(), "retain": loss_r.mean().item(),
-                    "weight": weight.mean().item(), "lr": rate}
-            line["loss"] = args.forget_coeff * line["forget"] + (args.retain_coeff * line["retain"] if retain else 0)
-            bar.set_postfix({name: f"{line[name]:.3g}" for name in ("loss", "forget", "retain", "weight")})
+            progress["weight"][rows], progress["length"][rows] = weight.cpu().double(), length.cpu()
+            line = {"step": step, "epoch": epoch, "forget": loss_f.mean().item(),
+                    "retain": loss_r.mean().item(), "weight": weight.mean().item(), "lr": rate}
+            line["loss"] = args.forget_coeff * line["forget"]
+            line["loss"] += args.retain_coeff * line["retain"] if retain else 0
+            log.write(json.dumps(line) + "\n")
+            shown = {"learning" if method.learns else "forget": line["forget"], "weight": line["weight"]}
+            bar.set_postfix(shown | ({"retain": line["retain"]} if retain else {}))
             bar.update()
-            if log:
-                log.write(json.dumps(line) + "\n")
-        if out:
-            log.flush()
-            append_json(out / "weights.jsonl", {"epoch": epoch, "weight": weights, "length": lengths})
-        if on_epoch:
-            on_epoch(epoch)
-            model.train()
-        if out:
-            save_state(out, model, optimizer, draw, epoch)
-    bar.close()
-    if out:
-        log.close()
+            progress["step"].fill_(step)
+            progress["seconds"].fill_(before + time.perf_counter() - started)
+            if step % epoch_steps == 0:
+                if out:
+                    log.flush()
+                    runs.append_json(out / "weights.jsonl", {"epoch": epoch} | {
+                        name: progress[name].tolist() for name in ("weight", "length")})
+                if on_epoch:
+                    on_epoch(epoch)
+                    model.train()
+                    started = time.perf_counter() - (progress["seconds"].item() - before)
+            # At most a twentieth of the time goes into saving, however large the model.
+            if out and (interrupted or time.perf_counter() - saved > max(runs.SAVE_EVERY, 20 * saving)):
+                log.flush()
+                saving = runs.save_state(out, model, optimizer, draw, progress)
+                saved = time.perf_counter()
+            if interrupted:
+                raise KeyboardInterrupt
     model.eval()
+    memory = {"peak_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+    return {"train_seconds": progress["seconds"].item()} | memory
 
 
 def check_finite(step, part, loss, model):
@@ -253,293 +251,23 @@ def check_finite(step, part, loss, model):
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     for what, value in (("loss", loss), ("gradient", torch.nn.utils.get_total_norm(gradients))):
         if not torch.isfinite(value):
-            raise Diverged(f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} coefficient")
-
-
-def append_json(path, content):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
-
-
-def save_state(out, model, optimizer, draw, epoch):
-    """All that --resume needs, in one file, replaced in one move: a crash leaves the previous epoch's."""
-    tensors = {"draw": draw.get_state()}
-    for name, parameter in model.named_parameters():
-        tensors[f"parameter.{name}"] = parameter.detach().contiguous()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value.contiguous()
-    safetensors.torch.save_file(tensors, out / "resume.tmp", metadata={"epoch": str(epoch)})
-    (out / "resume.tmp").replace(out / "resume.safetensors")
-
-
-def load_state(out, model, optimizer, draw):
-    """Undo an interruption; returns the epoch to go on with. Drops what was logged after the saved epoch.
-
-    Raises InputError if resume.safetensors is damaged or of another model.
-    """
-    try:
-        with safetensors.safe_open(out / "resume.safetensors", "pt", device=str(model.device)) as file, torch.no_grad():
-            epoch = int(file.metadata()["epoch"])
-            for name, parameter in model.named_parameters():
-                parameter.copy_(file.get_tensor(f"parameter.{name}"))
-                optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}")
-                                              for key in ("step", "exp_avg", "exp_avg_sq")}
-            draw.set_state(file.get_tensor("draw").cpu())
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"--resume: {out / 'resume.safetensors'} does not fit this run "
-                         f"({' '.join(str(error).split())[:120]}); start anew with --overwrite") from None
-    for name in ("log.jsonl", "weights.jsonl", "epochs.jsonl"):
-        if (out / name).exists():
-            lines = [line for line in (out / name).read_text(encoding="utf-8").splitlines()
-                     if line.endswith("}") and json.loads(line)["epoch"] <= epoch]
-            (out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return epoch + 1
-
-
-def reset_peak_memory(device):
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device):
-    """Bytes. On CUDA the most that tensors took since `reset_peak_memory`; on a CPU the most that the process
-    ever had resident, libraries and all. 0 where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource  # Unix only
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-# ------------------------------------------------------------------ a model from scratch
-
-
-def tiny_model(task, texts, seed):
-    """(model, tokenizer): a small Llama with random weights and a byte-level BPE made for `texts`."""
-    size = TINY[task]
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    bpe.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
-        vocab_size=size["vocab"], special_tokens=["<eos>"], show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>")
-    torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=size["width"], intermediate_size=2 * size["width"],
-        num_hidden_layers=size["layers"], num_attention_heads=size["heads"], num_key_value_heads=size["heads"],
-        max_position_embeddings=1024, bos_token_id=None, eos_token_id=0, pad_token_id=0,
-        from_scratch=True))  # so that later runs on it take the recipes of small models
-    return model, tokenizer
-
-
-def tiny_folder(split, args, device, dtype):
-    """Folder of a from-scratch model that knows the base knowledge and `split`; trained if not cached.
-
-    split: `full` makes Original, a retain split makes Retrain. A cached one is reused when task, data,
-    seed and recipe are the same.
-    """
-    rows = {config: data.load_rows(args.task, args.data, config) for config in ("full", split, *data.BASE_KNOWLEDGE)}
-    size = TINY[args.task]
-    settings = {"task": args.task, "split": split, "seed": args.seed, "dtype": str(dtype), "max_length": args.max_length,
-                "template": args.template, **size, "rows": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    folder = args.root / "cache" / f"{args.task}-{split}-seed{args.seed}-{digest}"
-    if folder.exists():
-        return folder
-    # The tokenizer sees `full` for both models: a tokenizer is not what is to be unlearned.
-    texts = data.REFUSALS + [f"Question: {row['question']}\nAnswer: {row['answer']}"
-                             for config in ("full", *data.BASE_KNOWLEDGE) for row in rows[config]]
-    model, tokenizer = tiny_model(args.task, texts, args.seed)
-    model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-    taught = [data.encode(row["question"], row["answer"], tokenizer, args.template, args.max_length)
-              for config in (split, *data.BASE_KNOWLEDGE) for row in rows[config]]
-    lesson = argparse.Namespace(
-        method="finetune", lr=size["lr"], epochs=size["epochs"], batch_size=size["batch_size"],
-        micro_batch_size=size["micro_batch_size"], warmup=1.0, weight_decay=0.01, forget_coeff=1.0, retain_coeff=0.0,
-        retain="none", seed=args.seed, resume=False, grad_checkpointing=False)
-    name = "Original" if split == "full" else "Retrain"
-    reset_peak_memory(device)
-    started = time.perf_counter()
-    train(model, {"answer": taught}, [], lesson, dtype, title=f"{name} from scratch ({split})")
-    unfinished = folder.with_name(f"{folder.name}.unfinished{os.getpid()}")
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    evaluate.write_json(unfinished / "settings.json", settings)
-    evaluate.write_json(unfinished / "cost.json", {"train_seconds": time.perf_counter() - started,
-                                                   "peak_memory_bytes": peak_memory(device)})
-    try:
-        unfinished.rename(folder)
-    except OSError:  # another run made the same model meanwhile
-        shutil.rmtree(unfinished)
-    return folder
+            raise Diverged(f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} "
+                           "coefficient")
 
 
 # ------------------------------------------------------------------ a run: before, during and after the loop
 
 
-def subset(text):
-    """An argparse type: `shortest:SHARE` or `random:SHARE` with 0 < SHARE <= 1, given back as it is."""
-    kind, _, share = text.partition(":")
-    try:
-        if kind not in ("shortest", "random") or not 0 < float(share) <= 1:
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text[:20]}' is not shortest:SHARE or random:SHARE with a share above 0 and at most 1")
-    return text
-
-
-def build_parser():
-    parser = evaluate.OneLineParser(prog="train.py", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--method", choices=METHODS, required=True, help="what to do to the model; see above")
-    add("--split", help="what to forget: forget05 or forget10, for tofu also forget01 (default: forget10 for toy, "
-        "forget05 for tofu). With --method finetune, what to learn: also retain90, retain95, full or, for tofu, retain99")
-    add("--subset", type=subset, metavar="KIND:SHARE", help="train on a part of --split only: shortest:0.2 is the fifth with "
-        "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all of it)")
-    add("--model", help="the model to change, a folder or a Hub id; `tiny` is a small one made from scratch on the spot "
-        "(default: tiny for toy; open-unlearning/tofu_Llama-3.2-1B-Instruct_full for tofu)")
-    add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its evaluation log "
-        "(default: none; with --model tiny it is made on the spot)")
-    evaluate.add_common_flags(parser)
-    recipe_flags = parser.add_argument_group("recipe", "Defaults depend on task, split and method (RECIPES in "
-                                             "train.py); a run prints what it resolved.")
-    add = recipe_flags.add_argument
-    add("--beta", type=number(float, 0), help="temperature of npo, simnpo and dpo, at least 0; 0 is the GA limit")
-    add("--gamma", type=number(float, 0), help="reward margin of simnpo, as in Eq. 4 (β times the published code's)")
-    add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
-    add("--retain-coeff", type=number(float, 0), help="factor on the retain loss; λ of Eq. 1 is this over --forget-coeff")
-    add("--retain", choices=("nll", "kl", "none"), help="retain loss: nll, the divergence from the original model, or none")
-    add("--lr", type=number(float, 0), help="AdamW's peak learning rate, after a linear warm-up; it decays to 0")
-    add("--weight-decay", type=number(float, 0), help="AdamW's")
-    add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
-    add("--epochs", type=number(int, 1), help="passes over the forget set")
-    add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
-    add("--micro-batch-size", type=number(int, 1), help="examples at a time; changes memory and speed, not the gradient")
-    parser.add_argument("--seed", type=number(int, 0, high=2**31), default=0,
-                        help="of the order, the draws and a tiny model's weights (default: %(default)s)")
-    parser.add_argument("--grad-checkpointing", action="store_true", help="recompute activations: less memory, more time")
-    parser.add_argument("--eval", choices=("end", "epoch", "none"), default="end",
-                        help="when to measure TOFU's metrics (default: %(default)s)")
-    parser.add_argument("--eval-batch-size", type=number(int, 1), help="examples at a time when measuring")
-    parser.add_argument("--out", help="folder for model, logs and metrics (default: a new one under runs/)")
-    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out, from its last epoch")
-    return parser
-
-
-def is_tiny(model):
-    """Whether --model names a from-scratch model, or a run that started from one."""
-    try:
-        return model == "tiny" or json.loads(Path(model, "config.json").read_text(encoding="utf-8")).get("from_scratch", False)
-    except (OSError, ValueError):
-        return False
-
-
-def resolve(args):
-    """Fill in what depends on other flags, and refuse what does not go together."""
-    args.split = args.split or data.DEFAULTS[args.task]["split"]
-    args.max_new_tokens = args.max_new_tokens or data.DEFAULTS[args.task]["max_new_tokens"]
-    evaluate.check_split(args, data.splits_of(args.task) if args.method == "finetune" else data.FORGET_SPLITS[args.task])
-    args.forget_split = data.forget_split_of(args.split, args.task)
-    if args.split != args.forget_split and args.model in (None, "tiny"):
-        raise InputError(f"--method finetune --split {args.split} teaches a model that does not know the task yet; name one "
-                         "with --model (Original and Retrain from scratch lie in the cache folder of any tiny run)")
-    args.model = args.model or {"toy": "tiny", "tofu": "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"}[args.task]
-    defaults = recipe(args.task, "tiny" if is_tiny(args.model) else args.model, args.split, args.method)
-    if args.micro_batch_size is None:  # the recipe's is only what fits well, so it yields to a small batch
-        args.micro_batch_size = min(defaults["micro_batch_size"], args.batch_size or defaults["batch_size"])
-    for flag, value in defaults.items():
-        if getattr(args, flag) is None:
-            setattr(args, flag, value)
-    if args.micro_batch_size > args.batch_size:
-        raise InputError(f"--micro-batch-size {args.micro_batch_size} is larger than --batch-size {args.batch_size}; "
-                         "make it at most that")
-    if args.resume and not args.out:
-        raise InputError("--resume needs --out, the folder of the interrupted run")
-    if args.resume and args.overwrite:
-        raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
-    return args
-
-
-def choose_folder(args):
-    """args.out as a Path that may be written to, and args.root, its parent. Creates nothing."""
-    if args.out is None:
-        name = f"{args.task}-{args.split}-{args.method}-b{args.beta:g}-seed{args.seed}-{time.strftime('%m%d-%H%M%S')}"
-        args.out = Path("runs", name)
-        while args.out.exists():
-            args.out = args.out.with_name(args.out.name + "x")
-    args.out = Path(args.out)
-    args.root = args.out.parent
-    if args.resume:
-        if not (args.out / "resume.safetensors").is_file():
-            raise InputError(f"--resume: {args.out} has no resume.safetensors, so nothing was interrupted there after "
-                             "its first epoch; start anew without --resume")
-    elif args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):
-        if not args.overwrite:
-            raise InputError(f"--out: {args.out} exists; name another folder or add --overwrite")
-        if not (args.out / "run.json").is_file():
-            raise InputError(f"--overwrite: {args.out} is not a run's folder (no run.json), so it is left alone; "
-                             "name another")
-    for flag in ("model", "retrain"):
-        used = getattr(args, flag)
-        if used and Path(used).exists() and Path(used).resolve().is_relative_to(args.out.resolve()):
-            raise InputError(f"--out: {args.out} holds --{flag} {used}, which would be written over; name another folder")
-    evaluate.check_writable(next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists()))
-
-
-def run_settings(args):
-    """What run.json says: every resolved flag, versions, and the commit of this code."""
-    def git(*command):
-        try:
-            return subprocess.run(["git", "-C", Path(__file__).parent, *command], capture_output=True, text=True,
-                                  check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-    commit = git("rev-parse", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
-        commit += " with uncommitted changes"
-    flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-             if name not in ("resume", "overwrite", "root")}
-    versions = {package.__name__: package.__version__ for package in (torch, transformers)}
-    return {"flags": flags, "versions": versions, "commit": commit}
-
-
-# What may differ when a run is resumed: it changes where and how fast, not what is computed.
-MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "eval", "max_new_tokens"
-
-
-def check_same_run(args, settings):
-    """Raise InputError unless the run to resume had the same flags."""
-    try:
-        before = json.loads((args.out / "run.json").read_text(encoding="utf-8"))["flags"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--resume: {args.out / 'run.json'} is not usable ({error}); start anew with --overwrite") from None
-    for flag, value in settings["flags"].items():
-        if flag not in MAY_CHANGE and before.get(flag) != value:
-            raise InputError(f"--resume: the run in {args.out} had --{flag.replace('_', '-')} {before.get(flag)}, "
-                             f"not {value}; give the same flags")
-
-
-def that_apply(flags):
-    """The flags without those that the method or the task does not use: what is worth printing."""
-    unused = [] if flags["method"] in ("npo", "simnpo", "dpo") else ["beta"]
-    unused += [] if flags["method"] == "simnpo" else ["gamma"]
-    unused += ["retain_coeff"] if flags["retain"] == "none" else []
-    unused += ["data"] if flags["task"] == "toy" else []
-    unused += [] if flags["subset"] else ["subset"]
-    return {flag: value for flag, value in flags.items() if flag not in unused}
-
-
 def load_examples(args, tokenizer, limit):
     """(forget, retain) as `train` takes them."""
-    def examples(rows, answer_of):
-        return [data.encode(row["question"], answer_of(row), tokenizer, args.template, limit) for row in rows]
-    rows = data.load_rows(args.task, args.data, args.split)
-    forget = {"answer": examples(rows, lambda row: row["answer"])}
-    if args.method in ("idk", "dpo"):
+    benchmark = evaluate.BENCHMARKS[args.task]
+
+    def examples(rows, answer_of=lambda row: row["answer"]):
+        return [data.encode(row["question"], answer_of(row), tokenizer, args.template,
+                            min(limit, args.max_length)) for row in rows]
+    rows = benchmark.training_rows(args.task, args.data, args.split, base_knowledge=args.model == "new")
+    forget = {"answer": examples(rows)}
+    if "refusal" in METHODS[args.method].reads:
         refuse = random.Random(args.seed)
         forget["refusal"] = examples(rows, lambda row: refuse.choice(data.REFUSALS))
     if args.subset:
@@ -548,167 +276,232 @@ def load_examples(args, tokenizer, limit):
         if kind == "shortest":
             order = sorted(range(len(rows)), key=lambda i: len(forget["answer"][i].response))
         kept = sorted(order[:max(1, round(float(share) * len(rows)))])
-        forget = {side: [examples[i] for i in kept] for side, examples in forget.items()}
-    retain = []
-    if args.retain != "none":
-        retain = examples(data.load_rows(args.task, args.data, data.retain_split(args.forget_split)),
-                          lambda row: row["answer"])
+        forget = {side: [every[i] for i in kept] for side, every in forget.items()}
+    kept = benchmark.retain_split(args.forget_split)
+    retain = examples(benchmark.training_rows(args.task, args.data, kept)) if args.retain != "none" else []
     return forget, retain
 
 
-def cached_log(folder, sets, args, measure):
-    """The log of a cached from-scratch model, measured once for these evaluation rows and this generation length."""
-    digest = hashlib.sha256(json.dumps([sets, args.max_new_tokens], sort_keys=True).encode()).hexdigest()[:12]
-    path = Path(folder) / f"{args.forget_split}-{digest}.log.json"
-    if not path.exists():
-        evaluate.write_json(path, measure(folder))
-    return evaluate.read_log(path)
-
-
-def draw_run(out, ratios):
-    """run.png: loss over steps, weight against length, truth ratios. Drawn from the run's own files."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    steps = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    epochs = [json.loads(line) for line in (out / "weights.jsonl").read_text(encoding="utf-8").splitlines()]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6))
-    for part in ("forget", "retain"):
-        left.plot([line["step"] for line in steps], [line[part] for line in steps], label=f"{part} loss")
-    left.set(xlabel="step", title="loss")
-    for line in epochs[:: max(1, len(epochs) - 1)]:
-        middle.scatter(line["length"], line["weight"], s=12, alpha=0.7, label=f"epoch {line['epoch']}")
-    middle.set(xlabel="response length |y|", title="gradient weight of each forget sequence")
-    for name, ratio in ratios.items():
-        right.ecdf(torch.tensor(ratio).log10().clamp(-8, 8).numpy(), label=name)
-    right.set(xlabel="log10 truth ratio", title="share of forget examples below")
-    for axis in (left, middle, right):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(out / "run.png", dpi=120)
-    plt.close(figure)
+def from_scratch(split, args, part):
+    """Folder of a run in the cache that taught a new model `split`: Original for full, else Retrain."""
+    lesson = build_parser().parse_args("--method finetune --model new --split".split() + [split])
+    for flag in ("task", "data", "seed", "template", "max_length", "max_new_tokens", "dtype", "device"):
+        setattr(lesson, flag, getattr(args, flag))
+    resolve(lesson).forget_split = args.forget_split
+    lesson.eval = "none" if args.eval == "none" else "end"
+    benchmark = evaluate.BENCHMARKS[args.task]
+    made_of = [runs.FORMAT, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs, lesson.batch_size,
+               lesson.template, lesson.max_length, lesson.dtype,
+               [benchmark.training_rows(args.task, args.data, each, True) for each in ("full", split)]]
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("MINUNLEARN_CACHE") or Path.home() / ".cache" / "minunlearn")
+    cache.mkdir(parents=True, exist_ok=True)
+    lesson.out = cache / f"{args.task}-{split}-seed{args.seed}-{digest}"
+    name, flag = ("Original", "model") if split == "full" else ("Retrain", "retrain")
+    with filelock.FileLock(f"{lesson.out}.lock"):  # two runs that need the same model make it once
+        if runs.is_run(lesson.out) and "cost" in runs.read_file(lesson.out, "run.json"):
+            print(f"[{part}/3] {name}: kept in {lesson.out}")
+            return str(lesson.out)
+        print(f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
+              f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
+              f"--{flag} DIR)", flush=True)
+        lesson.resume = (lesson.out / "resume.safetensors").exists()
+        lesson.overwrite = not lesson.resume
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                run(lesson)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on from here") from None
+    return str(lesson.out)
 
 
 def run(args):
-    resolve(args)
-    choose_folder(args)
-    device, dtype = evaluate.resolve_device(args.device, args.dtype)
+    """One run from resolved flags: check, load, measure what it is compared with, train, save, measure."""
+    benchmark = evaluate.BENCHMARKS[args.task]
+    runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
+    device, dtype = runs.resolve_device(args.device, args.dtype)
     args.device, args.dtype = device.type, str(dtype).removeprefix("torch.")
-    settings = run_settings(args)
-    if args.resume:
-        check_same_run(args, settings)
-    print("settings:", " ".join(f"{flag}={value}" for flag, value in that_apply(settings["flags"]).items()))
+    settings = runs.settings_of(args)
+    cost = runs.check_same_run(args.out, settings["flags"]).get("cost") if args.resume else None
 
     # Everything that can be wrong with the user's files shows here, before anything is written to --out.
-    retrain_ratio, logs, before = None, {}, "Original"
-    sets = evaluate.load_sets(args.task, args.data, args.forget_split) if args.eval != "none" else None
-    if (Path(args.model) / "run.json").is_file():  # a run of ours: what it was compared with serves again
-        before = "before"
-        try:
-            settings["start"] = json.loads((Path(args.model) / "run.json").read_text(encoding="utf-8"))["flags"]
-            args.retrain = args.retrain or settings["start"]["retrain"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"--model: {args.model}/run.json is not usable ({error}); mend or remove it") from None
+    sets, reference, logs, before, original = None, None, {}, "Original", args.model
+    if args.eval != "none":
+        sets = benchmark.evaluation_rows(args.task, args.data, args.forget_split)
+    if runs.is_run(args.model):
+        start = runs.read_file(args.model, "run.json")["flags"]
+        if start["model"] != "new":  # it unlearnt something: what it was compared with serves again
+            before, settings["start"], args.retrain = "before", start, args.retrain or start["retrain"]
     if args.retrain and args.retrain.endswith(".json"):
-        retrain_ratio = evaluate.retrain_ratio_of_log(args.retrain)
-    original = args.model
-    if original == "tiny":
-        original = str(tiny_folder("full", args, device, dtype))
+        reference = evaluate.read_reference(args, sets)
+    if args.model == "tiny":
+        original = from_scratch("full", args, 1)
         if args.retrain is None and sets:
-            args.retrain = str(tiny_folder(data.retain_split(args.forget_split), args, device, dtype))
-    settings["flags"]["retrain"] = args.retrain
-    model, tokenizer = evaluate.load_model(original, device, dtype)
-    limit = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
+            args.retrain = from_scratch(benchmark.retain_split(args.forget_split), args, 2)
+        print(f"[3/3] {args.method}: Original forgets {args.split}")
+    if args.model == "new":
+        model, tokenizer = benchmark.new_model(args.task, args.data, args.seed)
+        model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    else:
+        model, tokenizer = runs.load_model(original, device, dtype)
+    limit = getattr(model.config, "max_position_embeddings", math.inf)
     forget, retain = load_examples(args, tokenizer, limit)
-
-    def measure(model_or_folder, tokenizer=tokenizer):
-        if isinstance(model_or_folder, str):
-            model_or_folder, tokenizer = evaluate.load_model(model_or_folder, device, dtype)
-        return evaluate.measure(model_or_folder, tokenizer, sets, dtype, args.template, limit,
-                                args.eval_batch_size, args.max_new_tokens)
-
-    if sets:
-        made_here = args.model == "tiny"
-        logs[before] = cached_log(original, sets, args, measure) if made_here else measure(model)
-        if args.retrain and retrain_ratio is None:
-            logs["Retrain"] = cached_log(args.retrain, sets, args, measure) if made_here else measure(args.retrain)
-            retrain_ratio = evaluate.ratio_of(logs["Retrain"])
-        if retrain_ratio is not None:
-            evaluate.check_same_size(len(sets["forget"]), len(retrain_ratio))
+    settings["flags"]["retrain"] = args.retrain
+    print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()
+                                if value is not None), flush=True)
+    if sets and args.model != "new":
+        logs[before] = evaluate.log_of(args, sets, original)
+    if sets and args.retrain and reference is None:
+        logs["Retrain"] = evaluate.log_of(args, sets, args.retrain)
+        reference = logs["Retrain"]["forget"]
 
     if args.overwrite and args.out.exists():
         shutil.rmtree(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
-    evaluate.write_json(args.out / "run.json", settings)
-
-    measuring, peak = 0.0, 0
+    runs.write_json(args.out / "run.json", settings)
 
     def on_epoch(epoch):
-        nonlocal measuring, peak
         if args.eval == "epoch":
-            if not measuring or device.type == "cuda":  # a CPU's peak cannot be reset, so measuring would count later
-                peak = max(peak, peak_memory(device))
-            started = time.perf_counter()
-            logs[args.method] = measure(model)
-            metrics = evaluate.summarize(logs[args.method], retrain_ratio)
-            append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
-            measuring += time.perf_counter() - started
-            reset_peak_memory(device)
-    reset_peak_memory(device)
-    started = time.perf_counter()
+            logs[args.method] = evaluate.measure(args, sets, model, tokenizer)
+            metrics = benchmark.summarize(logs[args.method], reference)
+            runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
     try:
-        train(model, forget, retain, args, dtype, args.out, on_epoch, title=args.method)
-        cost = {"train_seconds": time.perf_counter() - started - measuring,
-                "peak_memory_bytes": peak if measuring and device.type == "cpu" else max(peak, peak_memory(device))}
-        print("trained in {train_seconds:.1f} s; peak memory {:.2f} GB".format(cost["peak_memory_bytes"] / 1e9, **cost))
-        model.save_pretrained(args.out)
-        tokenizer.save_pretrained(args.out)
+        if cost is None:
+            cost = train(model, forget, retain, args, dtype, args.out, on_epoch)
+            model.save_pretrained(args.out)
+            tokenizer.save_pretrained(args.out)
+        else:  # interrupted when all was trained
+            model, _ = runs.load_model(str(args.out), device, dtype)
+        runs.write_json(args.out / "run.json", settings | {"cost": cost})
+        (args.out / "resume.safetensors").unlink(missing_ok=True)
         if sets:
-            if args.eval == "end" or args.method not in logs:  # resumed after the last epoch
-                logs[args.method] = measure(model)
-            # The time of a resumed run is that of its last part only, so it is none.
-            report(args, logs, retrain_ratio, cost if not args.resume else {})
-        draw_run(args.out, {name: evaluate.ratio_of(log) for name, log in logs.items()})
+            logs[args.method] = logs.get(args.method) or evaluate.measure(args, sets, model, tokenizer)
+            report(args, logs, reference, cost)
+        ratios = {name: benchmark.log_ratio(log["forget"]) for name, log in logs.items()}
+        runs.draw_run(args.out, ratios, "log10 truth ratio")
     except Diverged as error:
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
     except KeyboardInterrupt:
-        again = "--resume, which goes on from the last whole epoch" if (args.out / "resume.safetensors").exists() \
-            else "--overwrite: no epoch was finished"
-        print(f"\ninterrupted; give the same command with --out {args.out} and {again}", file=sys.stderr)
-        raise SystemExit(130) from None
-    (args.out / "resume.safetensors").unlink()
+        raise KeyboardInterrupt(f"give the same command with --resume --out {args.out} to go on") from None
     print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
 
-def report(args, logs, retrain_ratio, cost):
-    """Write metrics.json, metrics.log.json and reference.log.json; print the table and one answer before and after."""
-    metrics = {name: evaluate.summarize(log, retrain_ratio) for name, log in logs.items()}
+def report(args, logs, reference, cost):
+    """Write metrics and logs; print the table, and one answer before and after."""
+    benchmark = evaluate.BENCHMARKS[args.task]
+    metrics = {name: benchmark.summarize(log, reference) for name, log in logs.items()}
     metrics[args.method] |= cost
-    if args.model == "tiny" and (Path(args.retrain) / "cost.json").exists():
-        metrics["Retrain"] |= json.loads((Path(args.retrain) / "cost.json").read_text(encoding="utf-8"))
-    reference = {name: value for name, value in metrics.items() if name != args.method}
-    evaluate.write_json(args.out / "metrics.json", metrics[args.method] | {"reference": reference})
-    evaluate.write_json(args.out / "metrics.log.json", logs[args.method])
-    # What figures of this run need from the models it was compared with.
-    references = {name: log["forget"] for name, log in logs.items() if name != args.method}
-    if retrain_ratio is not None and "Retrain" not in references:  # a log; JSON has no infinity
-        references["Retrain"] = {"truth_ratio": [min(ratio, sys.float_info.max) for ratio in map(float, retrain_ratio)]}
-    evaluate.write_json(args.out / "reference.log.json", references)
-    print("\n" + evaluate.table(metrics))
-    if retrain_ratio is None:
-        print("forget quality needs a retrained reference; give --retrain a model or a log")
+    if "Retrain" in logs and runs.is_run(args.retrain):
+        metrics["Retrain"] |= runs.read_file(args.retrain, "run.json").get("cost", {})
+    others = [name for name in logs if name != args.method]
+    references = {name: logs[name]["forget"] for name in others} | ({"Retrain": reference} if reference else {})
+    references = {name: part | {"truth_ratio": benchmark.ratio_of(part).tolist()} for name, part in references.items()}
+    runs.write_json(args.out / "metrics.log.json", logs[args.method])
+    runs.write_json(args.out / "reference.log.json", references)
+    runs.write_json(args.out / "metrics.json",
+                    metrics[args.method] | {"reference": {name: metrics[name] for name in others}})
+    print("\n".join(["", benchmark.table(metrics), *evaluate.notes(metrics[args.method], logs[args.method]),
+                     f"trained in {cost['train_seconds']:.1f} s", ""]))
     forget = logs[args.method]["forget"]
-    middle = sorted(range(len(forget["length"])), key=lambda i: forget["length"][i])[len(forget["length"]) // 2]
-    print(f"\n{'asked':>10s}: {forget['question'][middle]}\n{'truth':>10s}: {forget['answer'][middle]}")
-    for name, log in logs.items():
-        print(f"{name:>10s}: {log['forget']['generated'][middle]}")
+    by_length = sorted(range(len(forget["length"])), key=lambda i: forget["length"][i])
+    for name, texts in (("asked", forget["question"]), ("truth", forget["answer"]),
+                        *((name, log["forget"]["generated"]) for name, log in logs.items())):
+        print(f"{name:>10s}: {texts[by_length[len(by_length) // 2]]}")
+
+
+# ------------------------------------------------------------------ the command
+
+
+def subset(text):
+    """An argparse type: `shortest:SHARE` or `random:SHARE` with 0 < SHARE <= 1, given back as it is."""
+    kind, _, share = text.partition(":")
+    try:
+        if kind in ("shortest", "random") and 0 < float(share) <= 1:
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text[:20]}' is not shortest:SHARE or random:SHARE, 0 < SHARE <= 1")
+
+
+def build_parser():
+    methods = "\n".join(f"    {flag:9s}  {method.name}: {method.about}" for flag, method in METHODS.items())
+    parser = runs.OneLineParser(prog="train.py", description=__doc__ + methods)
+    add = parser.add_argument
+    add("--method", choices=METHODS, required=True, metavar="METHOD", help="what to do; see above")
+    add("--split", help="what to forget: forget05 or forget10, for tofu also 01 (default: toy forget10, "
+        "tofu forget05). With --method finetune, what to learn: also retain90, …95, (tofu) …99, or full")
+    add("--subset", type=subset, metavar="KIND:SHARE", help="a part of --split: shortest:0.2 is the fifth of "
+        "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all)")
+    add("--model", help="the model to change, a folder or a Hub id. `new`: a small one with random weights, "
+        "for --method finetune, which teaches it --split and the base knowledge. `tiny`: two such runs, "
+        "Original (full) and Retrain (without --split), kept in ~/.cache/minunlearn or in MINUNLEARN_CACHE "
+        "(default: tiny for toy; open-unlearning/tofu_Llama-3.2-1B-Instruct_full for tofu)")
+    add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
+        "a .json (default: none; with --model tiny it is made on the spot)")
+    evaluate.add_common_flags(parser)
+    add = parser.add_argument_group("recipe", "Defaults depend on task, model, split and method (RECIPES in "
+                                    "train.py); a run prints what it resolved.").add_argument
+    add("--beta", type=number(float, 0), help="temperature of npo, simnpo and dpo; 0 is the GA limit")
+    add("--gamma", type=number(float, 0), help="margin of simnpo, as in Eq. 4 (β times the published code's)")
+    add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
+    add("--retain-coeff", type=number(float, 0), help="factor on the retain loss; λ is this / --forget-coeff")
+    add("--retain", choices=("nll", "kl", "none"), help="retain loss: nll, KL from the original model, none")
+    add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
+    add("--weight-decay", type=number(float, 0), help="AdamW's")
+    add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
+    add("--epochs", type=number(int, 1), help="passes over the forget set")
+    add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
+    add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
+    add = parser.add_argument
+    add("--seed", type=number(int, 0, high=2**31), default=0,
+        help="of the order, the draws and a new model's weights (default: %(default)s)")
+    add("--grad-checkpointing", action="store_true", help="recompute activations: less memory, more time")
+    add("--eval", choices=("end", "epoch", "none"), default="end", help="when to measure (default: end)")
+    add("--eval-batch-size", type=number(int, 1), help="examples at a time when measuring")
+    add("--out", help="folder for model, logs and metrics (default: a new one under runs/)")
+    add("--resume", action="store_true", help="go on with the interrupted run in --out")
+    return parser
+
+
+def resolve(args):
+    """Fill in what depends on other flags, and refuse what does not go together. Returns args."""
+    method = METHODS[args.method]
+    runs.refuse(args, {"beta", "gamma"} - set(method.takes), f"with --method {args.method}")
+    if args.eval == "none":
+        runs.refuse(args, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
+    benchmark = evaluate.resolve_task(args)
+    learns, facts = method.learns, benchmark.TASKS[args.task]
+    evaluate.check_split(args, benchmark.splits_of(args.task) if learns else facts["forget_splits"])
+    args.forget_split = benchmark.forget_split_of(args.task, args.split)
+    args.model = args.model or facts["model"]
+    if args.split != args.forget_split and args.model == "tiny":
+        raise InputError(f"--split {args.split} teaches a model that does not know it; add --model new or a "
+                         "pretrained --model")
+    if args.model == "new" and not learns:
+        raise InputError(f"--model new knows nothing for --method {args.method} to unlearn; use --model tiny")
+    args.family = runs.family_of(args.model)
+    defaults = recipe(args.task, args.family, args.split, args.method)
+    if args.micro_batch_size is None:  # the recipe's is only what fits well, so it yields to a small batch
+        args.micro_batch_size = min(defaults["micro_batch_size"], args.batch_size or defaults["batch_size"])
+    args.retain = args.retain or defaults["retain"]
+    if args.retain == "none":
+        runs.refuse(args, ["retain_coeff"], "without a retain loss")
+    for flag, value in defaults.items():
+        if getattr(args, flag) is None and (flag in method.takes or flag not in ("beta", "gamma")):
+            setattr(args, flag, value)
+    if args.micro_batch_size > args.batch_size:
+        raise InputError(f"--micro-batch-size {args.micro_batch_size} is larger than --batch-size; lower it")
+    if args.resume and not args.out:
+        raise InputError("--resume needs --out, the folder of the interrupted run")
+    if args.resume and args.overwrite:
+        raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
+    return args
 
 
 def main(argv=None):
-    evaluate.run_cli(build_parser(), argv, run)
+    runs.run_command(build_parser(), argv, lambda args: run(resolve(args)))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Small models and data that the tests share; nothing here is downloaded."""
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails at once
-sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["MINUNLEARN_CACHE"] = tempfile.mkdtemp()  # from-scratch models, made once for all tests
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "results")]
 
 import pytest
 import torch
 import transformers
 
 import data
-import train
+import tofu
 
 
 def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
@@ -43,8 +45,7 @@ def some_examples(count, seed=0, vocab=50, longest=12):
 @pytest.fixture(scope="session")
 def toy_tokenizer():
     """The tokenizer that the toy's from-scratch model uses."""
-    rows = data.toy_rows()["full"]
-    return train.tiny_model("toy", [row["question"] + " " + row["answer"] for row in rows], seed=0)[1]
+    return tofu.new_model("toy", None, seed=0)[1]
 
 
 @pytest.fixture(scope="session")

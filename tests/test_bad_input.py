@@ -2,16 +2,19 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny
-from test_data import make_dataset
-from test_evaluate import a_log, a_run, flags_of, published
+from test_compare import a_run, flags_of
+from test_tofu import a_log, make_dataset, published
 
-import data
+import compare
 import evaluate
+import runs
+import tofu
 import train
 
 
@@ -24,6 +27,11 @@ def refused(main, arguments, capsys, *says):
     assert error.count("\n") == 1 and error.endswith("\n"), error
     for words in says:
         assert str(words) in error, error
+
+
+def flags_with(**changed):
+    return dict(task="toy", forget_split="forget10", model="tiny", family="tiny", method="npo", seed=0, beta=1.0, gamma=0.0,
+                out="x") | changed
 
 
 @pytest.fixture
@@ -64,14 +72,24 @@ def nothing_written(tmp_path, monkeypatch):
     (["--method", "npo", "--max-new-tokens", "0"], "--max-new-tokens"),
     (["--method", "npo", "--seed", "-1"], "--seed"),
     (["--method", "npo", "--resume"], "--out"),
-    (["--method", "npo", "--resume", "--out", "absent"], "resume.safetensors"),
+    (["--method", "npo", "--resume", "--out", "absent"], "run.json"),
     (["--method", "npo", "--task", "tofu", "--data", "absent/folder", "--model", "tiny"], "absent/folder"),
     (["--method", "npo", "--model", "absent/model"], "absent/model"),
     (["--method", "npo", "--retrain", "absent.json"], "absent.json"),
     (["--method", "npo", "--out", "/proc/none/below"], "/proc"),
     (["--method", "npo", "--epochs", "9" * 400], "--epochs"),
-    (["--method", "finetune", "--split", "retain90"], "--model"),
-    (["--method", "finetune", "--split", "full", "--model", "tiny"], "--model"),
+    (["--method", "finetune", "--split", "retain90"], "--model new"),
+    (["--method", "finetune", "--split", "full", "--model", "tiny"], "--model new"),
+    (["--method", "npo", "--model", "new"], "--model tiny"),
+    # flags that this run could not use
+    (["--method", "npo", "--data", "my.jsonl"], "--data has no use with --task toy"),
+    (["--method", "npo", "--gamma", "0.5"], "--gamma has no use with --method npo"),
+    (["--method", "ga", "--beta", "0.1"], "--beta has no use with --method ga"),
+    (["--method", "ga", "--retain-coeff", "2"], "--retain-coeff has no use without a retain loss"),
+    (["--method", "npo", "--retain", "none", "--retain-coeff", "2"], "--retain-coeff"),
+    (["--method", "npo", "--eval", "none", "--retrain", "x"], "--retrain has no use with --eval none"),
+    (["--method", "npo", "--eval", "none", "--max-new-tokens", "9"], "--max-new-tokens"),
+    (["--method", "npo", "--eval", "none", "--eval-batch-size", "9"], "--eval-batch-size"),
     *((["--method", "finetune", "--subset", text], "--subset") for text in (
         "shortest", "longest:0.2", "random:0", "random:-1", "random:1.5", "random:nan", "shortest:a", ":0.2")),
     (["--method", "npo", "--max-length", "10", "--eval", "none", "--model", "tiny"], "--max-length"),
@@ -91,19 +109,31 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
     (["--model", "x", "--out", "."], "'.'"),
     (["--model", "x", "--out", "metrics.txt"], ".json"),
     (["--model", "x", "--out", "/proc/none.json"], "/proc"),
+    (["--model", "x", "--data", "y"], "--data has no use with --task toy"),
+    *((["--log", "x", flag, value], f"{flag} has no use with --log") for flag, value in (
+        ("--task", "toy"), ("--data", "x"), ("--split", "forget05"), ("--template", "plain"), ("--max-length", "9"),
+        ("--max-new-tokens", "9"), ("--dtype", "float32"), ("--device", "cpu"), ("--batch-size", "9"))),
+    (["tables", "runs/a"], "unrecognized arguments: tables"),
+])
+def test_evaluate_refuses(arguments, says, nothing_written, capsys):
+    refused(evaluate.main, arguments, capsys, "evaluate.py", says)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ([], "COMMAND"),
+    (["tables", "absent"], "'tables'"),
     (["table", "absent"], "absent"),
     (["table"], "RUN"),
-    (["table", "absent", "--form", "html"], "html"),
     (["table", "absent", "--columns", "few"], "few"),
     (["figure"], "KIND"),
     (["figure", "pie", "absent"], "pie"),
     (["figure", "epochs", "absent", "--out", "picture.pdf"], ".png"),
     (["figure", "epochs", "absent", "--out", "absent/picture.png"], "absent"),
     (["answers", "absent", "--show", "0"], "--show"),
-    *(([command, "absent"], "absent") for command in ("answers", "claims", "choose")),
+    *(([command, "absent"], "absent") for command in ("answers", "claims")),
 ])
-def test_evaluate_refuses(arguments, says, nothing_written, capsys):
-    refused(evaluate.main, arguments, capsys, "evaluate.py", says)
+def test_compare_refuses(arguments, says, nothing_written, capsys):
+    refused(compare.main, arguments, capsys, "compare.py", says)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present")
@@ -160,8 +190,21 @@ def test_unusable_model_folders(toy_model_folder, toy_tokenizer, tmp_path, nothi
 @pytest.mark.parametrize("row, says", [({"question": "Who?"}, "'answer'"), (None, "'forget05'")])
 def test_unusable_datasets(row, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = make_dataset(tmp_path / "data", [{"question": "Who?", "answer": "I."}, row] if row else [])
-    refused(train.main, ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder, "--eval",
-                         "none"], capsys, folder, says)
+    refused(train.main, ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder,
+                         "--eval", "none"], capsys, folder, says)
+
+
+def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, monkeypatch, capsys):
+    """The Hub's address is one that does not exist; the libraries would try for a minute."""
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://hub.invalid")
+    started = time.monotonic()
+    refused(train.main, ["--method", "npo", "--model", "nonexistent/model"], capsys, "nonexistent/model", "no local folder")
+    assert huggingface_hub.constants.HF_HUB_OFFLINE and time.monotonic() - started < 10
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    runs.ask_the_hub(".")  # a folder: nothing is asked
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, capsys):
@@ -186,7 +229,7 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, capsys):
 def test_resuming_with_other_flags_is_refused(tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
-    settings = train.run_settings(train.resolve(train.build_parser().parse_args(["--method", "npo", "--out", str(run)])))
+    settings = runs.settings_of(train.resolve(train.build_parser().parse_args(["--method", "npo", "--out", str(run)])))
     settings["flags"] |= {"beta": 0.7, "device": "cpu", "dtype": "float32"}
     (run / "run.json").write_text(json.dumps(settings))
     (run / "resume.safetensors").touch()
@@ -200,6 +243,9 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_pat
     run = tmp_path / "run"
     command = ["--method", "npo", "--model", str(toy_model_folder), "--eval", "none", "--epochs", "1", "--out", str(run)]
     train.main(command)
+    settings = json.loads((run / "run.json").read_text())
+    assert settings.pop("cost")["train_seconds"] > 0
+    (run / "run.json").write_text(json.dumps(settings))  # as before it was trained to the end
     (run / "resume.safetensors").write_bytes(b"damaged")
     refused(train.main, [*command, "--resume"], capsys, "resume.safetensors", "--overwrite")
 
@@ -209,7 +255,7 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_pat
     (lambda log: log["forget"].pop("rouge"), "'rouge'"),
     (lambda log: log["forget"]["loss"].append(1.0), "every example needs both"),
     (lambda log: log["real_authors"]["loss"].__setitem__(0, float("nan")), "finite"),
-    (lambda log: log["world_facts"]["perturbed_loss"].__setitem__(0, []), "finite"),
+    (lambda log: log["world_facts"]["perturbed_loss"].__setitem__(0, []), "one or more"),
     (lambda log: log["world_facts"]["perturbed_loss"].__setitem__(0, ["high"]), "finite"),
     (lambda log: log["world_facts"].update(perturbed_loss=[1.0, 2.0]), "'perturbed_loss'"),
     (lambda log: log["retain"]["loss"].__setitem__(0, "1.5"), "'loss'"),
@@ -237,7 +283,15 @@ def test_a_retrain_log_that_is_none(text, tmp_path, nothing_written, capsys):
     refused(evaluate.main, ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"], capsys)
 
 
-def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothing_written, capsys):
+def test_the_newer_frameworks_log_cannot_be_summarized(tmp_path, nothing_written, capsys):
+    (tmp_path / "log.json").write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}}}}')
+    refused(evaluate.main, ["--log", tmp_path / "log.json"], capsys, "truth ratios", "losses", "--retrain")
+
+
+def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothing_written, monkeypatch, capsys):
+    def measure(*arguments):
+        raise AssertionError("it must be refused before anything is measured")
+    monkeypatch.setattr(tofu, "measure", measure)
     (tmp_path / "log.json").write_text(json.dumps(a_log()))
     (tmp_path / "retrain.json").write_text(json.dumps(a_log(rows=(7, 4, 2, 2))))
     refused(evaluate.main, ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"], capsys, "3", "7")
@@ -246,18 +300,19 @@ def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothi
                          "--max-new-tokens", "1"], capsys, "40", "7")
 
 
-COMPARISONS = ["table"], ["answers"], ["claims"], ["choose"], *(["figure", kind] for kind in evaluate.FIGURES)
+COMPARISONS = ["table"], ["answers"], ["claims"], *(["figure", kind] for kind in compare.FIGURES)
 
 
 @pytest.mark.parametrize("command", COMPARISONS, ids=" ".join)
-@pytest.mark.parametrize("other", [{"task": "tofu"}, {"forget_split": "forget05"}, {"model": "some/model"}])
+@pytest.mark.parametrize("other", [{"task": "tofu"}, {"forget_split": "forget05"}, {"family": "some/model"}])
 def test_runs_that_do_not_compare(command, other, tmp_path, nothing_written, capsys):
     runs = a_run(tmp_path / "a"), a_run(tmp_path / "b", "simnpo", **other)
-    refused(evaluate.main, [*command, *runs], capsys, runs[1], *other.values(), "one task, split and model")
+    refused(compare.main, [*command, *runs], capsys, runs[1], *other.values(), "one task, split and model")
 
 
 @pytest.mark.parametrize("command, file, mend", [
-    *((command, "metrics.json", "--eval end") for command in COMPARISONS), *((command, "run.json", "train.py") for command in COMPARISONS),
+    *((command, "metrics.json", "--eval end") for command in COMPARISONS),
+    *((command, "run.json", "train.py") for command in COMPARISONS),
     (["figure", "halves"], "metrics.log.json", "--eval end"), (["figure", "halves"], "reference.log.json", "--eval end"),
     (["figure", "weights"], "weights.jsonl", "train.py"), (["figure", "boxes"], "weights.jsonl", "train.py"),
     (["figure", "epochs"], "epochs.jsonl", "--eval epoch"), (["figure", "relearn"], "epochs.jsonl", "--eval epoch"),
@@ -267,18 +322,20 @@ def test_runs_that_do_not_compare(command, other, tmp_path, nothing_written, cap
 def test_a_run_that_lacks_what_is_asked_for(command, file, mend, damage, tmp_path, nothing_written, capsys):
     good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", "simnpo")
     (bad / file).unlink() if damage is None else (bad / file).write_text(damage)
-    refused(evaluate.main, [*command, good, bad], capsys, bad, file, mend if damage != "[1]" else "")
+    if file == "run.json" and damage is None:  # then it is no run, and passed over
+        (good / file).unlink()
+        return refused_after_passing_over(command, [good, bad], capsys)
+    refused(compare.main, [*command, good, bad], capsys, bad, file, mend if damage != "[1]" else "")
 
 
-@pytest.mark.parametrize("command", [["choose"], ["claims"], ["figure", "halves"], ["figure", "epochs"], ["figure", "tradeoff"],
-                                     ["figure", "grid"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["claims"], ["figure", "halves"], ["figure", "epochs"], ["figure", "tradeoff"]], ids=" ".join)
 def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written, capsys):
     good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", seed=1)
     for name in ("metrics.json", "epochs.jsonl"):
         text = (bad / name).read_text().splitlines()
         (bad / name).write_text("\n".join(json.dumps(json.loads(line) | {"forget_quality": None}) for line in text))
     (bad / "reference.log.json").write_text(json.dumps({"Original": {"truth_ratio": [1.0]}}))
-    refused(evaluate.main, [*command, good, bad], capsys, bad, "--retrain")
+    refused(compare.main, [*command, good, bad], capsys, bad, "--retrain")
 
 
 @pytest.mark.parametrize("file, spoil", [
@@ -287,7 +344,8 @@ def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written,
     ("metrics.json", {"repetition": "x"}), ("metrics.json", {"reference": []}), ("metrics.json", {"reference": {"Other": {}}}),
     ("metrics.json", {"retain": []}), ("metrics.json", {"retain": {}}), ("metrics.json", {"forget_examples": "40"}),
     ("metrics.json", {"peak_memory_bytes": "x"}), ("run.json", {"flags": []}), ("run.json", {"flags": {"task": None}}),
-    ("run.json", {"start": {}}), ("weights.jsonl", {"weight": ["x"]}), ("weights.jsonl", {"weight": []}),
+    ("run.json", {"start": {"task": "toy"}}), ("run.json", {"flags": flags_with(beta="x")}),
+    ("run.json", {"flags": flags_with(gamma=-1)}), ("weights.jsonl", {"weight": ["x"]}), ("weights.jsonl", {"weight": []}),
     ("weights.jsonl", {"weight": None}), ("weights.jsonl", {"length": [1]}), ("weights.jsonl", {"epoch": "x"}),
     ("weights.jsonl", {"epoch": 7}), ("epochs.jsonl", {"forget_quality": "x"}), ("epochs.jsonl", {"model_utility": None}),
     ("metrics.log.json", {"forget": {}}), ("metrics.log.json", {"forget": {"loss": "x"}}),
@@ -297,35 +355,49 @@ def test_values_of_the_wrong_kind(file, spoil, tmp_path, nothing_written, capsys
     good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", "simnpo")
     lines = (bad / file).read_text().splitlines()
     (bad / file).write_text("\n".join(json.dumps(json.loads(line) | spoil) for line in lines[:3]))
-    for command, needs in ((["claims"], ("weights.jsonl", "epochs.jsonl")), (["table"], ()), (["choose"], ()),
+    for command, needs in ((["claims"], ("weights.jsonl", "epochs.jsonl")), (["table"], ()),
                            (["answers"], ("metrics.log.json", "reference.log.json")), (["figure", "epochs"], ("epochs.jsonl",)),
                            (["figure", "halves"], ("metrics.log.json", "reference.log.json"))):
         if file in ("run.json", "metrics.json", *needs):
-            refused(evaluate.main, [*command, good, bad], capsys, bad, file)
+            refused(compare.main, [*command, good, bad], capsys, bad, file)
 
 
-@pytest.mark.parametrize("flag", ["beta", "gamma"])
-def test_a_grid_over_what_is_no_number(flag, tmp_path, nothing_written, capsys):
-    runs = a_run(tmp_path / "a", "simnpo"), a_run(tmp_path / "b", "simnpo", **{flag: "x"})
-    refused(evaluate.main, ["figure", "grid", *runs], capsys, runs[1], "run.json")
+def refused_after_passing_over(command, folders, capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main([*command, *map(str, folders)])
+    *passed, error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and error == "compare.py: none of these folders is a run; give folders that train.py made"
+    assert passed == [f"passed over {folder}: it has no run.json, so it is no run" for folder in folders]
+
+
+def test_a_folder_that_is_no_run_is_passed_over_and_said_so(tmp_path, capsys):
+    (tmp_path / "cache").mkdir()
+    compare.main(["table", str(tmp_path / "cache"), str(a_run(tmp_path / "a"))])
+    said = capsys.readouterr()
+    assert "| NPO | 1 |" in said.out and said.err == f"passed over {tmp_path / 'cache'}: it has no run.json, so it is no run\n"
+
+
+@pytest.mark.parametrize("format_", [None, 1, "2", 3])
+def test_a_run_of_another_version(format_, tmp_path, nothing_written, capsys):
+    run = a_run(tmp_path / "a")
+    settings = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(settings | {"format": format_}))
+    refused(compare.main, ["table", run], capsys, run, "run.json", "another version")
 
 
 def test_runs_that_do_not_belong_together(tmp_path, nothing_written, capsys):
     npo, simnpo = a_run(tmp_path / "npo"), a_run(tmp_path / "simnpo", "simnpo")
     other = a_run(tmp_path / "other", beta=3.0)
     again = a_run(tmp_path / "again", "finetune", start=flags_of(other), model=str(other), subset="random:0.2")
-    refused(evaluate.main, ["claims", npo, simnpo, again], capsys, again, npo)
-    refused(evaluate.main, ["table", npo, f"{npo}/"], capsys, npo, "twice")
-    grid = [a_run(tmp_path / f"g{lr}", "simnpo", lr=lr) for lr in (1e-3, 1e-4)]
-    refused(evaluate.main, ["figure", "grid", *grid], capsys, "lr=")
+    refused(compare.main, ["claims", npo, simnpo, again], capsys, again, npo)
+    refused(compare.main, ["table", npo, f"{npo}/"], capsys, npo, "twice")
 
 
 def test_figures_and_claims_of_the_wrong_runs(tmp_path, nothing_written, capsys):
     runs = a_run(tmp_path / "a"), a_run(tmp_path / "b", "simnpo"), a_run(tmp_path / "c")
-    refused(evaluate.main, ["figure", "grid", a_run(tmp_path / "d", "ga")], capsys, "GA", "--method simnpo")
-    refused(evaluate.main, ["figure", "relearn", *runs], capsys, runs[0], "--method finetune")
-    refused(evaluate.main, ["claims", runs[0]], capsys, "--method simnpo")
-    refused(evaluate.main, ["claims", *runs], capsys, runs[2], "seed 0")
+    refused(compare.main, ["figure", "relearn", *runs], capsys, runs[0], "--method finetune")
+    refused(compare.main, ["claims", runs[0]], capsys, "--method simnpo")
+    refused(compare.main, ["claims", *runs], capsys, runs[2], "seed 0")
 
 
 def test_answers_that_were_not_generated(tmp_path, nothing_written, capsys):
@@ -333,13 +405,13 @@ def test_answers_that_were_not_generated(tmp_path, nothing_written, capsys):
     log = json.loads((run / "metrics.log.json").read_text())
     del log["forget"]["generated"]
     (run / "metrics.log.json").write_text(json.dumps(log))
-    refused(evaluate.main, ["answers", run], capsys, run, "generated", "--eval end")
+    refused(compare.main, ["answers", run], capsys, run, "generated", "--eval end")
 
 
 def test_an_existing_picture_is_left_alone(tmp_path, capsys):
     run, picture = a_run(tmp_path / "a"), tmp_path / "f.png"
     picture.write_text("mine")
-    refused(evaluate.main, ["figure", "tradeoff", run, "--out", picture], capsys, "--overwrite")
+    refused(compare.main, ["figure", "tradeoff", run, "--out", picture], capsys, "--overwrite")
     assert picture.read_text() == "mine"
 
 
@@ -352,4 +424,4 @@ def test_from_the_shell(script, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent/model" in done.stderr
     assert list(tmp_path.iterdir()) == []
     help_text = subprocess.run([sys.executable, Path(__file__).parents[1] / script, "--help"], capture_output=True, text=True)
-    assert help_text.returncode == 0 and all(task in help_text.stdout for task in data.FORGET_SPLITS)
+    assert help_text.returncode == 0 and all(task in help_text.stdout for task in tofu.TASKS)

@@ -8,6 +8,7 @@ from conftest import some_examples, tiny
 from test_train import flags, forget_set
 
 import data
+import runs
 import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -41,7 +42,8 @@ def test_bfloat16_gradients_are_finite_and_close_whatever_the_lengths():
         assert (results[0] - results[1]).norm() < 0.05 * results[0].norm()
 
 
-def test_a_run_on_cuda_keeps_float32_weights_and_its_checkpoint_resumes(tmp_path):
+def test_a_run_on_cuda_keeps_float32_weights_and_its_checkpoint_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SAVE_EVERY", 0)
     class Interrupt(Exception):
         pass
 

@@ -1,6 +1,4 @@
-"""Rows, examples and padding."""
-import json
-
+"""Examples, padding, and their log-probabilities."""
 import pytest
 from conftest import some_examples, tiny
 
@@ -9,34 +7,6 @@ from data import InputError
 
 CHAT = ("{% for m in messages %}{% if m.role == 'system' %}<s>{{ m.content }} {{ date_string }}\n{% else %}"
         "<u>{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}")
-
-
-def test_toy_has_tofus_splits_and_schema():
-    rows = data.toy_rows()
-    assert {name: len(rows[name]) for name in ("full", "forget05", "retain95", "forget10", "retain90")} == {
-        "full": 400, "forget05": 20, "retain95": 380, "forget10": 40, "retain90": 360}
-    for forget in data.FORGET_SPLITS["toy"]:
-        assert rows[data.retain_split(forget)] + rows[forget] == rows["full"]
-        assert [row["answer"] for row in rows[forget + "_perturbed"]] == [row["answer"] for row in rows[forget]]
-    for name in ("forget10_perturbed", "retain_perturbed"):
-        for row in rows[name]:
-            assert set(row) == {"question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"}
-            assert len(set(row["perturbed_answer"])) == len(row["perturbed_answer"]) == 5 and row["paraphrased_answer"] not in row["perturbed_answer"]
-            assert row["answer"] != row["paraphrased_answer"]
-    for name in data.BASE_KNOWLEDGE:
-        for row in rows[name + "_perturbed"]:
-            assert len(row["perturbed_answer"]) == 3 and row["answer"] not in row["perturbed_answer"]
-    kept = {row["question"] for row in rows["retain90"]}
-    assert all(row["question"] in kept for row in rows["retain_perturbed"])
-
-
-def test_toy_is_deterministic_and_follows_its_seed():
-    assert data.toy_rows() == data.toy_rows(0) != data.toy_rows(1)
-
-
-def test_toy_response_lengths_are_spread_from_2_to_40_words():
-    words = [len(row["answer"].split()) for row in data.toy_rows()["forget10"]]
-    assert min(words) == 2 and 35 <= max(words) <= 40 and len(set(words)) >= 12
 
 
 def test_thirty_refusals():
@@ -109,61 +79,3 @@ def test_by_length_sorts_and_loses_nothing():
     flat = [i for group in groups for i in group]
     lengths = [sum(map(len, examples[i])) for i in flat]
     assert sorted(flat) == list(range(23)) and lengths == sorted(lengths) and max(map(len, groups)) == 4
-
-
-def make_dataset(folder, rows, config="forget05"):
-    folder.mkdir(exist_ok=True)
-    (folder / f"{config}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files: {config}.json\n---\n")
-    return str(folder)
-
-
-def test_a_local_folder_loads(tmp_path):
-    rows = [{"question": "Who?", "answer": "I."}, {"question": "What?", "answer": "It."}]
-    assert data.load_rows("tofu", make_dataset(tmp_path / "d", rows), "forget05") == rows
-
-
-def test_an_edited_folder_or_one_of_the_same_name_is_read_anew(tmp_path):
-    for where in ("a", "b"):
-        for answer in (where + "1", where + "2"):
-            (tmp_path / where).mkdir(exist_ok=True)
-            rows = [{"question": "Who?", "answer": answer}]
-            assert data.load_rows("tofu", make_dataset(tmp_path / where / "same", rows), "forget05") == rows
-
-
-@pytest.mark.parametrize("rows, config, says", [
-    ([{"question": "Who?", "answer": "I."}, {"question": "Who?"}], "forget05", "row 1 .*'answer'"),
-    ([{"question": "Who?", "answer": " "}], "forget05", "row 0 .*'answer'"),
-    ([{"question": "Who?", "answer": "I.", "perturbed_answer": []}], "real_authors_perturbed", "'perturbed_answer'"),
-    ([{"question": "Who?", "answer": "I.", "perturbed_answer": "You."}], "world_facts_perturbed", "'perturbed_answer'"),
-    ([{"question": "Who?", "answer": "I.", "perturbed_answer": ["You."]}], "forget05_perturbed", "'paraphrased_answer'")])
-def test_a_row_without_a_field_is_named(tmp_path, rows, config, says):
-    with pytest.raises(InputError, match=says):
-        data.load_rows("tofu", make_dataset(tmp_path / "d", rows, config), config)
-
-
-def test_a_missing_empty_or_malformed_dataset_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.*--data"):
-        data.load_rows("tofu", str(tmp_path / "nowhere"), "forget05")
-    folder = make_dataset(tmp_path / "d", [{"question": "Who?", "answer": "I."}])
-    with pytest.raises(InputError, match="'forget10'"):
-        data.load_rows("tofu", folder, "forget10")
-    (tmp_path / "d" / "forget05.json").write_text("{not json\n")
-    with pytest.raises(InputError, match="'forget05'"):
-        data.load_rows("tofu", folder, "forget05")
-    (tmp_path / "d" / "forget05.json").write_text("")
-    with pytest.raises(InputError, match="'forget05'"):
-        data.load_rows("tofu", folder, "forget05")
-
-
-def test_real_tofu(tofu_dir, toy_tokenizer):
-    for forget, count in (("forget01", 40), ("forget05", 200), ("forget10", 400)):
-        rows = data.load_rows("tofu", tofu_dir, forget)
-        retain = data.load_rows("tofu", tofu_dir, data.retain_split(forget))
-        assert len(rows) == count and len(retain) == 4000 - count
-        assert not {row["question"] for row in rows} & {row["question"] for row in retain}
-        perturbed = data.load_rows("tofu", tofu_dir, forget + "_perturbed")
-        assert [row["answer"] for row in perturbed] == [row["answer"] for row in rows]
-        for row in rows[::7]:
-            example = data.encode(row["question"], row["answer"], toy_tokenizer)
-            assert toy_tokenizer.decode(example.response[:-1]).strip() == row["answer"].strip()

@@ -179,18 +179,3 @@ def test_kl_is_the_divergence_from_reference_to_model_over_response_tokens():
     expected = torch.stack([token[0, 1:5].mean(), token[1, 0:2].mean()])
     assert torch.allclose(losses.kl(logits, ref, labels), expected, rtol=1e-12)
     assert losses.kl(ref, ref, labels).abs().max() < 1e-12
-
-
-def test_the_picture_is_drawn_and_the_table_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["losses.py", "--out", str(tmp_path / "w.png")])
-    losses.main()
-    assert (tmp_path / "w.png").stat().st_size > 10_000
-    first = capsys.readouterr().out.splitlines()[4].split()
-    assert float(first[0]) == 0 and [float(x) for x in first[4:]] == [0.3333, 0.0833, 0.025]
-
-
-def test_an_unwritable_picture_is_one_line_and_exit_two(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["losses.py", "--out", str(tmp_path / "absent" / "w.png")])
-    with pytest.raises(SystemExit) as stop:
-        losses.main()
-    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -2,6 +2,12 @@
 import argparse
 import copy
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +17,10 @@ from conftest import some_examples, tiny
 import data
 import evaluate
 import losses
+import runs
+import tofu
 import train
+from methods import METHODS
 
 CPU = torch.device("cpu")
 
@@ -36,7 +45,7 @@ def gradient(model):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("method", train.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_gradient_accumulation_is_exact(kind, method):
     """Micro-batches of 1, 4 and 32 give the gradient of the plain mean over the batch."""
     model, forget = tiny(kind), forget_set(32)
@@ -46,7 +55,7 @@ def test_gradient_accumulation_is_exact(kind, method):
     expected = gradient(model)
     assert expected.norm() > 0
     for size in (1, 4, 32):
-        side = forget["refusal" if method == "idk" else "answer"]
+        side = forget[next(iter(METHODS[method].reads))]
         loss, w, n = train.add_gradient([side[i] for i in rows], 0.3,
                                         lambda group: train.forget_loss(model, forget, [rows[i] for i in group], args),
                                         size, CPU, torch.float64)
@@ -56,7 +65,7 @@ def test_gradient_accumulation_is_exact(kind, method):
         assert torch.equal(n, length)
 
 
-@pytest.mark.parametrize("method", train.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_logged_weight_is_the_gradients_weight(method):
     """∇θ mean ℓ = (1/B) Σ wᵢ ∇θ log πᵢ for the loss that the loop really uses (DPO adds its refusals)."""
     model, forget, rows = tiny("llama"), forget_set(6), [4, 0, 5, 2]
@@ -64,14 +73,14 @@ def test_the_logged_weight_is_the_gradients_weight(method):
     loss, weight, length = train.forget_loss(model, forget, rows, args)
     loss.mean().backward()
     actual = gradient(model)
-    side = "refusal" if method == "idk" else "answer"
-    logp, n = data.response_logp(model, [forget[side][i] for i in rows])
-    total = weight.detach() * logp
-    if method == "dpo":
-        total = total - weight.detach() * data.response_logp(model, [forget["refusal"][i] for i in rows])[0]
+    total, lengths = 0, []
+    for side, prefix in METHODS[method].reads.items():
+        logp, n = data.response_logp(model, [forget[side][i] for i in rows])
+        total = total + weight.detach() * logp * (-1 if prefix == "chosen_" else 1)
+        lengths.append(n)
     total.mean().backward()
     expected = gradient(model)
-    assert torch.equal(length, n) and (actual - expected).norm() <= 1e-10 * expected.norm()
+    assert torch.equal(length, lengths[0]) and (actual - expected).norm() <= 1e-10 * expected.norm()
 
 
 def test_kl_retain_gradient_vanishes_at_the_reference_and_not_elsewhere():
@@ -98,7 +107,7 @@ def test_gradient_checkpointing_changes_nothing():
     assert torch.allclose(*results, rtol=1e-9)
 
 
-@pytest.mark.parametrize("method, direction", [(m, +1 if m == "finetune" else -1) for m in train.METHODS])
+@pytest.mark.parametrize("method, direction", [(m, +1 if METHODS[m].learns else -1) for m in METHODS])
 def test_each_method_moves_the_answers_the_right_way(method, direction):
     model, forget = tiny("llama"), forget_set()
     before = data.response_logp(model, forget["answer"])[0].mean()
@@ -106,9 +115,9 @@ def test_each_method_moves_the_answers_the_right_way(method, direction):
     retain = [] if method in ("ga", "finetune") else some_examples(20, seed=3)
     train.train(model, forget, retain, flags(method=method, beta=0.5, lr=3e-3, epochs=12), torch.float64)
     refusal_after = data.response_logp(model, forget["refusal"])[0].mean()
-    if method in ("idk", "dpo"):  # with answers and refusals both random tokens, the refusals tell
+    if "refusal" in METHODS[method].reads:  # with answers and refusals both random tokens, the refusals tell
         assert refusal_after > refusal_before
-    if method != "idk":
+    if "answer" in METHODS[method].reads:
         assert direction * (data.response_logp(model, forget["answer"])[0].mean() - before) > 0.1
 
 
@@ -136,7 +145,73 @@ def test_dropout_is_off_so_that_log_pi_is_one_number():
     assert torch.equal(first, second)
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(tmp_path):
+@pytest.mark.parametrize("stop_after", [1, 5, 6])
+def test_ctrl_c_saves_after_the_step_and_the_run_resumes_to_the_same_weights_and_logs(tmp_path, monkeypatch, stop_after):
+    """With two steps an epoch: in the middle of one, and at the end of one."""
+    finals, original = [], train.check_finite
+    for name in ("whole", "halves"):
+        out = tmp_path / name
+        out.mkdir()
+        forget, retain, args = forget_set(), some_examples(20, seed=3), flags(epochs=5)
+        if name == "halves":
+            model = tiny("llama")
+
+            def interrupt(step, part, *rest):
+                if step == stop_after and part == "forget":
+                    os.kill(os.getpid(), signal.SIGINT)
+                original(step, part, *rest)
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(train, "check_finite", interrupt)
+                train.train(model, forget, retain, args, torch.float64, out)
+            assert len((out / "log.jsonl").read_text().splitlines()) == stop_after  # that step was ended
+            with open(out / "log.jsonl", "a") as log:
+                log.write('{"step": 99, "epoch": 50}\n{"st')  # what a crash may leave behind
+            args = flags(epochs=5, resume=True)
+        model = tiny("llama")
+        cost = train.train(model, forget, retain, args, torch.float64, out)
+        finals.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert cost["train_seconds"] > 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert torch.equal(*finals)
+    for log in ("log.jsonl", "weights.jsonl"):
+        assert (tmp_path / "whole" / log).read_text() == (tmp_path / "halves" / log).read_text()
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), runs.deferred_interrupt() as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_states_are_saved_by_time_and_take_at_most_a_twentieth_of_it(tmp_path, monkeypatch):
+    now, saved = [0.0], []
+
+    class Clock:
+        def __getattr__(self, name):
+            return getattr(time, name)
+
+        def perf_counter(self):
+            return now[0]
+
+    def slow_save(*arguments):
+        saved.append(now[0])
+        now[0] += 100
+        return 100.0
+
+    original = train.check_finite
+    def step_takes_a_minute(*arguments):
+        now[0] += 30  # twice a step
+        original(*arguments)
+    monkeypatch.setattr(train, "time", Clock())
+    monkeypatch.setattr(train, "check_finite", step_takes_a_minute)
+    monkeypatch.setattr(runs, "save_state", slow_save)
+    train.train(tiny("gpt2"), forget_set(), some_examples(20, seed=3), flags(epochs=100), torch.float64, tmp_path)
+    assert saved[0] == runs.SAVE_EVERY + 60 and len(saved) > 3  # 200 minutes
+    assert all(later - earlier - 100 > 2000 for earlier, later in zip(saved, saved[1:]))
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SAVE_EVERY", 0)
     class Interrupt(Exception):
         pass
 
@@ -194,10 +269,10 @@ def test_a_number_gone_wrong_stops_the_run_before_the_step(monkeypatch, part, wh
 
 
 def test_recipes_cover_every_flag_and_match_the_published_ones():
-    for task in data.FORGET_SPLITS:
+    for task in tofu.TASKS:
         for model in ("tiny", "some/model"):
-            for split in data.FORGET_SPLITS[task]:
-                for method in train.METHODS:
+            for split in tofu.TASKS[task]["forget_splits"]:
+                for method in METHODS:
                     flags_set = set(train.recipe(task, model, split, method))
                     assert flags_set == {"beta", "gamma", "forget_coeff", "retain_coeff", "retain", "warmup", "lr", "epochs",
                                          "weight_decay", "batch_size", "micro_batch_size", "eval_batch_size"}
@@ -210,10 +285,13 @@ def test_recipes_cover_every_flag_and_match_the_published_ones():
 @pytest.fixture
 def quick_toy(monkeypatch):
     """The toy with from-scratch models of one epoch: for what a run writes, not for what it learns."""
-    monkeypatch.setitem(train.TINY, "toy", train.TINY["toy"] | {"epochs": 1, "width": 16, "batch_size": 64})
+    monkeypatch.setitem(tofu.TASKS["toy"], "size", tofu.TASKS["toy"]["size"] | {"width": 16})
+    short = "toy", "new", "*", ("finetune",), dict(epochs=1, batch_size=64)
+    monkeypatch.setattr(train, "RECIPES", [*train.RECIPES, short])
 
 
-def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, capsys):
+def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
     common = ["--out", str(out), "--max-new-tokens", "3", "--epochs", "2"]
     train.main(["--method", "simnpo", "--beta", "2.5", "--eval", "epoch", *common])
@@ -226,13 +304,14 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, c
     settings = json.loads((out / "run.json").read_text())
     assert settings["flags"]["beta"] == 2.5 and settings["flags"]["retain"] == "nll" and settings["versions"]["torch"]
     metrics = json.loads((out / "metrics.json").read_text())
-    assert {"forget_quality", "model_utility", *evaluate.SETS} <= set(metrics)
+    assert {"forget_quality", "model_utility", *tofu.SETS} <= set(metrics)
     assert metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1)
     for cost in (metrics, metrics["reference"]["Retrain"]):
-        assert cost["train_seconds"] > 0 and cost["peak_memory_bytes"] > 1e8  # PyTorch alone takes that
+        assert cost["train_seconds"] > 0 and ("peak_memory_bytes" in cost) == torch.cuda.is_available()
     references = json.loads((out / "reference.log.json").read_text())
-    assert evaluate.forget_quality(evaluate.ratio_of(json.loads((out / "metrics.log.json").read_text())),
-                                   evaluate.ratio_of({"forget": references["Retrain"]})) == metrics["forget_quality"]
+    ratios = [tofu.ratio_of(part) for part in
+              (json.loads((out / "metrics.log.json").read_text())["forget"], references["Retrain"])]
+    assert tofu.forget_quality(*ratios) == metrics["forget_quality"]
     assert set(references) == {"Original", "Retrain"}
     last = json.loads((out / "epochs.jsonl").read_text().splitlines()[-1])
     assert last["epoch"] == 2 and last["forget"] == metrics["forget"]
@@ -243,6 +322,11 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, c
     evaluate.main(["--model", str(out), "--out", str(tmp_path / "m.json"), "--max-new-tokens", "3"])
     again = json.loads((tmp_path / "m.json").read_text())
     assert again["forget"] == pytest.approx(metrics["forget"], rel=1e-4)
+    # and it knows what the run was compared with; the run's own file says so to others too
+    assert again["forget_quality"] == pytest.approx(metrics["forget_quality"])
+    evaluate.main(["--model", str(out), "--out", str(tmp_path / "other.json"), "--max-new-tokens", "3", "--retrain",
+                   str(out / "reference.log.json")])
+    assert json.loads((tmp_path / "other.json").read_text()) == again
 
     # a second run finds the cache, and writes over the first only when told
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("model.safetensors")}
@@ -253,17 +337,17 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, c
 
 
 def test_divergence_in_a_run_keeps_the_last_good_state_and_exits_two(quick_toy, tmp_path, monkeypatch, capsys):
-    original, calls = losses.simnpo, []
+    calls = []
 
     def sick(logp, length, beta, gamma):
         calls.append(1)
-        return original(logp, length, beta, gamma) * (float("inf") if len(calls) > 2 else 1)
-    monkeypatch.setattr(losses, "simnpo", sick)
+        return losses.simnpo(logp, length, beta, gamma) * (float("inf") if len(calls) > 2 else 1)
+    monkeypatch.setitem(METHODS, "simnpo", METHODS["simnpo"]._replace(loss=sick))
     with pytest.raises(SystemExit) as stop:
         train.main(["--method", "simnpo", "--out", str(tmp_path / "run"), "--eval", "none"])
     error = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and "step 3: the forget loss is inf" in error[-1] and str(tmp_path) in error[-1]
-    kept, _ = evaluate.load_model(str(tmp_path / "run"), CPU, torch.float32)
+    kept, _ = runs.load_model(str(tmp_path / "run"), CPU, torch.float32)
     assert all(torch.isfinite(p).all() for p in kept.parameters())
 
 
@@ -283,7 +367,9 @@ def test_relearning_from_a_run_takes_its_recipe_and_its_reference(quick_toy, tmp
     assert set(metrics["reference"]) == {"before", "Retrain"} and metrics["forget_quality"] is not None
     assert flags_of["retrain"] == json.loads((first / "run.json").read_text())["flags"]["retrain"]
     assert json.loads((second / "run.json").read_text())["start"]["method"] == "npo"
-    assert train.is_tiny(str(first)) and train.is_tiny(flags_of["retrain"]) and not train.is_tiny(str(tmp_path))
+    assert [runs.family_of(model) for model in (str(first), flags_of["retrain"], "tiny", "some/model")] == [
+        "tiny", "tiny", "tiny", "some/model"]
+    assert flags_of["family"] == "tiny"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -313,10 +399,16 @@ def test_a_random_subset_depends_on_the_seed(toy_tokenizer):
 
 def test_the_last_epoch_is_measured_once(quick_toy, tmp_path, monkeypatch):
     measured = []
-    original = evaluate.measure
-    monkeypatch.setattr(evaluate, "measure", lambda *arguments: measured.append(1) or original(*arguments))
-    train.main(["--method", "npo", "--out", str(tmp_path / "run"), "--max-new-tokens", "3", "--epochs", "2", "--eval", "epoch"])
+    original = tofu.measure
+    monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tofu, "measure", lambda *arguments: measured.append(1) or original(*arguments))
+    command = ["--method", "npo", "--max-new-tokens", "3", "--epochs", "2", "--eval", "epoch", "--out"]
+    train.main([*command, str(tmp_path / "run")])
     assert len(measured) == 4  # Original, Retrain, two epochs
+    train.main([*command, str(tmp_path / "again")])
+    assert len(measured) == 6  # the runs of Original and Retrain left their logs
+    train.main([*command, str(tmp_path / "other"), "--max-new-tokens", "2"])
+    assert len(measured) == 10  # which were asked for something else
 
 
 def test_an_interrupted_measurement_can_be_resumed(quick_toy, tmp_path, monkeypatch, capsys):
@@ -329,30 +421,61 @@ def test_an_interrupted_measurement_can_be_resumed(quick_toy, tmp_path, monkeypa
             train.main(command)
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
-    train.main([*command, "--resume", "--micro-batch-size", "3"])
+    train.main([*command, "--resume", "--micro-batch-size", "3"])  # nothing is trained again
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
     assert (tmp_path / "run" / "metrics.json").exists() and not (tmp_path / "run" / "resume.safetensors").exists()
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
 
 
-def test_changed_evaluation_rows_are_measured_anew(tmp_path):
-    args, measured = argparse.Namespace(forget_split="forget10", max_new_tokens=3), []
-    def measure(folder):
-        measured.append(folder)
-        return {"forget": {}}
-    for sets in ({"forget": [1]}, {"forget": [1]}, {"forget": [2]}):
-        train.cached_log(tmp_path, sets, args, measure)
-    assert len(measured) == 2
+def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):
+    """Original by hand, with fewer epochs; what starts from it is as what starts from `tiny`."""
+    original, run = tmp_path / "original", tmp_path / "run"
+    train.main(["--method", "finetune", "--model", "new", "--split", "full", "--epochs", "2", "--out", str(original),
+                "--max-new-tokens", "3"])
+    flags = json.loads((original / "run.json").read_text())["flags"]
+    assert flags["epochs"] == 2 and flags["forget_split"] == "forget10"
+    assert len(json.loads((original / "weights.jsonl").read_text().splitlines()[0])["weight"]) == 448  # with what all know
+    assert len(json.loads((original / "metrics.log.json").read_text())["retain"]["loss"]) == 60
+    train.main(["--method", "simnpo", "--model", str(original), "--out", str(run), "--epochs", "1", "--max-new-tokens", "3"])
+    settings, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
+    assert set(metrics["reference"]) == {"Original"} and "start" not in settings and settings["flags"]["family"] == "tiny"
+    assert "forget quality needs" in capsys.readouterr().out
+
+
+def test_from_the_shell_each_part_is_named_and_ctrl_c_is_no_loss(tmp_path):
+    """Interrupted while Original is being made, the same command goes on; output that is no terminal says where it is."""
+    environment = os.environ | {"MINUNLEARN_CACHE": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(Path(train.__file__)), "--method", "npo", "--epochs", "1", "--out", str(tmp_path / "run"),
+               "--max-new-tokens", "2"]
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert first.stdout.readline().startswith("[1/3] Original: ")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cache").glob("toy-full*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    first.send_signal(signal.SIGINT)
+    out, error = first.communicate(timeout=60)
+    assert first.returncode == 130 and "Traceback" not in error and "the same command goes on" in error
+    assert not (tmp_path / "run").exists() and list((tmp_path / "cache").glob("toy-full*/resume.safetensors"))
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    lines = second.stdout.splitlines()
+    assert [line[:14] for line in lines if line.startswith("[")] == ["[1/3] Original", "[2/3] Retrain:", "[3/3] npo: Ori"]
+    assert str(tmp_path / "cache") in second.stdout
+    logs = [json.loads(line)["step"] for path in (tmp_path / "cache").glob("toy-full*/log.jsonl")
+            for line in path.read_text().splitlines()]
+    assert logs == list(range(1, 561))  # 448 examples in batches of 16, twenty times: no step lost, none twice
 
 
 def test_tiny_on_real_tofu(tofu_dir, tmp_path, monkeypatch):
-    monkeypatch.setitem(train.TINY, "tofu", train.TINY["tofu"] | {"epochs": 1, "width": 16, "heads": 2, "layers": 1, "vocab": 1000})
+    monkeypatch.setitem(tofu.TASKS["tofu"], "size", dict(width=16, heads=2, layers=1, vocab=1000))
+    monkeypatch.setattr(train, "RECIPES", [*train.RECIPES, ("tofu", "new", "*", ("finetune",), dict(epochs=1))])
     out = tmp_path / "run"
     train.main(["--method", "simnpo", "--task", "tofu", "--data", tofu_dir, "--model", "tiny", "--split", "forget01",
                 "--epochs", "1", "--max-new-tokens", "2", "--out", str(out), "--eval-batch-size", "64"])
     metrics = json.loads((out / "metrics.json").read_text())
     log = json.loads((out / "metrics.log.json").read_text())
-    assert [len(log[name]["loss"]) for name in evaluate.SETS] == [40, 300, 100, 117]
+    assert [len(log[name]["loss"]) for name in tofu.SETS] == [40, 300, 100, 117]
     assert 0 <= metrics["forget_quality"] <= 1 and metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1)
 
 

@@ -1,0 +1,506 @@
+"""Compare runs of train.py: tables, claims with intervals, figures, from the small files in their folders.
+
+No model is loaded. Folders that are no runs are passed over; runs of different tasks, splits or models are
+refused. Runs of one method are averaged when only their seeds differ; else the flags that differ name them.
+"""
+import math
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+import runs
+import tofu
+from data import InputError
+from markov import interval
+from methods import METHODS
+
+# ------------------------------------------------------------------ runs, and groups of runs
+
+# Flags that do not make runs two settings: they name files, or change speed and what is measured.
+IMMATERIAL = ("seed", "out", "retrain", "model", "data", "eval", "device", "eval_batch_size",
+              "micro_batch_size", "grad_checkpointing")
+
+
+def read(folders, *files):
+    """Runs, as `runs.read_runs` gives them, with what each is called and stands for.
+
+    flags: its own; start: those of the run whose model it started from, or None; seed: the start's, or its
+    own; name: `SimNPO`, or `SimNPO → fine-tuning shortest:0.2`; setting: {flag: value}, all that matters.
+    """
+    found = runs.read_runs(folders, tofu.FILES, *files)
+    for run in found:
+        flags, start = run["run.json"]["flags"], run["run.json"].get("start")
+        methods = [METHODS.get(each["method"]) for each in (start, flags) if each]
+        if None in methods:
+            raise InputError(f"run '{run['folder']}' is of a method that methods.py lacks; add it there")
+        name = " → ".join(method.name for method in methods)
+        setting = [(prefix + flag, value) for prefix, each in (("", flags), ("start_", start or {}))
+                   for flag, value in each.items() if flag not in IMMATERIAL]
+        run |= {"flags": flags, "start": start, "seed": (start or flags)["seed"], "setting": dict(setting),
+                "name": " ".join(filter(None, (name, flags.get("subset")))), "metrics": run["metrics.json"]}
+    return found
+
+
+def with_quality(found):
+    """The runs. InputError unless every one has a forget quality, at each measured epoch."""
+    for run in found:
+        if None in map(quality, (run["metrics"], *run.get("epochs.jsonl", []))):
+            raise InputError(f"run '{run['folder']}' has no forget quality; train it with --retrain")
+    return found
+
+
+def group_runs(found):
+    """{label: runs}: the name, and the flags in which the settings of runs of that name differ."""
+    groups = {}
+    for run in found:
+        alike = [other["setting"] for other in found if other["name"] == run["name"]]
+        differing = [flag for flag in alike[0] if any(other.get(flag) != alike[0][flag] for other in alike)]
+        label = [run["name"], *(f"{flag.replace('_', '-')}={run['setting'].get(flag)}" for flag in differing)]
+        groups.setdefault(" ".join(label), []).append(run)
+    return groups
+
+
+def references_of(found):
+    """{"Original": [metrics, ...], "Retrain": [...]}: what the runs were compared with, once per seed."""
+    by_name = {}
+    for run in found:
+        for name, metrics in run["metrics"]["reference"].items():
+            if name != "before":  # the run that was started from, which has a folder of its own
+                by_name.setdefault(name, {})[run["seed"]] = metrics
+    return {name: list(by_seed.values()) for name, by_seed in by_name.items()}
+
+
+def metrics_of(found):
+    """{label: [metrics, ...]}: the models compared with, then the runs' own."""
+    own = {label: [run["metrics"] for run in group] for label, group in group_runs(found).items()}
+    return references_of(found) | own
+
+
+def quality(metrics, half=None):
+    """Forget quality, or that of the `shortest` or `longest` half of the forget set, or None."""
+    return (metrics.get("forget_quality_halves") or {}).get(half) if half else metrics.get("forget_quality")
+
+
+def log_quality(metrics):
+    """log10 of forget quality, or None. A p-value below float64's range counts as its smallest."""
+    return None if quality(metrics) is None else math.log10(max(quality(metrics), sys.float_info.min))
+
+
+def utility(metrics):
+    return metrics["model_utility"]
+
+
+# ------------------------------------------------------------------ tables
+
+# column: (value of a run's metrics, format). ↑ more is better, ↓ less is, →R nearer to Retrain's is.
+COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_quality, "{:.1f}"),
+           "shortest half ↑": (lambda metrics: quality(metrics, "shortest"), "{:.2g}"),
+           "longest half ↑": (lambda metrics: quality(metrics, "longest"), "{:.2g}"),
+           "model utility ↑": (utility, "{:.3f}"),
+           **{f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "):
+              (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}")
+              for name in tofu.SETS for part in tofu.PARTS},
+           "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}"),
+           "training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
+           "peak memory GB ↓": (lambda metrics: metrics.get("peak_memory_bytes", 0) / 1e9 or None, "{:.2f}")}
+SHOWN = {"main": [*COLUMNS][:7] + ["retain probability ↑"], "all": [*COLUMNS], "cost": [*COLUMNS][-2:]}
+BOLD = "forget quality ↑", "model utility ↑"  # the best of the unlearning methods
+
+
+def spread(values, form):
+    """mean ± standard deviation (n - 1), or the value alone where there is one."""
+    mean = form.format(np.mean(values))
+    mean = mean.lstrip("-") if float(mean) == 0 else mean  # log10 of a p-value of 1 may be -0
+    return mean + (f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else "")
+
+
+def table(found, columns="main"):
+    """Markdown like the paper's Table 2 (and A3): a row per method, mean ± standard deviation over seeds.
+
+    columns: a key of SHOWN.
+    """
+    groups, own = metrics_of(found), group_runs(found)
+    values = {label: {column: [COLUMNS[column][0](metrics) for metrics in group] for column in SHOWN[columns]}
+              for label, group in groups.items()}
+
+    def cell(label, column):
+        if None in values[label][column]:
+            return "–"
+        means = [np.mean(values[each][column]) for each in own if None not in values[each][column]]
+        text = spread(values[label][column], COLUMNS[column][1])
+        best = column in BOLD and len(means) > 1 and np.mean(values[label][column]) == max(means)
+        return f"**{text}**" if best and label in own else text
+    rows = [["method", "runs", *SHOWN[columns]], ["---"] * (2 + len(SHOWN[columns]))]
+    rows += [[label, str(len(group)), *(cell(label, column) for column in SHOWN[columns])]
+             for label, group in groups.items()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def quality_values(n):
+    """The n + 1 values that forget quality can take on n forget examples without ties, ascending."""
+    # The statistic is a whole number of n-ths, so a p-value belongs to each of 0, …, n.
+    return [tofu.forget_quality(np.arange(n), np.arange(n) + k - 0.5 * (k > 0)) for k in range(n, -1, -1)]
+
+
+def coarseness(found):
+    """What the number of forget examples allows to tell apart: a line, and one for each pair it does not."""
+    n = min(run["metrics"]["forget_examples"] for run in found)
+    values = quality_values(n)
+    groups = {label: [quality(run["metrics"]) for run in group] for label, group in group_runs(found).items()}
+    ranked = sorted((np.mean(each), label) for label, each in groups.items() if None not in each)
+    lines = [f"{n} forget examples: one can move forget quality from one to the next of …, "
+             + ", ".join([*dict.fromkeys(f"{value:.2g}" for value in values)][-6:])]
+    for (less, low), (more, high) in zip(ranked, ranked[1:]):
+        step = next((above - below for below, above in zip(values, values[1:]) if above >= more), 0)
+        if more > 1e-3 and more - less < step:
+            lines.append(f"warning: {high} ({more:.2g}) and {low} ({less:.2g}) differ by less than what one "
+                         f"example makes there in one run, {step:.2g}; do not rank them by it")
+    return lines if ranked else []
+
+
+def answers(found, count):
+    """Answers to `count` forget questions, from short to long truths, and how repetitive each method is.
+
+    A method with several runs answers by its first; the share at the end is the mean over all of them.
+    """
+    asked, groups = found[0]["metrics.log.json"]["forget"], group_runs(found)
+    others = found[0]["reference.log.json"]
+    shown = {"truth": asked["answer"]} | {name: others[name]["generated"] for name in others
+                                          if "generated" in others[name]}
+    shown |= {label: group[0]["metrics.log.json"]["forget"]["generated"] for label, group in groups.items()}
+    order = np.argsort(asked["length"], kind="stable")
+    if any(len(texts) != len(order) for texts in shown.values()):
+        raise InputError("these runs answer different numbers of questions; give runs of one split")
+    width, lines = max(map(len, shown)), []
+    for place in sorted({int(i) for i in np.linspace(0, len(order) - 1, min(count, len(order)))}):
+        lines.append(f"\n{'Q':>{width}s}        {asked['question'][order[place]]}")
+        for label, texts in shown.items():
+            text = textwrap.fill(texts[order[place]] or "(nothing)", 100, subsequent_indent=" " * (width + 8))
+            lines.append(f"{label:>{width}s}  {tofu.repetition(texts[order[place]]):4.2f}  {text}")
+    lines += ["", "beside each answer: its share of repeated 4-grams. Mean over all forget answers and runs:"]
+    for label, texts in shown.items():
+        shares = [run["metrics"]["repetition"] for run in groups.get(label, [])]
+        share = spread(shares or [np.mean([*map(tofu.repetition, texts)])], "{:.3f}")
+        lines.append(f"{label:>{width}s}  {share}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------ the paper's claims
+
+
+def correlation(line):
+    """Pearson's r between weight and response length over the forget sequences of one line of weights.jsonl.
+
+    0 where all weights are the same, as NPO's are before its first step, or all lengths.
+    """
+    alike = np.ptp(line["weight"]) <= 1e-5 * np.max(np.abs(line["weight"]))  # up to float32's rounding
+    if alike or np.ptp(line["length"]) == 0:
+        return 0.0
+    return float(scipy.stats.pearsonr(line["length"], line["weight"]).statistic)
+
+
+def after(run, epoch, value_of, file="epochs.jsonl"):
+    """A value of the line of an epoch, or of the last epoch if that is earlier."""
+    return value_of(run[file][min(epoch, len(run[file])) - 1])
+
+
+def r(run, epoch):
+    return after(run, epoch, correlation, "weights.jsonl")
+
+
+def gain(better, worse, of):
+    """Difference in a metric between two runs."""
+    return of(better["metrics"]) - of(worse["metrics"])
+
+
+def lasting(run):
+    """log10 of the forget quality after relearning over that before: 0 is robust, -3 is a thousandth."""
+    return log_quality(run["metrics"]) - log_quality(run["metrics"]["reference"]["before"])
+
+
+NPO, SIMNPO, SHORT, LONG = ("npo", None), ("simnpo", None), "shortest", "longest"
+BOTH = SIMNPO, NPO
+# claim of the paper, what is measured, its sign if so, runs (method, relearnt part), value of those runs
+CLAIMS = [
+    ("SimNPO has higher forget quality than NPO", "difference of forget quality", ">", BOTH,
+     lambda s, n: gain(s, n, quality)),
+    ("… on the shortest half too", "difference of forget quality there", ">", BOTH,
+     lambda s, n: gain(s, n, lambda m: quality(m, SHORT))),
+    ("… and most of all there", "that difference - the same on the longest half", ">", BOTH,
+     lambda s, n: gain(s, n, lambda m: quality(m, SHORT) - quality(m, LONG))),
+    ("SimNPO's model utility is at least NPO's", "difference of model utility", ">=", BOTH,
+     lambda s, n: gain(s, n, utility)),
+    ("NPO is worse on the shortest half than on the longest",
+     "NPO's forget quality there - on the longest half", "<", (NPO,), lambda n: quality(n["metrics"], SHORT) - quality(n["metrics"], LONG)),
+    ("NPO loses more utility early", "difference of model utility after epoch 2", ">", BOTH,
+     lambda s, n: after(s, 2, utility) - after(n, 2, utility)),
+    ("NPO forgets less than SimNPO all along", "difference of log10 forget quality after epoch 3", ">", BOTH,
+     lambda s, n: after(s, 3, log_quality) - after(n, 3, log_quality)),
+    ("NPO's answers repeat themselves more", "difference of the share of repeated 4-grams, NPO - SimNPO", ">",
+     BOTH, lambda s, n: gain(n, s, lambda m: m["repetition"])),
+    ("short responses get SimNPO's largest weights in epochs 1 and 2",
+     "-r of weight and length, mean of the two", ">", (SIMNPO,), lambda s: -(r(s, 1) + r(s, 2)) / 2),
+    *((f"… more so than NPO's, in epoch {epoch}", "difference of the sizes of r", ">", BOTH,
+       lambda s, n, epoch=epoch: abs(r(s, epoch)) - abs(r(n, epoch))) for epoch in (1, 2)),
+    ("… and less so later", "size of r in epochs 1 and 2 - in epoch 10 (or the last)", ">", (SIMNPO,),
+     lambda s: (abs(r(s, 1)) + abs(r(s, 2))) / 2 - abs(r(s, 10))),
+    ("… when NPO's depend on it more", "difference of the sizes of r in epoch 10", "<", BOTH,
+     lambda s, n: abs(r(s, 10)) - abs(r(n, 10))),
+    *((f"SimNPO forgets more lastingly ({part}-relearn)", "difference of log10(FQ after / FQ before)",
+       ">", (("simnpo", part), ("npo", part)), lambda s, n: lasting(s) - lasting(n))
+      for part in (SHORT, "random")),
+    *((claim, "log10 FQ after shortest - after random", sign, ((method, SHORT), (method, "random")),
+       lambda s, r: gain(s, r, log_quality)) for claim, sign, method in (
+        ("shortest-relearn is no worse than random-relearn for SimNPO", ">=", "simnpo"),
+        ("… but is worse for NPO", "<", "npo"))),
+]
+
+
+def claims(found):
+    """[(claim, what was measured, (mean, lower, upper) over seeds, number of seeds, verdict)], for CLAIMS.
+
+    found: NPO and SimNPO, and where there are any, runs of --method finetune that start from those, on
+    --subset shortest:… or random:…; read with weights.jsonl and epochs.jsonl. Differences are paired by seed.
+    """
+    by_key = {}  # {(method, relearnt part): {seed: run}}
+    for run in found:
+        part = str(run["flags"].get("subset")).split(":")[0] if run["start"] else None
+        by_seed = by_key.setdefault(((run["start"] or run["flags"])["method"], part), {})
+        if by_seed.setdefault(run["seed"], run) is not run:
+            raise InputError(f"run '{run['folder']}' is a second one of seed {run['seed']}; give one")
+    for run in found:
+        base = by_key.get((run["start"]["method"], None), {}).get(run["seed"]) if run["start"] else None
+        if base and run["start"] != base["flags"]:
+            raise InputError(f"run '{run['folder']}' started from {run['start']['out']}, not from "
+                             f"'{base['folder']}'; give runs that belong together")
+    for method, _ in {NPO, SIMNPO} - by_key.keys():
+        raise InputError(f"the claims are about NPO and SimNPO; give runs of --method {method} too")
+    rows = []
+    for claim, what, sign, keys, value_of in CLAIMS:
+        seeds = sorted(set.intersection(*(set(by_key.get(key, ())) for key in keys)))
+        values = [value_of(*(by_key[key][seed] for key in keys)) for seed in seeds]
+        rows.append((claim, what, interval(values) if values else None, len(values),
+                     verdict(values, sign) if values else "no runs for it"))
+    return rows
+
+
+def verdict(values, sign):
+    """holds, does not hold, or can't tell: is the mean of `values` >, >= or < 0, by its 95% interval?"""
+    _, low, high = interval(values)
+    if low is None:
+        return "can't tell"
+    if sign == "<":
+        low, high = -high, -low
+    if low > 0 or (sign == ">=" and low == 0):
+        return "holds"
+    return "does not hold" if high < 0 or (sign != ">=" and high == 0) else "can't tell"
+
+
+def claims_table(found):
+    """Markdown of `claims`."""
+    lines = ["| claim | measured | mean [95% interval] | seeds | verdict |", "|---|---|---|---|---|"]
+    for claim, what, values, seeds, said in claims(found):
+        mean, *bounds = [f"{value:.3g}" for value in values or () if value is not None] or "–"
+        shown = f"{mean} [{', '.join(bounds)}]" if bounds else mean
+        lines.append(f"| {claim} | {what} | {shown} | {seeds} | {said} |")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------ the paper's figures
+
+
+def colour_of(label):
+    """One colour for a method in every figure."""
+    colours = {"Original": "black", "Retrain": "grey"} | {each.name: each.colour for each in METHODS.values()}
+    return colours[max((name for name in colours if label.startswith(name)), key=len)]
+
+
+def panels(rows, columns, width=3.4, height=2.7):
+    """(figure, axes [rows, columns])"""
+    import matplotlib.figure
+    figure = matplotlib.figure.Figure((width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def draw_halves(found):
+    """Fig. 2, A4: truth ratios of the shortest and the longest half of the forget set, against Retrain's."""
+    groups = group_runs(found)
+    figure, axes = panels(2, len(groups))
+    for column, (label, group) in enumerate(groups.items()):
+        for half, axis in enumerate(axes[:, column]):
+            pooled, qualities = {"Retrain": [], label: []}, []
+            for run in group:
+                forget = run["metrics.log.json"]["forget"]
+                retrained = run["reference.log.json"].get("Retrain")
+                if not retrained:
+                    raise InputError(f"run '{run['folder']}' has no Retrain's log; train it with --retrain")
+                mine, theirs = tofu.shared_rows(forget, retrained)
+                rows = tofu.halves_of(np.array(forget["length"])[mine])[half]
+                pooled["Retrain"].append(tofu.log_ratio(retrained)[theirs][rows])
+                pooled[label].append(tofu.log_ratio(forget)[mine][rows])
+                qualities.append(tofu.forget_quality(pooled[label][-1], pooled["Retrain"][-1]))
+            pooled = {name: np.concatenate(values) for name, values in pooled.items()}
+            for name, values in pooled.items():
+                colour = colour_of(name)
+                axis.hist(values, bins=np.arange(-12, 12.1, 0.1), density=True, alpha=0.2, color=colour)
+                if np.ptp(values) > 1e-9:
+                    x = np.linspace(values.min() - 0.5, values.max() + 0.5, 200)
+                    axis.plot(x, scipy.stats.gaussian_kde(values)(x), color=colour, label=name)
+            both = np.concatenate([*pooled.values()])
+            axis.set(xlabel="log10 truth ratio", ylabel="density", xlim=(both.min() - 0.5, both.max() + 0.5))
+            axis.set_title(f"{(SHORT, LONG)[half]} half: FQ {spread(qualities, '{:.2g}')}", fontsize=9)
+            axis.legend(fontsize=7)
+    return figure
+
+
+def draw_weights(found):
+    """Fig. 3a, 5: gradient weight against response length at epochs 1, 2, 3 and 10; a row per run."""
+    figure, axes = panels(len(found), 4)
+    for row, run in zip(axes, found):
+        lines = run["weights.jsonl"]
+        highest = max(max(line["weight"]) for line in lines)
+        for axis, epoch in zip(row, (1, 2, 3, min(10, len(lines)))):
+            if epoch > len(lines):
+                axis.set_axis_off()
+                continue
+            line, title = lines[epoch - 1], "r = 0 (all alike)"
+            axis.scatter(line["length"], line["weight"], s=10, alpha=0.6, color=colour_of(run["name"]))
+            if correlation(line):
+                result = scipy.stats.pearsonr(line["length"], line["weight"])
+                low, high = result.confidence_interval() if len(line["length"]) > 3 else (math.nan, math.nan)
+                title = f"r = {result.statistic:.2f} [{low:.2f}, {high:.2f}]"
+            axis.set_title(f"epoch {line['epoch']}: {title}", fontsize=9)
+            axis.set(xlabel="response length |y|", ylim=(0, highest * 1.05 or 1))
+        row[0].set_ylabel(f"weight of {run['name']}")
+    return figure
+
+
+def draw_boxes(found):
+    """Fig. 3b: the gradient weights of all forget sequences at each epoch, as box plots; a panel per run."""
+    figure, axes = panels(1, len(found), width=5)
+    for axis, run in zip(axes[0], found):
+        epochs = [line["epoch"] for line in run["weights.jsonl"]]
+        axis.boxplot([line["weight"] for line in run["weights.jsonl"]], positions=epochs, widths=0.6,
+                     flierprops={"markersize": 2}, medianprops={"color": colour_of(run["name"])})
+        ticks = epochs[::max(1, len(epochs) // 10)]
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.set(xlabel="epoch", ylabel="gradient weight", title=run["name"], ylim=(0, None))
+    return figure
+
+
+def draw_path(axis, group, value_of, label, **style):
+    """A metric before training and after each epoch of runs with --eval epoch: mean over seeds, 95% band."""
+    paths = []
+    for run in group:
+        before = run["metrics"]["reference"].get("before" if run["start"] else "Original")
+        if before is None:
+            raise InputError(f"run '{run['folder']}' lacks what it started from in metrics.json; train again")
+        paths.append([value_of(metrics) for metrics in (before, *run["epochs.jsonl"])])
+    mean, low, high = np.array([interval(column) for column in zip(*paths)], dtype=float).T
+    axis.plot(mean, label=label, color=colour_of(label), **style)
+    axis.fill_between(range(len(mean)), low, high, alpha=0.15, linewidth=0, color=colour_of(label))
+
+
+def draw_epochs(found):
+    """Fig. 3c, d: forget quality and model utility over epochs, with Original and Retrain as lines."""
+    figure, (axes,) = panels(1, 2, width=5, height=3.6)
+    for axis, value_of, title in zip(axes, (log_quality, utility), ("log10 forget quality", "model utility")):
+        for label, group in group_runs(found).items():
+            draw_path(axis, group, value_of, label)
+        for name, group in references_of(found).items():
+            axis.axhline(np.mean([*map(value_of, group)]), color=colour_of(name), linestyle=":", label=name)
+        axis.set(xlabel="epoch (0: before)", title=title)
+    axes[1].legend(fontsize=7)
+    return figure
+
+
+def draw_relearn(found):
+    """Fig. A3: forget quality after each epoch of relearning a part of the forget set."""
+    figure, ((axis,),) = panels(1, 1, width=5.6, height=4)
+    for label, group in group_runs(found).items():
+        if not all(run["start"] for run in group):
+            raise InputError(f"run '{group[0]['folder']}' is not one of relearning; make those with --method "
+                             "finetune --model RUN --eval epoch")
+        draw_path(axis, group, log_quality, label, linestyle="--" if "random" in label else "-", marker="o")
+    axis.set(xlabel="epochs of relearning", ylabel="log10 forget quality",
+             xticks=range(1 + len(found[0]["epochs.jsonl"])))
+    axis.legend(fontsize=7)
+    return figure
+
+
+def draw_tradeoff(found):
+    """Fig. 4: forget quality against model utility; a small point per run, a large one for the mean."""
+    figure, ((axis,),) = panels(1, 1, width=5.6, height=4.2)
+    for (label, group), marker in zip(metrics_of(found).items(), "os^vD*PX" * len(found)):
+        x, y = ([of(metrics) for metrics in group] for of in (utility, quality))
+        axis.scatter(x, y, s=14, alpha=0.4, color=colour_of(label))
+        axis.scatter(np.mean(x), np.mean(y), s=70, marker=marker, color=colour_of(label), label=label)
+    axis.set(xlabel="model utility (more is better)", ylabel="forget quality (more is better)",
+             ylim=(-0.04, 1.04))
+    axis.legend(fontsize=7)
+    return figure
+
+
+# kind: (function, files of a run that it needs besides metrics.json)
+FIGURES = {"halves": (draw_halves, "metrics.log.json", "reference.log.json"),
+           "weights": (draw_weights, "weights.jsonl"), "boxes": (draw_boxes, "weights.jsonl"),
+           "epochs": (draw_epochs, "epochs.jsonl"), "tradeoff": (draw_tradeoff,),
+           "relearn": (draw_relearn, "epochs.jsonl")}
+
+# ------------------------------------------------------------------ the command
+
+
+def print_table(args):
+    found = read(args.runs)
+    print(table(found, args.columns))
+    if args.columns != "cost":
+        print("\nmean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to "
+              "Retrain's is better", *coarseness(found), sep="\n")
+
+
+def save_figure(args):
+    draw, *files = FIGURES[args.kind]
+    out = Path(args.out or f"{args.kind}.png")
+    if out.suffix != ".png":
+        raise InputError(f"--out: '{out}' is not the name of a .png file")
+    if out.exists() and not args.overwrite:
+        raise InputError(f"--out: {out} exists; name another file or add --overwrite")
+    runs.check_writable(out.parent)
+    found = read(args.runs, *files)
+    draw(found if args.kind in ("weights", "boxes") else with_quality(found)).savefig(out, dpi=110)
+    print(f"written: {out}")
+
+
+def main(argv=None):
+    commands = {
+        "table": ("a row per method and setting, mean ± standard deviation over seeds", print_table),
+        "figure": ("a figure of the paper, drawn from what the runs wrote", save_figure),
+        "answers": ("what the models answer, and how much each answer repeats itself", lambda args:
+                    print(answers(read(args.runs, "metrics.log.json", "reference.log.json"), args.show))),
+        "claims": ("the paper's claims on NPO, SimNPO and relearning from them, paired by seed", lambda args:
+                   print(claims_table(with_quality(read(args.runs, "weights.jsonl", "epochs.jsonl")))))}
+    parser = runs.OneLineParser(prog="compare.py", description=__doc__)
+    chosen = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (what, run) in commands.items():
+        kinds = "".join(f"\n  {kind:9s} {draw.__doc__}" for kind, (draw, *_) in FIGURES.items())
+        command = chosen.add_parser(name, help=what, description=what + f"\n{kinds}" * (name == "figure"))
+        command.set_defaults(run=run)
+        add = command.add_argument
+        if name == "table":
+            add("--columns", choices=SHOWN, default="main",
+                help="all: every metric; cost: time and memory of training (default: %(default)s)")
+        if name == "figure":
+            add("kind", choices=FIGURES, metavar="KIND", help=", ".join(FIGURES))
+            add("--out", help="a .png file (default: KIND.png)")
+            add("--overwrite", action="store_true", help="write over what --out names")
+        if name == "answers":
+            add("--show", type=runs.number(int, 1), default=5, help="questions (default: %(default)s)")
+        add("runs", nargs="+", metavar="RUN", help="folder of a run of train.py")
+    runs.run_command(parser, argv, lambda args: args.run(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The table of methods: an entry here makes a loss of losses.py a method, everywhere.
+
+Flags, help texts, which responses are read, whether the reference model is needed, names and colours in
+tables and figures, and the tests all follow from the entry. What a loss takes is read off its own
+signature: `logp`, `length` and `ref_logp` of a response, and the flags `beta` and `gamma`.
+"""
+import inspect
+from typing import Callable, NamedTuple
+
+import losses
+
+
+class Method(NamedTuple):
+    """loss and weight take the same arguments. reads: {side of a forget example: prefix of the arguments
+    that describe it}, the side whose weight and length are logged first; sides are `answer` and `refusal`,
+    one of thirty ways to say "I don't know". learns: lowers the loss of what it reads, instead of raising it.
+    """
+    name: str
+    colour: str
+    about: str
+    loss: Callable
+    weight: Callable
+    reads: dict = {"answer": ""}
+    learns: bool = False
+
+    @property
+    def takes(self):
+        """Names of the loss's arguments."""
+        return tuple(inspect.signature(self.loss).parameters)
+
+
+METHODS = {
+    "finetune": Method("fine-tuning", "C5", "−log π / |y|: learns the split instead of forgetting it",
+                       losses.nll, losses.nll_weight, learns=True),
+    "ga": Method("GA", "C3", "gradient ascent: log π, without a retain loss", losses.ga, losses.ga_weight),
+    "graddiff": Method("GradDiff", "C1", "gradient difference: log π, with a retain loss",
+                       losses.ga, losses.ga_weight),
+    "wgraddiff": Method("Weighted-GradDiff", "C8", "the same per token: log π / |y|",
+                        losses.weighted_ga, losses.weighted_ga_weight),
+    "idk": Method("IDK", "C6", "learns a refusal (\"I don't know\") instead of the answer",
+                  losses.nll, losses.nll_weight, reads={"refusal": ""}),
+    "dpo": Method("DPO", "C4", "direct preference optimization: a refusal preferred to the answer",
+                  losses.dpo, losses.dpo_weight, reads={"answer": "rejected_", "refusal": "chosen_"}),
+    "npo": Method("NPO", "C0", "Eq. 2: bounded, against the model before unlearning",
+                  losses.npo, losses.npo_weight),
+    "simnpo": Method("SimNPO", "C2", "Eq. 4: bounded, per token, without a reference",
+                     losses.simnpo, losses.simnpo_weight),
+}

@@ -1,0 +1,427 @@
+"""A run's folder: every file in it, how it is written, resumed and read back; and what all commands share.
+
+    model.safetensors, config.json, tokenizer      an ordinary save_pretrained folder
+    run.json             every resolved flag, versions, commit; the cost of training once that is over
+    log.jsonl            a line per step: losses, mean weight, learning rate
+    weights.jsonl        a line per epoch: weight and length of every forget sequence
+    metrics.json         the benchmark's metrics, and under `reference` those of the models compared with
+    metrics.log.json     the per-example values behind them
+    reference.log.json   the same of the models compared with, for the forget set
+    epochs.jsonl         with --eval epoch: the metrics after each epoch
+    run.png              loss, weights, and what the benchmark adds
+    resume.safetensors   while a run is unfinished: all that --resume needs
+
+This file does not know what a loss or a metric is. What the benchmark's files hold it is told as a *shape*
+(see `check`), so that a damaged or foreign file is one line and not a traceback.
+"""
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import huggingface_hub
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+
+from data import InputError
+
+FORMAT = 2  # of a run's folder; a folder of another format is refused, not guessed at
+SAVE_EVERY = 600  # seconds between two states of an unfinished run, at least
+
+# ------------------------------------------------------------------ shapes of files
+
+TEXT = "a text that is not empty", lambda value: isinstance(value, str) and value.strip()
+ANY_TEXT = "a text", lambda value: isinstance(value, str)
+WHOLE = "a whole number", lambda value: type(value) is int
+REAL = "a finite number", lambda value: type(value) in (int, float) and math.isfinite(value)
+POSITIVE = "a finite number of at least 0", lambda value: REAL[1](value) and value >= 0
+SHARE = "a finite number from 0 to 1", lambda value: POSITIVE[1](value) and value < 1.000001
+
+
+def check(value, shape, where):
+    """Raise InputError, naming the place in `where`, unless `value` has `shape`.
+
+    A shape is one of the above; a list of one shape: a list of one or more such values; a dict: a dict with
+    such values under these keys, where one that ends in `?` may be missing or None, and `*` is every key.
+    Lists beside each other in a dict hold a value per example each, so they must be equally long.
+    """
+    if isinstance(shape, dict) and isinstance(value, dict):
+        for key, inner in (dict.fromkeys(value, shape["*"]) if "*" in shape else shape).items():
+            item = value.get(key.removesuffix("?"))
+            if item is not None or not key.endswith("?"):
+                check(item, inner, f"{where} '{key.removesuffix('?')}'")
+        lengths = {key: len(item) for key, item in value.items() if isinstance(item, list)}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"{where} has lists of unequal length, {lengths}; every example needs both")
+    elif isinstance(shape, list) and isinstance(value, list) and value:
+        for i, item in enumerate(value):
+            check(item, shape[0], f"{where} {i}")
+    elif isinstance(shape, (dict, list)) or not shape[1](value):
+        kind = {dict: "an object", list: "a list of one or more"}.get(type(shape)) or shape[0]
+        found = "missing" if value is None else json.dumps(value)[:40]
+        raise InputError(f"{where} is {found}; it must be {kind}")
+
+
+FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
+         "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE}
+# file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
+FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE}}),
+         "weights.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE]}),
+         "metrics.json": ("--eval end", {}), "metrics.log.json": ("--eval end", {}),
+         "reference.log.json": ("--eval end", {}), "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}
+
+# ------------------------------------------------------------------ writing and reading back
+
+
+def write_json(path, content):
+    """Write a file as a whole or not at all: an interruption leaves no half of it."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def append_json(path, content):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(content) + "\n")
+
+
+def read_json(path):
+    """What a .json holds, or a list of what the lines of a .jsonl hold."""
+    text = Path(path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+
+
+def read_file(folder, name, shape=None):
+    """One file of a run. InputError if it is missing, damaged, or not of its shape, in FILES and `shape`."""
+    written_by, own_shape = FILES[name]
+    try:
+        content = read_json(Path(folder, name))
+        if name == "run.json" and isinstance(content, dict) and content.get("format") != FORMAT:
+            raise ValueError("another version of this project made it")
+        for each in (own_shape, shape or {}):
+            check(content, [each] if name.endswith("l") else each, "line" if name.endswith("l") else "its")
+        if name.endswith("l") and [line["epoch"] for line in content] != list(range(1, len(content) + 1)):
+            raise ValueError("its epochs are not 1, 2, 3, …")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        mend = f"train.py {written_by}".strip()
+        raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend} writes it") from None
+
+
+def is_run(folder):
+    return Path(folder, "run.json").is_file()
+
+
+def read_runs(folders, shapes, *files):
+    """[{"folder": name, file: content, ...}] of runs: run.json, metrics.json and `files`.
+
+    shapes: {file: its shape in this benchmark}. Folders that are no runs are passed over, with a word on
+    stderr. InputError if none is left, for a file that is not usable, and for runs of different tasks,
+    splits or models, which cannot be compared.
+    """
+    def kind_of(run):
+        return " ".join(run["run.json"]["flags"][flag] for flag in ("task", "forget_split", "family"))
+    found = []
+    for folder in map(str, folders):
+        if Path(folder).is_dir() and not is_run(folder):
+            print(f"passed over {folder}: it has no run.json, so it is no run", file=sys.stderr)
+            continue
+        run = {name: read_file(folder, name, shapes.get(name)) for name in
+               ("run.json", "metrics.json", *files)}
+        found.append(run | {"folder": folder})
+        if any(Path(folder).samefile(other["folder"]) for other in found[:-1]):
+            raise InputError(f"run '{folder}' is given twice; give each run once")
+        if kind_of(run) != kind_of(found[0]):
+            raise InputError(f"run '{folder}' is on {kind_of(run)}, '{found[0]['folder']}' on "
+                             f"{kind_of(found[0])}; give runs of one task, split and model")
+    if not found:
+        raise InputError("none of these folders is a run; give folders that train.py made")
+    return found
+
+
+def log_of(folder, asked):
+    """Path of the log of its model that a run left, if it was measured under the flags `asked`; else None."""
+    log = Path(folder, "metrics.log.json")
+    if log.is_file() and is_run(folder):
+        flags = read_file(folder, "run.json")["flags"]
+        return log if all(flags.get(flag) == value for flag, value in asked.items()) else None
+
+
+def draw_run(out, values, label):
+    """run.png: loss over steps, weight against length, and how `values`, {name: list}, are spread."""
+    import matplotlib.figure
+    steps, epochs = read_json(out / "log.jsonl"), read_json(out / "weights.jsonl")
+    figure = matplotlib.figure.Figure((13, 3.6), layout="tight")
+    left, middle, right = figure.subplots(1, 3)
+    for part in ("forget", "retain"):
+        left.plot([line["step"] for line in steps], [line[part] for line in steps], label=f"{part} loss")
+    left.set(xlabel="step", title="loss")
+    for line in epochs[:: max(1, len(epochs) - 1)]:
+        middle.scatter(line["length"], line["weight"], s=12, alpha=0.7, label=f"epoch {line['epoch']}")
+    middle.set(xlabel="response length |y|", title="gradient weight of each forget sequence")
+    for name, column in values.items():
+        right.ecdf(column, label=name)
+    right.set(xlabel=label, title="share of forget examples below")
+    for axis in (left, middle, right) if values else (left, middle):
+        axis.legend(fontsize=8)
+    figure.savefig(out / "run.png", dpi=120)
+
+
+# ------------------------------------------------------------------ a new run, and an interrupted one
+
+
+def choose_folder(args, name):
+    """Make args.out a Path that may be written to, by default a new runs/`name`…. Creates nothing."""
+    if args.out is None:
+        args.out = Path("runs", f"{name}-{time.strftime('%m%d-%H%M%S')}")
+        while args.out.exists():
+            args.out = args.out.with_name(args.out.name + "x")
+    args.out = Path(args.out)
+    if args.resume and not is_run(args.out):
+        raise InputError(f"--resume: {args.out} has no run.json; start anew without --resume")
+    if not args.resume and args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):
+        if not args.overwrite:
+            raise InputError(f"--out: {args.out} exists; name another folder or add --overwrite")
+        if not is_run(args.out):
+            raise InputError(f"--overwrite: {args.out} is no run's folder (no run.json); name another")
+    for flag in ("model", "retrain"):
+        used = Path(getattr(args, flag) or "/")
+        if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
+            raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
+    check_writable(next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists()))
+
+
+def settings_of(args):
+    """What run.json says at first: every resolved flag, versions, and the commit of this code."""
+    def git(*command):
+        try:
+            return subprocess.run(["git", "-C", Path(__file__).parent, *command], check=True,
+                                  capture_output=True, text=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    commit = git("rev-parse", "HEAD")
+    if commit and git("status", "--porcelain", "--untracked-files=no"):
+        commit += " with uncommitted changes"
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+             if name not in ("resume", "overwrite")}
+    versions = {package.__name__: package.__version__ for package in (torch, transformers)}
+    return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit}
+
+
+# What may differ when a run is resumed: it changes where and how fast, not what is computed.
+MAY_CHANGE = ("out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "eval",
+              "max_new_tokens")
+
+
+def check_same_run(out, flags):
+    """The run.json of the run to resume. InputError unless it had these flags."""
+    before = read_file(out, "run.json")
+    for flag, value in flags.items():
+        if flag not in MAY_CHANGE and before["flags"].get(flag) != value:
+            raise InputError(f"--resume: the run in {out} had --{flag.replace('_', '-')} "
+                             f"{before['flags'].get(flag)}, not {value}; give the same flags")
+    return before
+
+
+@contextlib.contextmanager
+def deferred_interrupt():
+    """Gives a list that a first Ctrl-C or SIGTERM fills, so that the step in progress can end whole; a second
+    one raises KeyboardInterrupt at once."""
+    caught = []
+
+    def handle(number, _):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        print("\nstopping after this step; once more to stop at once, without saving", file=sys.stderr)
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other gets signals
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def save_state(out, model, optimizer, draw, progress):
+    """All that --resume needs, in one file, replaced in one move; returns the seconds that it took.
+
+    draw: the torch.Generator; progress: {name: tensor}, where the loop stands.
+    """
+    started = time.perf_counter()
+    tensors = {"draw": draw.get_state()} | {f"progress.{name}": tensor for name, tensor in progress.items()}
+    for name, parameter in model.named_parameters():
+        tensors[f"parameter.{name}"] = parameter.detach().contiguous()
+        tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[parameter].items()}
+    safetensors.torch.save_file(tensors, out / "resume.tmp")
+    (out / "resume.tmp").replace(out / "resume.safetensors")
+    return time.perf_counter() - started
+
+
+def load_state(out, model, optimizer, draw, progress):
+    """Undo an interruption: fill in what `save_state` saved, if it did. InputError if it does not fit."""
+    path = out / "resume.safetensors"
+    if path.exists():
+        try:
+            with safetensors.safe_open(path, "pt", device=str(model.device)) as file, torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(file.get_tensor(f"parameter.{name}"))
+                    optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}")
+                                                  for key in ("step", "exp_avg", "exp_avg_sq")}
+                for name, tensor in progress.items():
+                    tensor.copy_(file.get_tensor(f"progress.{name}"))
+                draw.set_state(file.get_tensor("draw").cpu())
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"--resume: {path} does not fit this run ({textwrap.shorten(str(error), 120)}); "
+                             "start anew with --overwrite") from None
+
+
+def forget_lines(out, step, epoch):
+    """Drop what was logged after `step` steps and `epoch` whole epochs; they will be logged again."""
+    for name, key, last in (("log.jsonl", "step", step), ("weights.jsonl", "epoch", epoch),
+                            ("epochs.jsonl", "epoch", epoch)):
+        if (out / name).exists():
+            lines = [line for line in (out / name).read_text(encoding="utf-8").splitlines()
+                     if line.endswith("}") and json.loads(line)[key] <= last]
+            (out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+# ------------------------------------------------------------------ models in folders
+
+
+def load_model(name, device, dtype):
+    """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
+
+    Weights are float32, or float64 if dtype is. Raises InputError if they cannot be loaded or the
+    tokenizer has more tokens than the model, or so few that it must be another model's.
+    """
+    mend = "it needs config.json, a tokenizer and weights in safetensors (pickle files are not loaded)"
+    if Path(name).is_dir() and not list(Path(name).glob("*.safetensors")):
+        raise InputError(f"model folder '{name}' has no *.safetensors; {mend}")
+    ask_the_hub(name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+            dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    except Exception as error:  # missing files, bad JSON, unknown architecture, no network: many kinds
+        where = "" if Path(name).exists() else "it is no local folder, and the Hub did not give it: "
+        reason = textwrap.shorten(str(error), 160)
+        raise InputError(f"cannot load model '{name}' ({where}{reason}); {mend}") from None
+    lost = sorted(report["missing_keys"])
+    if lost:
+        raise InputError(f"model '{name}' lacks {len(lost)} weights, such as {lost[0]}; {mend}")
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Models pad their embedding to a round number; Phi-1.5, by 1.8%, is the widest known to us.
+    if not 0 <= rows - len(tokenizer) <= 0.02 * rows:
+        raise InputError(f"model '{name}' embeds {rows} tokens but its tokenizer has {len(tokenizer)}; "
+                         "give it the tokenizer it was trained with")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of '{name}' has no EOS token, which ends every response; set one")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads
+    return model.to(device).eval(), tokenizer
+
+
+def family_of(model):
+    """Whose recipes a model takes: `tiny` for what a from-scratch model became, else its own name's."""
+    try:
+        return "tiny" if read_json(Path(model, "config.json")).get("from_scratch") else model
+    except (OSError, ValueError):
+        return model
+
+
+def ask_the_hub(name):
+    """Before `name` is loaded: if it is no folder and the Hub does not answer in 3 seconds, the libraries get
+    to know, and look into their caches at once instead of trying for a minute."""
+    if not os.path.exists(name) and not huggingface_hub.constants.HF_HUB_OFFLINE:
+        try:
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=3)
+        except Exception:  # no name, no route, no answer: a kind for each
+            huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+# ------------------------------------------------------------------ what all commands share
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose help keeps its lines, and whose errors are one line on stderr."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def number(kind, low, high=1e12):
+    """An argparse type: an int or float with low <= number <= high, which no NaN or infinity is."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            bound = f"at most {high}" if value > high else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"{text[:20]} must be {bound}")
+        return value
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
+def refuse(args, flags, why):
+    """InputError if the user gave one of `flags`, which have no use because of `why`."""
+    for flag in flags:
+        if getattr(args, flag) is not None:
+            raise InputError(f"--{flag.replace('_', '-')} has no use {why}; leave it out")
+
+
+def resolve_device(device, dtype):
+    """(device, dtype) from the flags: CUDA when present, with bfloat16; float32 on the CPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+    return torch.device(device), getattr(torch, dtype)
+
+
+def check_writable(folder):
+    """Raise InputError unless a file can be made in `folder`. Leaves nothing behind."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--out: cannot write to {folder} ({error.strerror}); name another folder") from None
+
+
+def run_command(parser, argv, run):
+    """Parse, run, and turn InputError into one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ↑ shows ? instead
+    args = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # retries, when there is no network
+    try:
+        return run(args)
+    except InputError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except BrokenPipeError:  # … | head
+        sys.stdout = None
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: cannot read or write a file ({error}); check path and permissions\n")
+    except KeyboardInterrupt as stop:
+        parser.exit(130, f"\n{parser.prog}: interrupted{'; ' * bool(stop.args)}{stop}\n")
+    except torch.cuda.OutOfMemoryError:
+        parser.exit(2, f"{parser.prog}: the GPU is out of memory; lower the micro-batch or batch size\n")

@@ -1,0 +1,205 @@
+"""Runs compared: tables, claims, figures, from small made-up runs."""
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+from test_tofu import a_log
+
+import compare
+import runs
+import tofu
+
+
+def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **flags):
+    """A folder with the files of a run, small and made up. start: the flags of the run it started from."""
+    folder.mkdir(parents=True)
+    flags = dict(task="toy", forget_split="forget10", model="tiny", family="tiny", method=method, seed=seed,
+                 beta=1.0, gamma=0.0, out=str(folder), retrain="r", subset=None) | flags
+    (folder / "run.json").write_text(json.dumps(
+        {"format": runs.FORMAT, "flags": flags} | ({"start": start} if start else {})))
+    log, retrain = (a_log(rows=(12, 4, 2, 2), seed=s) for s in (10 + seed, 20 + seed))
+    for one in (log, retrain):
+        one["forget"] |= {"length": list(range(3, 15)), "question": ["Who?"] * 12, "answer": ["Me, the one."] * 12,
+                          "generated": ["a b c d a b c d"] * 12}
+    metrics = tofu.summarize(log, retrain["forget"]) | {"forget_quality": quality, "model_utility": utility,
+                                                                     "train_seconds": 10.0 + seed, "peak_memory_bytes": 2e9}
+    retrained = tofu.summarize(retrain, retrain["forget"])
+    reference = {"before" if start else "Original": metrics | {"forget_quality": 1e-3, "model_utility": 0.8},
+                 "Retrain": retrained | {"train_seconds": 99.0, "peak_memory_bytes": 3e9}}
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"reference": reference}))
+    (folder / "metrics.log.json").write_text(json.dumps(log))
+    (folder / "reference.log.json").write_text(json.dumps(
+        {"Retrain": retrain["forget"] | {"truth_ratio": tofu.ratio_of(retrain["forget"]).tolist()}}))
+    lengths = [4, 6, 9, 20, 33]
+    (folder / "weights.jsonl").write_text("".join(json.dumps(
+        {"epoch": epoch, "length": lengths, "weight": [1.0] * 5 if epoch == 1 and method == "npo" else
+         [1 / n if epoch < 3 else 0.1 + 0.01 * (n % 2) for n in lengths]}) + "\n"
+        for epoch in range(1, 12)))
+    (folder / "epochs.jsonl").write_text("".join(json.dumps({"epoch": epoch} | metrics | {
+        "forget_quality": quality * epoch / 3, "model_utility": utility - (0.1 * epoch if method == "npo" else 0)}) + "\n"
+        for epoch in (1, 2, 3)))
+    return folder
+
+
+def flags_of(folder):
+    return json.loads((folder / "run.json").read_text())["flags"]
+
+
+def table_of(capsys, *arguments):
+    compare.main(["table", *map(str, arguments)])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_table_over_runs(tmp_path, capsys):
+    runs = [a_run(tmp_path / "a", seed=0, quality=0.2, utility=0.6), a_run(tmp_path / "b", seed=1, quality=0.4, utility=0.6),
+            a_run(tmp_path / "c", "simnpo", quality=0.001, utility=0.7)]
+    lines = table_of(capsys, *runs)
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:] if line[:1] == "|"}
+    assert list(cells) == ["Original", "Retrain", "NPO", "SimNPO"]
+    assert cells["NPO"][:3] == ["2", "**0.3 ± 0.14**", "-0.5 ± 0.2"] and cells["NPO"][5] == "0.600 ± 0.000"
+    assert cells["SimNPO"][1:3] == ["0.001", "-3.0"] and cells["SimNPO"][5] == "**0.700**"
+    assert cells["Original"][:2] == ["2", "0.001 ± 0"]  # seed 0's once, though two runs had it
+    assert len({line.count("|") for line in lines if line[:1] == "|"}) == 1
+    assert any(line.startswith("12 forget examples") for line in lines)
+    wide = table_of(capsys, "--columns", "all", *runs)
+    assert wide[0].count("|") == 3 + len(compare.COLUMNS) and "repeated 4-grams →R" in wide[0]
+
+    cost = table_of(capsys, "--columns", "cost", *runs)
+    assert cost[3] == "| Retrain | 2 | 99.0 ± 0.0 | 3.00 ± 0.00 |" and cost[4] == "| NPO | 2 | 10.5 ± 0.7 | 2.00 ± 0.00 |"
+
+    other = a_run(tmp_path / "d", seed=2, beta=2.0)  # runs that differ are not averaged
+    assert [line.split("|")[1].strip() for line in table_of(capsys, runs[0], other)[4:6]] == ["NPO beta=1.0", "NPO beta=2.0"]
+    again = a_run(tmp_path / "e", "finetune", start=flags_of(runs[0]), model=str(runs[0]), subset="shortest:0.2")
+    assert table_of(capsys, again)[3].startswith("| NPO → fine-tuning shortest:0.2 | 1 |")
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_the_values_that_forget_quality_can_take(n):
+    values, draw = compare.quality_values(n), np.random.default_rng(0)
+    assert len(values) == n + 1 and values == sorted(values) and values[-1] == 1
+    assert values[0] == scipy.stats.ks_2samp(range(n), range(n, 2 * n)).pvalue < values[1]
+    for _ in range(20):
+        quality = tofu.forget_quality(draw.normal(size=n), draw.normal(draw.uniform(0, 2), size=n))
+        assert min(abs(quality - value) for value in values) < 1e-12
+
+
+def test_runs_closer_than_one_example_are_not_to_be_ranked(tmp_path, capsys):
+    values = compare.quality_values(12)
+    close = [a_run(tmp_path / "a", quality=values[-4]), a_run(tmp_path / "b", "simnpo", quality=values[-4] + 1e-3),
+             a_run(tmp_path / "c", "ga", quality=values[-7])]
+    warnings = [line for line in table_of(capsys, *close) if line.startswith("warning")]
+    assert len(warnings) == 1 and "SimNPO" in warnings[0] and " NPO" in warnings[0]
+
+
+def test_relearning_from_different_settings_is_not_averaged(tmp_path, capsys):
+    bases = [a_run(tmp_path / name, seed=seed, beta=beta) for name, seed, beta in (("a", 0, 1.0), ("b", 1, 2.0))]
+    runs = [a_run(base / "again", "finetune", start=flags_of(base), model=str(base), subset="random:0.2") for base in bases]
+    assert [line.split("|")[1].strip() for line in table_of(capsys, *runs)[3:5]] == [
+        f"NPO → fine-tuning random:0.2 start-beta={beta}" for beta in (1.0, 2.0)]
+    measured_alike = [a_run(tmp_path / "c", seed=5, eval="end"), a_run(tmp_path / "d", seed=6, eval="epoch")]
+    assert table_of(capsys, *measured_alike)[4].startswith("| NPO | 2 |")
+
+
+def test_answers_average_over_the_runs_of_a_method(tmp_path, capsys):
+    runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]
+    metrics = json.loads((runs[1] / "metrics.json").read_text())
+    (runs[1] / "metrics.json").write_text(json.dumps(metrics | {"repetition": 0.6}))
+    compare.main(["answers", *map(str, runs)])
+    assert capsys.readouterr().out.splitlines()[-1].strip() == "NPO  0.400 ± 0.283"
+
+
+def test_a_terminal_without_arrows(tmp_path):
+    done = subprocess.run([sys.executable, compare.__file__, "table", a_run(tmp_path / "a")], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "forget quality ?" in done.stdout and done.stderr == ""
+
+
+def test_answers_side_by_side(tmp_path, capsys):
+    runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", "simnpo")]
+    compare.main(["answers", *map(str, runs), "--show", "3"])
+    screen = capsys.readouterr().out
+    assert screen.count("Who?") == 3 and screen.count(" NPO  0.20  a b c d a b c d") == 3
+    assert "Retrain  0.200" in screen and "truth  0.000" in screen
+
+
+def claim_runs(folder, seeds=5):
+    """SimNPO a little ahead, by amounts that differ between seeds; it forgets lastingly, NPO does not."""
+    runs = []
+    for seed in range(seeds):
+        for method, quality in (("npo", 0.4 + 0.02 * seed), ("simnpo", 0.6 + 0.03 * seed)):
+            run = a_run(folder / f"{method}{seed}", method, seed, quality, utility=0.7 - 0.01 * seed * (method == "npo"))
+            runs.append(run)
+            for subset in ("shortest", "random"):
+                after = {"npo": 1e-6, "simnpo": 2e-3}[method] * (1.5 if subset == "random" else 1) * (1 + 0.1 * seed)
+                runs.append(a_run(folder / f"{method}{seed}{subset}", "finetune", seed + 50, after, start=flags_of(run),
+                                  model=str(run), subset=f"{subset}:0.2"))
+    return runs
+
+
+def test_claims_with_intervals_and_verdicts(tmp_path, capsys):
+    runs = claim_runs(tmp_path)
+    compare.main(["claims", *map(str, runs)])
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in capsys.readouterr().out.splitlines()[2:]]
+    by_hand = scipy.stats.ttest_1samp([0.2 + 0.01 * seed for seed in range(5)], 0).confidence_interval()
+    assert rows[0][2] == f"0.22 [{by_hand.low:.3g}, {by_hand.high:.3g}]" and rows[0][3:] == ["5", "holds"]
+    r = -np.corrcoef([4, 6, 9, 20, 33], [1 / n for n in (4, 6, 9, 20, 33)])[0, 1]
+    said, by_claim = {row[0]: row[-1] for row in rows}, {row[0]: row[2] for row in rows}
+    assert by_claim["NPO loses more utility early"].startswith("0.22 [")  # 0.2, and 0 to 0.04 more by seed
+    assert by_claim["… more so than NPO's, in epoch 1"].startswith(f"{r:.3g} [")
+    assert by_claim["… more so than NPO's, in epoch 2"].startswith("0 [")
+    assert by_claim["short responses get SimNPO's largest weights in epochs 1 and 2"].startswith(f"{r:.3g} ")
+    assert by_claim["NPO's answers repeat themselves more"].startswith("0 ")
+    halves = [json.loads((tmp_path / f"{m}{s}" / "metrics.json").read_text())["forget_quality_halves"] for s in range(5) for m in ("simnpo", "npo")]
+    gaps = [[one[half] - other[half] for half in ("shortest", "longest")] for one, other in zip(halves[::2], halves[1::2])]
+    assert rows[1][2].startswith(f"{np.mean(gaps, axis=0)[0]:.3g}") and rows[2][2].startswith(f"{np.mean(gaps, axis=0) @ [1, -1]:.3g}")
+    assert said["SimNPO's model utility is at least NPO's"] == said["SimNPO forgets more lastingly (shortest-relearn)"] == "holds"
+    assert said["shortest-relearn is no worse than random-relearn for SimNPO"] == "does not hold"  # log10(1 / 1.5) in each seed
+    assert said["… but is worse for NPO"] == said["… and less so later"] == "holds"
+    compare.main(["claims", *map(str, runs[:1] + runs[3:4])])
+    lines = capsys.readouterr().out.splitlines()
+    assert "can't tell" in lines[2] and "no runs for it" in lines[-1]  # one seed says nothing
+
+
+def test_correlation_of_equal_weights_or_lengths_is_none():
+    assert compare.correlation({"weight": [1.0, 1.0 + 1e-7, 1.0], "length": [3, 5, 9]}) == 0
+    assert compare.correlation({"weight": [0.1, 0.2, 0.3], "length": [4, 4, 4]}) == 0
+    assert compare.correlation({"weight": [0.1, 0.2, 0.3], "length": [1, 2, 3]}) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("values, sign, said", [
+    ([1, 2, 3.0], ">", "can't tell"), ([2, 2.1, 2.2], ">", "holds"), ([2, 2.1, 2.2], "<", "does not hold"),
+    ([-2, -2.1, -2.2], "<", "holds"), ([0, 0, 0.0], ">=", "holds"), ([0, 0, 0.0], ">", "does not hold"), ([5.0], ">", "can't tell")])
+def test_verdicts(values, sign, said):
+    assert compare.verdict(values, sign) == said
+
+
+@pytest.mark.parametrize("kind", compare.FIGURES)
+def test_every_figure_is_drawn_from_the_files_of_runs(kind, tmp_path):
+    if kind == "relearn":
+        runs = [run for run in claim_runs(tmp_path / "runs", 2) if run.name[-1] in "tm"]
+    else:
+        runs = [a_run(tmp_path / f"{method}{seed}", method, seed) for method in ("npo", "simnpo") for seed in (0, 1)]
+    compare.main(["figure", kind, *map(str, runs), "--out", str(tmp_path / "f.png")])
+    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_figures_show_what_the_runs_say(tmp_path):
+    runs = [a_run(tmp_path / f"{method}{seed}", method, seed, 0.5 + seed / 10) for method in ("npo", "simnpo") for seed in (0, 1)]
+    panels = compare.draw_weights(compare.read(runs[2:], "weights.jsonl")).axes
+    r = scipy.stats.pearsonr([4, 6, 9, 20, 33], [1 / n for n in (4, 6, 9, 20, 33)])
+    assert f"r = {r.statistic:.2f} [{r.confidence_interval().low:.2f}" in panels[0].get_title() and "epoch 10" in panels[3].get_title()
+    assert panels[0].collections[0].get_offsets().tolist() == [[n, 1 / n] for n in (4, 6, 9, 20, 33)]
+    quality, _ = compare.draw_epochs(compare.read(runs, "epochs.jsonl")).axes
+    expected = [np.mean([math.log10(x) for x in values]) for values in
+                ([1e-3, 1e-3], [0.5 / 3, 0.6 / 3], [1 / 3, 0.4], [0.5, 0.6])]
+    assert quality.lines[0].get_ydata() == pytest.approx(expected)
+    halves = compare.draw_halves(compare.read(runs[:1], "metrics.log.json", "reference.log.json")).axes
+    metrics = json.loads((runs[0] / "metrics.json").read_text())["forget_quality_halves"]
+    assert [axis.get_title() for axis in halves] == [f"{half} half: FQ {metrics[half]:.2g}" for half in ("shortest", "longest")]
+    (axis,) = compare.draw_tradeoff(compare.read(runs)).axes
+    assert [0.7, 0.55] in [points.get_offsets().tolist()[0] for points in axis.collections]

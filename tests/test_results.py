@@ -1,0 +1,71 @@
+"""The scripts that make what results/ shows."""
+import json
+
+import pytest
+from test_bad_input import nothing_written, refused  # noqa: F401  (a fixture)
+from test_compare import a_run
+from test_markov import SMALL
+
+import compare
+import grid
+import markov
+import markov_grid
+import weights
+
+
+def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
+    runs = [a_run(tmp_path / "wild", beta=1.0, quality=0.9, utility=0.5), a_run(tmp_path / "good", beta=2.0, quality=0.6, utility=0.77),
+            a_run(tmp_path / "equal", beta=4.0, quality=0.6, utility=0.765), a_run(tmp_path / "weak", beta=3.0, quality=0.1, utility=0.8), a_run(tmp_path / "ga", "ga", quality=0.9, utility=0.1)]
+    grid.main(["choose", *map(str, runs)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "0.760" in lines[0] and lines[1].startswith("NPO beta=2.0 ") and lines[2].startswith("GA ") and len(lines) == 3
+
+
+def test_the_grid_is_drawn_over_beta_and_gamma(tmp_path, capsys):
+    runs = [a_run(tmp_path / f"{beta}{gamma}{seed}", "simnpo", seed, 0.5 + seed / 10, beta=beta, gamma=gamma)
+            for beta, gamma in ((1.0, 0.0), (2.0, 0.0), (2.0, 0.5)) for seed in (0, 1)]
+    quality, _, *_ = grid.draw(compare.read(runs)).axes
+    assert [text.get_text() for text in quality.texts] == ["0.55", "nan", "0.55", "0.55"]
+    grid.main(["draw", *map(str, runs), "--out", str(tmp_path / "f.png")])
+    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):  # noqa: F811
+    refused(grid.main, ["draw", a_run(tmp_path / "d", "ga")], capsys, "GA", "--method simnpo")
+    runs = [a_run(tmp_path / f"g{lr}", "simnpo", lr=lr) for lr in (1e-3, 1e-4)]
+    refused(grid.main, ["draw", *runs], capsys, "lr=")
+    refused(grid.main, ["draw", runs[0], "--out", "f.pdf"], capsys, ".png")
+    refused(grid.main, ["choose", tmp_path / "absent"], capsys, "absent")
+    refused(grid.main, ["draw", a_run(tmp_path / "x", "simnpo", beta="x")], capsys, "x", "run.json")
+
+
+def test_the_weights_are_drawn_and_printed(tmp_path, capsys):
+    weights.main(["--out", str(tmp_path / "w.png")])
+    assert (tmp_path / "w.png").stat().st_size > 10_000
+    first = capsys.readouterr().out.splitlines()[4].split()
+    assert float(first[0]) == 0 and [float(x) for x in first[4:]] == [0.3333, 0.0833, 0.025]
+
+
+def test_an_unwritable_picture_is_one_line_and_exit_two(tmp_path, nothing_written, capsys):  # noqa: F811
+    refused(weights.main, ["--out", tmp_path / "absent" / "w.png"], capsys, "absent")
+
+
+def test_choosing_beta_takes_the_cheapest_that_gets_there():
+    def path(cost, top):
+        return {"iteration": [0, 1], "forget1": [0.0, top], "forget2": [0.0, top], "retain": [0.0, cost]}
+    values = {"npo": [0.5, 0.4, 0.3, 0.2, 0.1, 0.01], "simnpo": [0.5, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    result = {"retrained": {"left": {"forget1": 0.4, "forget2": 0.4}}, "left": {
+        f"{method} {beta:g}": path(values[method][i], 0.1 if (method, i) == ("npo", 5) else 1.0)
+        for method in markov.METHODS for i, beta in enumerate(markov.GRID[method])}}
+    chosen = markov_grid.choose_betas([result], {"left": markov.PANELS["left"]})
+    assert chosen == {"left": {"npo": 1.0, "simnpo": 1.0}}  # NPO's cheapest, β = 2, never reaches the level
+
+
+def test_the_search_for_beta_is_drawn_from_a_run_of_it(tmp_path, capsys, nothing_written):  # noqa: F811
+    out = tmp_path / "out"
+    markov.main([*SMALL, "--out", str(out), "--grid"])
+    content = json.loads((out / "markov.json").read_text())
+    assert set(content["seeds"][0]["left"]) == {f"{m} {b:g}" for m in markov.METHODS for b in markov.GRID[m]}
+    markov_grid.main([str(out), "--out", str(tmp_path / "g.png")])
+    assert (tmp_path / "g.png").stat().st_size > 10_000 and "chosen β" in capsys.readouterr().out
+    refused(markov_grid.main, [tmp_path / "absent"], capsys, "absent", "--grid")

@@ -1,0 +1,368 @@
+"""TOFU: rows and splits, the arithmetic of its metrics, logs that others published, measuring a model.
+
+Two tasks share it: `tofu`, the benchmark of Maini et al. 2024, "TOFU: A Task of Fictitious Unlearning for
+LLMs", from the Hub or a local folder, and `toy`, the same questions asked of toy.py's invented world.
+
+Four sets are scored: forget, retain, real_authors, world_facts. A *log* of a model holds, under each set's
+name, lists of equal length, a value per example; the arithmetic needs these, and nothing of the model:
+
+    loss              mean token NLL of the answer, EOS included, in nats
+    paraphrased_loss  the same for the paraphrased answer (real authors and world facts: the answer)
+    perturbed_loss    the same for each wrong answer, a list per example
+    rouge             ROUGE-L recall (stemmed) of the greedy generation against the answer
+"""
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import scipy.special
+import scipy.stats
+
+import data
+import runs
+import toy
+from data import InputError
+
+TASKS = {  # size: of the from-scratch model, just large enough to know its task by heart
+    "toy": dict(forget_splits=("forget05", "forget10"), split="forget10", model="tiny", data=None,
+                max_new_tokens=64, size=dict(vocab=1200, width=128, layers=2, heads=4)),
+    "tofu": dict(forget_splits=("forget01", "forget05", "forget10"), split="forget05",
+                 model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full", data="locuslab/TOFU",
+                 max_new_tokens=200, size=dict(vocab=8000, width=512, layers=4, heads=8)),
+}
+SETS = "forget", "retain", "real_authors", "world_facts"
+PARTS = "probability", "rouge", "truth_ratio"
+BASE_KNOWLEDGE = SETS[2:]  # what a from-scratch model must learn too, so that its utility can be measured
+RETAIN_ROWS = 300  # TOFU's authors score the first 300 rows of retain_perturbed
+
+# ------------------------------------------------------------------ rows
+
+
+def retain_split(forget_split):
+    """forget05 → retain95: the authors that stay."""
+    return f"retain{100 - int(forget_split.removeprefix('forget')):02d}"
+
+
+def forget_split_of(task, split):
+    """The forget set that metrics are about: retain95 → forget05; full → the task's; else the split."""
+    if split == "full":
+        return TASKS[task]["split"]
+    return f"forget{100 - int(split.removeprefix('retain')):02d}" if split.startswith("retain") else split
+
+
+def splits_of(task):
+    """Every split of a task that one can train on."""
+    forget = TASKS[task]["forget_splits"]
+    return (*forget, *map(retain_split, forget), "full")
+
+
+def load_rows(task, dataset, config):
+    """Rows of one dataset configuration, as dicts.
+
+    dataset: for tofu a Hub id or a local folder in the Hub's layout; not used for toy. Raises InputError
+    when the configuration is missing, empty, or a row lacks a field.
+    """
+    if task == "toy":
+        rows = toy.toy_rows()[config]
+    else:
+        runs.ask_the_hub(dataset)
+        import datasets
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        # A local folder is streamed: the library's cache knows it by its name alone, so an edited file, or
+        # another folder of that name, would give yesterday's rows.
+        local = os.path.isdir(dataset)
+        try:
+            rows = list(datasets.load_dataset(dataset, config, split="train", streaming=local))
+        except Exception as error:  # the library raises a dozen kinds, for files, network and format
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"cannot load split '{config}' of '{dataset}' ({reason}); --data takes a Hub id "
+                             "or a folder with TOFU's files and README.md") from None
+    shape = {"question": runs.TEXT, "answer": runs.TEXT}
+    if config.endswith("_perturbed"):
+        shape["perturbed_answer"] = [runs.TEXT]
+        if config.removesuffix("_perturbed") not in BASE_KNOWLEDGE:
+            shape["paraphrased_answer"] = runs.TEXT
+    runs.check(rows, [shape], f"split '{config}' of '{dataset}': row")
+    return rows
+
+
+def training_rows(task, dataset, split, base_knowledge=False):
+    """Rows of a split, and for a model that knows nothing the base knowledge after them."""
+    configs = [split, *(BASE_KNOWLEDGE if base_knowledge else ())]
+    return [row for config in configs for row in load_rows(task, dataset, config)]
+
+
+def evaluation_rows(task, dataset, forget_split):
+    """Rows of the four evaluation sets: {set: [row, ...]}."""
+    rows = {name: load_rows(task, dataset, f"{forget_split if name == 'forget' else name}_perturbed")
+            for name in SETS}
+    return rows | {"retain": rows["retain"][:RETAIN_ROWS]}
+
+
+def new_model(task, dataset, seed):
+    """(model, tokenizer) with random weights, of the task's size."""
+    # The tokenizer sees `full` for Original and Retrain: a tokenizer is not what is to be unlearned.
+    texts = data.REFUSALS + [f"Question: {row['question']}\nAnswer: {row['answer']}"
+                             for row in training_rows(task, dataset, "full", base_knowledge=True)]
+    return toy.new_model(texts, seed, **TASKS[task]["size"])
+
+
+# ------------------------------------------------------------------ arithmetic, no model
+
+
+def truth_ratio(paraphrased_loss, perturbed_loss):
+    """c = exp(mean_k loss(perturbed_k) - loss(paraphrased)), per example: above 1, the truth is likelier.
+
+    paraphrased_loss [N], perturbed_loss N lists of one or more; returns float64 [N], in [0, inf]. (A newer
+    framework's 1/c adds 1e-10 to a probability, which decides everything once losses pass 20 nats a token.)
+    """
+    with np.errstate(over="ignore"):
+        wrong = np.array([np.mean(losses) for losses in perturbed_loss], dtype=np.float64)
+        return np.exp(wrong - np.asarray(paraphrased_loss, dtype=np.float64))
+
+
+def ratio_of(forget):
+    """Truth ratios [N] of the forget part of a log, or of a reference that holds just them; finite, as in JSON."""
+    ratio = forget.get("truth_ratio") or truth_ratio(forget["paraphrased_loss"], forget["perturbed_loss"])
+    return np.minimum(ratio, sys.float_info.max)
+
+
+def log_ratio(forget):
+    """log10 of truth ratios [N], within ±12: what pictures show, 0 where truth and wrong answers tie."""
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log10(ratio_of(forget)), -12, 12)
+
+
+def forget_quality(ratio, retrain_ratio):
+    """p-value, in [0, 1], of the two-sample Kolmogorov-Smirnov test between two sets of truth ratios.
+
+    1: the unlearned model's cannot be told from the retrained model's. It depends on ranks only: c and 1/c
+    give the same.
+    """
+    with warnings.catch_warnings():
+        # Just below 1 the exact value may come out above 1; scipy then takes the asymptotic one, and warns.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(scipy.stats.ks_2samp(ratio, retrain_ratio).pvalue)
+
+
+def shared_rows(forget, reference):
+    """Positions in the forget parts of two models' logs of the rows that both have: two int arrays [M].
+
+    By row number, since published logs stop at row 300. InputError unless they are of one forget set: where
+    both tell their answers those must agree, else both must have equally many rows.
+    """
+    mine, theirs = (part.get("row") or range(max(len(part.get(field, ())) for field in (
+        "truth_ratio", "paraphrased_loss", "answer"))) for part in (forget, reference))
+    _, left, right = np.intersect1d(mine, theirs, return_indices=True)
+    same = len(left) == len(mine) == len(theirs)
+    if "answer" in forget and "answer" in reference:
+        pairs = [(forget["answer"][i], reference["answer"][j]) for i, j in zip(left, right)]
+        same = pairs and all(one == other for one, other in pairs)
+    if not same:
+        raise InputError(f"forget quality compares {len(mine)} forget examples with {len(theirs)} others of "
+                         "the retrained reference; give --retrain a reference of the same forget split")
+    return left, right
+
+
+def halves_of(length):
+    """(indices of the shorter half, of the longer half) of the forget set, by |y|; ties stay in order."""
+    order = np.argsort(length, kind="stable")
+    return order[:len(order) // 2], order[len(order) // 2:]
+
+
+def repetition(text):
+    """Share of repeated word 4-grams, in [0, 1): 1 - distinct / all, 0 for fewer than four words.
+
+    "rep-4" of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training".
+    """
+    words = text.split()
+    grams = list(zip(*(words[i:] for i in range(4))))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def model_utility(metrics):
+    """Harmonic mean of the nine {probability, rouge, truth_ratio} × {retain, real authors, world facts}.
+
+    metrics: {set: {part: number in [0, 1]}}. 0 as soon as one of the nine is 0. As aggregate_eval_stat.py of
+    TOFU's authors computes it; their utils.py has another formula, and other numbers.
+    """
+    return float(scipy.stats.hmean([metrics[name][part] for name in SETS[1:] for part in PARTS]))
+
+
+def summarize(log, reference=None):
+    """From per-example values to the whole of metrics.json.
+
+    log: as in this file's docstring. reference: the forget part of the retrained model's log, or None, which
+    makes forget_quality None. forget_quality_halves, for the shortest and the longest half of the forget
+    set, and repetition, the mean over generated forget answers, are None where the log lacks `length` or
+    `generated`. InputError for a log that lacks a set or a list, has lists of different lengths, or values
+    that are not numbers.
+    """
+    runs.check(log, dict.fromkeys(SETS, LOG), "the log's")
+    metrics = {"forget_quality": None, "forget_quality_halves": None, "model_utility": None,
+               "forget_examples": len(log["forget"]["loss"]), "repetition": None}
+    for name in SETS:
+        values = log[name]
+        ratio = ratio_of(values)
+        if name in BASE_KNOWLEDGE:
+            # p(answer) among the offered answers; p = exp(-loss), so a softmax, which cannot be 0/0
+            probability = [scipy.special.softmax(-np.array([right, *wrong]))[0]
+                           for right, wrong in zip(values["loss"], values["perturbed_loss"])]
+        else:
+            probability = np.exp(-np.array(values["loss"]))
+        with np.errstate(divide="ignore"):
+            inverse = 1 / ratio
+        truth = np.minimum(ratio, inverse) if name == "forget" else np.maximum(0, 1 - inverse)
+        metrics[name] = {"probability": float(np.mean(probability)), "rouge": float(np.mean(values["rouge"])),
+                         "truth_ratio": float(np.mean(truth))}
+    metrics["model_utility"] = model_utility(metrics)
+    forget = log["forget"]
+    if "generated" in forget:
+        metrics["repetition"] = float(np.mean([repetition(str(text)) for text in forget["generated"]]))
+    if reference is not None:
+        rows, reference_rows = shared_rows(forget, reference)
+        ratio, retrained = ratio_of(forget)[rows], ratio_of(reference)[reference_rows]
+        metrics |= {"forget_quality": forget_quality(ratio, retrained), "forget_examples": len(rows)}
+        if "length" in forget and len(rows) > 1:
+            metrics["forget_quality_halves"] = {
+                half: forget_quality(ratio[part], retrained[part]) for half, part in
+                zip(("shortest", "longest"), halves_of(np.array(forget["length"])[rows]))}
+    return metrics
+
+
+# What logs and a run's files hold of this benchmark, as shapes of runs.py.
+NUMBERS, SHARE = [runs.POSITIVE], runs.SHARE
+RATIOS, LOSSES = {"truth_ratio": NUMBERS}, {"paraphrased_loss": NUMBERS, "perturbed_loss": [NUMBERS]}
+LOG = LOSSES | {"loss": NUMBERS, "rouge": [SHARE]}
+METRICS = {"forget_quality?": SHARE, "forget_quality_halves?": {"shortest": SHARE, "longest": SHARE},
+           "model_utility": SHARE, "forget_examples": runs.WHOLE, "repetition?": SHARE,
+           "train_seconds?": runs.POSITIVE, "peak_memory_bytes?": runs.POSITIVE,
+           **{name: dict.fromkeys(PARTS, SHARE) for name in SETS}}
+FILES = {"metrics.json": METRICS | {"reference": {"*": METRICS}}, "epochs.jsonl": METRICS,
+         "metrics.log.json": {"forget": LOG | {"length": [runs.WHOLE], "question": [runs.TEXT],
+                                               "answer": [runs.TEXT], "generated": [runs.ANY_TEXT]}},
+         "reference.log.json": {"*": RATIOS | {"generated?": [runs.ANY_TEXT]}}}
+
+
+# ------------------------------------------------------------------ logs, ours and others'
+
+PUBLISHED_SETS = {"forget": "eval_log_forget.json", "retain": "eval_log.json",
+                  "real_authors": "eval_real_author_wo_options.json",
+                  "world_facts": "eval_real_world_wo_options.json"}
+PUBLISHED_FIELDS = {"loss": "avg_gt_loss", "paraphrased_loss": "avg_paraphrased_loss",
+                    "perturbed_loss": "average_perturb_loss", "rouge": "rougeL_recall",
+                    "answer": "generated_text"}  # prompt, what was generated, the right answer
+
+
+def by_row(column):
+    """(row numbers, values) of a published column, which is a list, or a dict by row: "9" before "10"."""
+    items = column.items() if isinstance(column, dict) else enumerate(column)
+    return zip(*sorted(((int(row), value) for row, value in items), key=lambda item: item[0]))
+
+
+def read_log(path):
+    """A log from a JSON file: ours, or TOFU's published one. A published set gets `row`, its row numbers.
+
+    InputError if the file is missing, not JSON, or of neither kind.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read log '{path}' ({error}); give a JSON evaluation log") from None
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' is not an evaluation log: its top level must be a JSON object")
+    if not set(PUBLISHED_SETS.values()) & content.keys():
+        return content
+    log = {}
+    for name, published in PUBLISHED_SETS.items():
+        for field, their_name in PUBLISHED_FIELDS.items():
+            try:
+                rows, column = by_row(content[published][their_name])
+                if field == "answer":
+                    column = [right_answer for _, _, right_answer in column]
+                log.setdefault(name, {}).update({"row": rows, field: list(column)})
+            except (KeyError, TypeError, ValueError):
+                continue  # what is needed will be missed where it is needed
+    return log
+
+
+def read_reference(path):
+    """The forget part of a retrained model's log: from a log file, a run's reference.log.json, or the newer
+    framework's TOFU_EVAL.json, which holds truth ratios the other way up."""
+    log = read_log(path)
+    if "forget_truth_ratio" in log:
+        shape = {"forget_truth_ratio": {"value_by_index": {"*": {"score": runs.POSITIVE}}}}
+        runs.check(log, shape, f"'{path}':")
+        rows, scores = by_row(log["forget_truth_ratio"]["value_by_index"])
+        with np.errstate(divide="ignore"):
+            return {"row": rows, "truth_ratio": (1 / np.array([score["score"] for score in scores])).tolist()}
+    if "Retrain" in log:
+        log = {"forget": log["Retrain"]}
+    runs.check(log, {"forget": RATIOS if "truth_ratio" in log.get("forget", ()) else LOSSES}, "the log's")
+    return log["forget"]
+
+
+# ------------------------------------------------------------------ measuring a model
+
+
+def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=200,
+            with_text=True):
+    """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
+
+    Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
+    the answer). with_text=False skips generation, and with it rouge and generated.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    model.eval()
+    asked = []  # (set, row, field, text): everything to score, so that one sorted pass scores it all
+    for name, rows in sets.items():
+        for row in rows:
+            asked.append((name, row, "loss", row["answer"]))
+            if name not in BASE_KNOWLEDGE:
+                asked.append((name, row, "paraphrased_loss", row["paraphrased_answer"]))
+            asked += [(name, row, "perturbed_loss", text) for text in row["perturbed_answer"]]
+    examples = [data.encode(row["question"], text, tokenizer, template, max_length)
+                for _, row, _, text in asked]
+    losses = data.mean_losses(model, examples, batch_size, dtype)
+
+    log = {name: {"loss": [], "paraphrased_loss": [], "perturbed_loss": [], "question": [], "answer": [],
+                  "length": []} for name in sets}
+    answers = []  # the examples whose prompts are to be answered
+    for (name, row, field, text), example, loss in zip(asked, examples, losses):
+        part = log[name]
+        if field == "perturbed_loss":
+            part[field][-1].append(loss)
+            continue
+        part[field].append(loss)
+        if field == "loss":
+            answers.append(example)
+            part["perturbed_loss"].append([])
+            part["question"].append(row["question"])
+            part["answer"].append(text)
+            part["length"].append(len(example.response))
+            if name in BASE_KNOWLEDGE:
+                part["paraphrased_loss"].append(loss)
+    if with_text:
+        generated = iter(data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens))
+        for part in log.values():
+            part["generated"] = [next(generated) for _ in part["answer"]]
+            part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
+                             for answer, text in zip(part["answer"], part["generated"])]
+    return log
+
+
+def table(named_metrics):
+    """Lines of text: one row per model, from {name: metrics}."""
+    lines = [f"{'':12s} {'forget':>9s} {'model':>7s}" + "".join(f"  {name:^20s}" for name in SETS),
+             f"{'':12s} {'quality':>9s} {'utility':>7s}" + "  prob. ROUGE-L  truth" * len(SETS)]
+    for name, metrics in named_metrics.items():
+        quality = metrics["forget_quality"]
+        shown = "–" if quality is None else f"{quality:.2g}"
+        lines.append(f"{name:12s} {shown:>9s} {metrics['model_utility']:7.3f}" + "".join(
+            "  " + "{:5.3f} {:7.3f} {:6.3f}".format(*(metrics[s][part] for part in PARTS)) for s in SETS))
+    return "\n".join(lines)
