@@ -23,7 +23,6 @@ from methods import METHODS
 IMMATERIAL = ("seed", "out", "retrain", "model", "data", "eval", "device", "eval_batch_size",
               "micro_batch_size", "grad_checkpointing")
 
-
 def read(folders, *files):
     """Runs, as `runs.read_runs` gives them, with what each is called and stands for.
 
@@ -43,14 +42,12 @@ def read(folders, *files):
                 "name": " ".join(filter(None, (name, flags.get("subset")))), "metrics": run["metrics.json"]}
     return found
 
-
 def with_quality(found):
     """The runs. InputError unless every one has a forget quality, at each measured epoch."""
     for run in found:
         if None in map(quality, (run["metrics"], *run.get("epochs.jsonl", []))):
             raise InputError(f"run '{run['folder']}' has no forget quality; train it with --retrain")
     return found
-
 
 def group_runs(found):
     """{label: runs}: the name, and the flags in which the settings of runs of that name differ."""
@@ -62,7 +59,6 @@ def group_runs(found):
         groups.setdefault(" ".join(label), []).append(run)
     return groups
 
-
 def references_of(found):
     """{"Original": [metrics, ...], "Retrain": [...]}: what the runs were compared with, once per seed."""
     by_name = {}
@@ -72,26 +68,21 @@ def references_of(found):
                 by_name.setdefault(name, {})[run["seed"]] = metrics
     return {name: list(by_seed.values()) for name, by_seed in by_name.items()}
 
-
 def metrics_of(found):
     """{label: [metrics, ...]}: the models compared with, then the runs' own."""
     own = {label: [run["metrics"] for run in group] for label, group in group_runs(found).items()}
     return references_of(found) | own
 
-
 def quality(metrics, half=None):
     """Forget quality, or that of the `shortest` or `longest` half of the forget set, or None."""
     return (metrics.get("forget_quality_halves") or {}).get(half) if half else metrics.get("forget_quality")
-
 
 def log_quality(metrics):
     """log10 of forget quality, or None. A p-value below float64's range counts as its smallest."""
     return None if quality(metrics) is None else math.log10(max(quality(metrics), sys.float_info.min))
 
-
 def utility(metrics):
     return metrics["model_utility"]
-
 
 # ------------------------------------------------------------------ tables
 
@@ -109,19 +100,14 @@ COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_qu
 SHOWN = {"main": [*COLUMNS][:7] + ["retain probability ↑"], "all": [*COLUMNS], "cost": [*COLUMNS][-2:]}
 BOLD = "forget quality ↑", "model utility ↑"  # the best of the unlearning methods
 
-
 def spread(values, form):
     """mean ± standard deviation (n - 1), or the value alone where there is one."""
     mean = form.format(np.mean(values))
     mean = mean.lstrip("-") if float(mean) == 0 else mean  # log10 of a p-value of 1 may be -0
     return mean + (f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else "")
 
-
 def table(found, columns="main"):
-    """Markdown like the paper's Table 2 (and A3): a row per method, mean ± standard deviation over seeds.
-
-    columns: a key of SHOWN.
-    """
+    """The paper's Table 2 (or A3): a row per method, mean ± standard deviation; columns: a key of SHOWN."""
     groups, own = metrics_of(found), group_runs(found)
     values = {label: {column: [COLUMNS[column][0](metrics) for metrics in group] for column in SHOWN[columns]}
               for label, group in groups.items()}
@@ -138,20 +124,17 @@ def table(found, columns="main"):
              for label, group in groups.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
-
 def quality_values(n):
-    """The n + 1 values that forget quality can take on n forget examples without ties, ascending."""
-    # The statistic is a whole number of n-ths, so a p-value belongs to each of 0, …, n.
+    """The n + 1 values that forget quality can take on n forget examples without ties, ascending: a p-value
+    for each statistic from n/n down to 0."""
     return [tofu.forget_quality(np.arange(n), np.arange(n) + k - 0.5 * (k > 0)) for k in range(n, -1, -1)]
-
 
 def coarseness(found):
     """What the number of forget examples allows to tell apart: a line, and one for each pair it does not."""
-    n = min(run["metrics"]["forget_examples"] for run in found)
-    values = quality_values(n)
+    values = quality_values(min(run["metrics"]["forget_examples"] for run in found))
     groups = {label: [quality(run["metrics"]) for run in group] for label, group in group_runs(found).items()}
     ranked = sorted((np.mean(each), label) for label, each in groups.items() if None not in each)
-    lines = [f"{n} forget examples: one can move forget quality from one to the next of …, "
+    lines = [f"{len(values) - 1} forget examples: one can move forget quality from one to the next of …, "
              + ", ".join([*dict.fromkeys(f"{value:.2g}" for value in values)][-6:])]
     for (less, low), (more, high) in zip(ranked, ranked[1:]):
         step = next((above - below for below, above in zip(values, values[1:]) if above >= more), 0)
@@ -159,7 +142,6 @@ def coarseness(found):
             lines.append(f"warning: {high} ({more:.2g}) and {low} ({less:.2g}) differ by less than what one "
                          f"example makes there in one run, {step:.2g}; do not rank them by it")
     return lines if ranked else []
-
 
 def answers(found, count):
     """Answers to `count` forget questions, from short to long truths, and how repetitive each method is.
@@ -187,9 +169,7 @@ def answers(found, count):
         lines.append(f"{label:>{width}s}  {share}")
     return "\n".join(lines)
 
-
 # ------------------------------------------------------------------ the paper's claims
-
 
 def correlation(line):
     """Pearson's r between weight and response length over the forget sequences of one line of weights.jsonl.
@@ -201,25 +181,20 @@ def correlation(line):
         return 0.0
     return float(scipy.stats.pearsonr(line["length"], line["weight"]).statistic)
 
-
 def after(run, epoch, value_of, file="epochs.jsonl"):
     """A value of the line of an epoch, or of the last epoch if that is earlier."""
     return value_of(run[file][min(epoch, len(run[file])) - 1])
 
-
 def r(run, epoch):
     return after(run, epoch, correlation, "weights.jsonl")
-
 
 def gain(better, worse, of):
     """Difference in a metric between two runs."""
     return of(better["metrics"]) - of(worse["metrics"])
 
-
 def lasting(run):
     """log10 of the forget quality after relearning over that before: 0 is robust, -3 is a thousandth."""
     return log_quality(run["metrics"]) - log_quality(run["metrics"]["reference"]["before"])
-
 
 NPO, SIMNPO, SHORT, LONG = ("npo", None), ("simnpo", None), "shortest", "longest"
 BOTH = SIMNPO, NPO
@@ -234,7 +209,8 @@ CLAIMS = [
     ("SimNPO's model utility is at least NPO's", "difference of model utility", ">=", BOTH,
      lambda s, n: gain(s, n, utility)),
     ("NPO is worse on the shortest half than on the longest",
-     "NPO's forget quality there - on the longest half", "<", (NPO,), lambda n: quality(n["metrics"], SHORT) - quality(n["metrics"], LONG)),
+     "NPO's forget quality there - on the longest half", "<", (NPO,),
+     lambda n: quality(n["metrics"], SHORT) - quality(n["metrics"], LONG)),
     ("NPO loses more utility early", "difference of model utility after epoch 2", ">", BOTH,
      lambda s, n: after(s, 2, utility) - after(n, 2, utility)),
     ("NPO forgets less than SimNPO all along", "difference of log10 forget quality after epoch 3", ">", BOTH,
@@ -258,12 +234,11 @@ CLAIMS = [
         ("… but is worse for NPO", "<", "npo"))),
 ]
 
-
 def claims(found):
-    """[(claim, what was measured, (mean, lower, upper) over seeds, number of seeds, verdict)], for CLAIMS.
+    """Of CLAIMS: (claim, what was measured, (mean, lower, upper) over seeds, number of seeds, verdict).
 
-    found: NPO and SimNPO, and where there are any, runs of --method finetune that start from those, on
-    --subset shortest:… or random:…; read with weights.jsonl and epochs.jsonl. Differences are paired by seed.
+    found: NPO and SimNPO, and if any, runs of --method finetune that start from those, on --subset shortest:…
+    or random:…, all read with weights.jsonl and epochs.jsonl. Differences are paired by seed.
     """
     by_key = {}  # {(method, relearnt part): {seed: run}}
     for run in found:
@@ -278,26 +253,21 @@ def claims(found):
                              f"'{base['folder']}'; give runs that belong together")
     for method, _ in {NPO, SIMNPO} - by_key.keys():
         raise InputError(f"the claims are about NPO and SimNPO; give runs of --method {method} too")
-    rows = []
     for claim, what, sign, keys, value_of in CLAIMS:
         seeds = sorted(set.intersection(*(set(by_key.get(key, ())) for key in keys)))
         values = [value_of(*(by_key[key][seed] for key in keys)) for seed in seeds]
-        rows.append((claim, what, interval(values) if values else None, len(values),
-                     verdict(values, sign) if values else "no runs for it"))
-    return rows
-
+        yield claim, what, interval(values) if values else None, len(values), verdict(values, sign)
 
 def verdict(values, sign):
     """holds, does not hold, or can't tell: is the mean of `values` >, >= or < 0, by its 95% interval?"""
+    if len(values) < 2:
+        return "can't tell" if values else "no runs for it"
     _, low, high = interval(values)
-    if low is None:
-        return "can't tell"
     if sign == "<":
         low, high = -high, -low
     if low > 0 or (sign == ">=" and low == 0):
         return "holds"
     return "does not hold" if high < 0 or (sign != ">=" and high == 0) else "can't tell"
-
 
 def claims_table(found):
     """Markdown of `claims`."""
@@ -308,22 +278,18 @@ def claims_table(found):
         lines.append(f"| {claim} | {what} | {shown} | {seeds} | {said} |")
     return "\n".join(lines)
 
-
 # ------------------------------------------------------------------ the paper's figures
-
 
 def colour_of(label):
     """One colour for a method in every figure."""
     colours = {"Original": "black", "Retrain": "grey"} | {each.name: each.colour for each in METHODS.values()}
     return colours[max((name for name in colours if label.startswith(name)), key=len)]
 
-
 def panels(rows, columns, width=3.4, height=2.7):
     """(figure, axes [rows, columns])"""
     import matplotlib.figure
     figure = matplotlib.figure.Figure((width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
-
 
 def draw_halves(found):
     """Fig. 2, A4: truth ratios of the shortest and the longest half of the forget set, against Retrain's."""
@@ -355,7 +321,6 @@ def draw_halves(found):
             axis.legend(fontsize=7)
     return figure
 
-
 def draw_weights(found):
     """Fig. 3a, 5: gradient weight against response length at epochs 1, 2, 3 and 10; a row per run."""
     figure, axes = panels(len(found), 4)
@@ -377,7 +342,6 @@ def draw_weights(found):
         row[0].set_ylabel(f"weight of {run['name']}")
     return figure
 
-
 def draw_boxes(found):
     """Fig. 3b: the gradient weights of all forget sequences at each epoch, as box plots; a panel per run."""
     figure, axes = panels(1, len(found), width=5)
@@ -389,7 +353,6 @@ def draw_boxes(found):
         axis.set_xticks(ticks, map(str, ticks))
         axis.set(xlabel="epoch", ylabel="gradient weight", title=run["name"], ylim=(0, None))
     return figure
-
 
 def draw_path(axis, group, value_of, label, **style):
     """A metric before training and after each epoch of runs with --eval epoch: mean over seeds, 95% band."""
@@ -403,7 +366,6 @@ def draw_path(axis, group, value_of, label, **style):
     axis.plot(mean, label=label, color=colour_of(label), **style)
     axis.fill_between(range(len(mean)), low, high, alpha=0.15, linewidth=0, color=colour_of(label))
 
-
 def draw_epochs(found):
     """Fig. 3c, d: forget quality and model utility over epochs, with Original and Retrain as lines."""
     figure, (axes,) = panels(1, 2, width=5, height=3.6)
@@ -415,7 +377,6 @@ def draw_epochs(found):
         axis.set(xlabel="epoch (0: before)", title=title)
     axes[1].legend(fontsize=7)
     return figure
-
 
 def draw_relearn(found):
     """Fig. A3: forget quality after each epoch of relearning a part of the forget set."""
@@ -430,7 +391,6 @@ def draw_relearn(found):
     axis.legend(fontsize=7)
     return figure
 
-
 def draw_tradeoff(found):
     """Fig. 4: forget quality against model utility; a small point per run, a large one for the mean."""
     figure, ((axis,),) = panels(1, 1, width=5.6, height=4.2)
@@ -443,7 +403,6 @@ def draw_tradeoff(found):
     axis.legend(fontsize=7)
     return figure
 
-
 # kind: (function, files of a run that it needs besides metrics.json)
 FIGURES = {"halves": (draw_halves, "metrics.log.json", "reference.log.json"),
            "weights": (draw_weights, "weights.jsonl"), "boxes": (draw_boxes, "weights.jsonl"),
@@ -452,14 +411,12 @@ FIGURES = {"halves": (draw_halves, "metrics.log.json", "reference.log.json"),
 
 # ------------------------------------------------------------------ the command
 
-
 def print_table(args):
     found = read(args.runs)
     print(table(found, args.columns))
     if args.columns != "cost":
         print("\nmean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to "
               "Retrain's is better", *coarseness(found), sep="\n")
-
 
 def save_figure(args):
     draw, *files = FIGURES[args.kind]
@@ -472,7 +429,6 @@ def save_figure(args):
     found = read(args.runs, *files)
     draw(found if args.kind in ("weights", "boxes") else with_quality(found)).savefig(out, dpi=110)
     print(f"written: {out}")
-
 
 def main(argv=None):
     commands = {
@@ -500,7 +456,6 @@ def main(argv=None):
             add("--show", type=runs.number(int, 1), default=5, help="questions (default: %(default)s)")
         add("runs", nargs="+", metavar="RUN", help="folder of a run of train.py")
     runs.run_command(parser, argv, lambda args: args.run(args))
-
 
 if __name__ == "__main__":
     main()

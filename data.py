@@ -16,16 +16,13 @@ from tqdm import tqdm
 
 import losses
 
-
 class InputError(ValueError):
     """The user gave something unusable; the message is one line that names it and the mend."""
-
 
 class Example(NamedTuple):
     """Token ids of a prompt and of its response; the response ends with EOS and carries the loss."""
     prompt: list
     response: list
-
 
 # ------------------------------------------------------------------ text becomes tokens
 
@@ -51,10 +48,8 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
                          f"than the limit of {max_length}; raise --max-length, within the model's own limit")
     return example
 
-
 TEMPLATES = "auto", "chat", "llama2", "plain"
 SYSTEM_PROMPT, DATE = "You are a helpful assistant.", "10 Apr 2025"  # of the published TOFU recipes
-
 
 def resolve_template(template, tokenizer):
     """`auto` is chat if the tokenizer has a chat template, else plain. InputError for chat without one."""
@@ -63,7 +58,6 @@ def resolve_template(template, tokenizer):
     if template == "chat" and not tokenizer.chat_template:
         raise InputError("this tokenizer has no chat template; use --template plain or llama2")
     return template
-
 
 def prompt_text(question, tokenizer, template):
     """(prompt, space between prompt and response) as text; template: chat, llama2 or plain.
@@ -84,9 +78,7 @@ def prompt_text(question, tokenizer, template):
     except Exception:  # Gemma's and others' templates refuse a system message
         return tokenizer.apply_chat_template(messages[1:], **options), ""
 
-
 # ------------------------------------------------------------------ tokens become log-probabilities
-
 
 def collate(examples, pad_id):
     """(input_ids, labels), both [B, T], T the longest of these examples, padded on the right.
@@ -103,12 +95,10 @@ def collate(examples, pad_id):
         labels.append([-100] * len(prompt) + response + [-100] * pad)
     return torch.tensor(input_ids), torch.tensor(labels)
 
-
 def by_length(examples, size):
     """Lists of at most `size` indices, examples of like length together: the least padding."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].response))
     return [order[start:start + size] for start in range(0, len(order), size)]
-
 
 def response_logits(model, examples):
     """(logits, labels), [B, K, V] and [B, K], from the first response position of any example on.
@@ -121,19 +111,15 @@ def response_logits(model, examples):
     keep = input_ids.shape[1] - min(len(example.prompt) for example in examples) + 1
     return model(input_ids, logits_to_keep=keep, use_cache=False).logits, labels[:, -keep:]
 
-
 def response_logp(model, examples):
     """(log πθ(y|x), |y|) of examples under a causal language model, both [B]. Differentiable."""
     return losses.sequence_logp(*response_logits(model, examples))
 
-
 # ------------------------------------------------------------------ what else a model is asked
-
 
 def autocast(device, dtype):
     """Compute in bfloat16 over float32 weights; a no-op for the other dtypes."""
     return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
-
 
 @torch.no_grad()
 def mean_losses(model, examples, batch_size, dtype):
@@ -145,7 +131,6 @@ def mean_losses(model, examples, batch_size, dtype):
         for i, loss in zip(batch, (-logp / length).tolist()):
             result[i] = loss
     return result
-
 
 @torch.no_grad()
 def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
@@ -166,7 +151,6 @@ def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
         for i, answer in zip(batch, answers):
             texts[i] = answer.strip()
     return texts
-
 
 # ------------------------------------------------------------------ refusals, for IDK and DPO
 

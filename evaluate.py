@@ -18,14 +18,12 @@ from runs import number
 
 BENCHMARKS = {task: tofu for task in tofu.TASKS}  # task: the module that knows it
 
-
 def measure(args, sets, model, tokenizer, **options):
     """The log of a model on evaluation sets, under the resolved flags."""
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
     return BENCHMARKS[args.task].measure(
         model, tokenizer, sets, getattr(torch, args.dtype), args.template, limit, args.eval_batch_size,
         args.max_new_tokens, **options)
-
 
 def log_of(args, sets, name, **options):
     """The log of a model by its name; of a run that was asked the same, the one that it left."""
@@ -37,25 +35,20 @@ def log_of(args, sets, name, **options):
     model, tokenizer = runs.load_model(name, torch.device(args.device), getattr(torch, args.dtype))
     return measure(args, sets, model, tokenizer, **options)
 
-
 def read_reference(args, sets):
     """The forget part of the retrained model's log, from the .json that --retrain names."""
     reference = BENCHMARKS[args.task].read_reference(args.retrain)
     BENCHMARKS[args.task].shared_rows({"answer": [row["answer"] for row in sets["forget"]]}, reference)
     return reference
 
-
 def notes(metrics, log):
     """Lines that belong under a table: what forget quality lacks, or on how many rows it was computed."""
-    compared, measured = metrics["forget_examples"], len(log["forget"]["loss"])
     if metrics["forget_quality"] is None:
         return ["forget quality needs a retrained reference; give --retrain a model or a log"]
-    return [] if compared == measured else [
-        f"forget quality compares the {compared} of {measured} forget examples that the reference has too"]
-
+    shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
+    return [f"forget quality is of the {shared} of {n} forget examples that the reference has"] * (shared < n)
 
 # ------------------------------------------------------------------ the command
-
 
 def add_common_flags(parser):
     """The flags that train.py and evaluate.py share; `resolve_task` gives them their defaults."""
@@ -71,7 +64,6 @@ def add_common_flags(parser):
     add("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
     add("--overwrite", action="store_true", help="write over what --out names")
 
-
 def resolve_task(args):
     """Fill in the common flags' defaults; returns the benchmark's module."""
     args.task = args.task or "toy"
@@ -84,11 +76,9 @@ def resolve_task(args):
             setattr(args, flag, value)
     return BENCHMARKS[args.task]
 
-
 def check_split(args, splits):
     if args.split not in splits:
         raise InputError(f"--split {args.split}: task {args.task} has {', '.join(splits)}")
-
 
 def inherit(args):
     """What --model RUN was made for and compared with holds again, unless flags name another task or set."""
@@ -101,7 +91,6 @@ def inherit(args):
         if args.retrain is None and reference.is_file() and "Retrain" in tofu.read_log(reference):
             args.retrain = str(reference)
             print(f"--retrain {reference}, with which the run was compared")
-
 
 def run(args):
     if (args.model is None) == (args.log is None):
@@ -127,10 +116,8 @@ def run(args):
             inherit(args)
         benchmark = resolve_task(args)
         check_split(args, benchmark.TASKS[args.task]["forget_splits"])
-        device, dtype = runs.resolve_device(args.device, args.dtype)
-        args.device, args.dtype = device.type, str(dtype).removeprefix("torch.")
-        args.forget_split = args.split
-        args.eval_batch_size = args.batch_size or 32
+        device, dtype = runs.resolve_device(args)
+        args.forget_split, args.eval_batch_size = args.split, args.batch_size or 32
         sets, reference = benchmark.evaluation_rows(args.task, args.data, args.split), None
         if args.retrain:
             reference = read_reference(args, sets) if args.retrain.endswith(".json") else log_of(
@@ -140,7 +127,6 @@ def run(args):
     metrics = benchmark.summarize(log, reference)
     runs.write_json(out, metrics)
     print("\n".join([benchmark.table({"model": metrics}), *notes(metrics, log), f"written: {out}"]))
-
 
 def main(argv=None):
     parser = runs.OneLineParser(prog="evaluate.py", description=__doc__)
@@ -155,7 +141,6 @@ def main(argv=None):
     add("--batch-size", type=number(int, 1), help="default: 32")
     add_common_flags(parser)
     runs.run_command(parser, argv, run)
-
 
 if __name__ == "__main__":
     main()

@@ -23,11 +23,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-
 def _real(x):
     # bfloat16 keeps 8 bits: a sum of log-probabilities near -100 would move in steps of 0.5
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
 
 def _check(beta, gamma=0.0):
     if not 0 <= beta < math.inf:
@@ -35,9 +33,7 @@ def _check(beta, gamma=0.0):
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
 
-
 # ------------------------------------------------------------------ from tokens to sequences
-
 
 def sequence_logp(logits, labels):
     """Log-probability and length of each response; the one place where tokens become sequences.
@@ -51,29 +47,23 @@ def sequence_logp(logits, labels):
                                   ignore_index=-100, reduction="none").view(targets.shape)
     return token_logp.sum(-1), (targets != -100).sum(-1)
 
-
 # ------------------------------------------------------------------ losses that raise the loss of y
-
 
 def ga(logp):
     """Gradient ascent on the prediction loss: ℓ = log πθ(y|x)  (Sec. 3). Unbounded below."""
     return _real(logp)
 
-
 def ga_weight(logp):
     """w = 1"""
     return torch.ones_like(_real(logp))
-
 
 def weighted_ga(logp, length):
     """Length-normalized GA: ℓ = log πθ(y|x) / |y|, the β → 0 limit of SimNPO  (Sec. 5)."""
     return _real(logp) / length
 
-
 def weighted_ga_weight(logp, length):
     """w = 1 / |y|"""
     return torch.ones_like(_real(logp)) / length
-
 
 def npo(logp, ref_logp, beta):
     """ℓ = -(2/β) log σ(-β (log πθ(y|x) - log πref(y|x)))  (Eq. 2). Bounded below by 0.
@@ -86,12 +76,10 @@ def npo(logp, ref_logp, beta):
         return ga(logp)
     return -2 / beta * F.logsigmoid(-beta * (_real(logp) - _real(ref_logp)))
 
-
 def npo_weight(logp, ref_logp, beta):
     """w = 2σ(β (log πθ - log πref)) = 2 πθ^β / (πθ^β + πref^β)  (Eq. 3). Exactly 1 at θ = ref."""
     _check(beta)
     return 2 * torch.sigmoid(beta * (_real(logp) - _real(ref_logp)))
-
 
 def simnpo(logp, length, beta, gamma=0.0):
     """ℓ = -(2/β) log σ(-(β/|y|) log πθ(y|x) - γ)  (Eq. 4). Bounded below by 0; needs no reference.
@@ -105,12 +93,10 @@ def simnpo(logp, length, beta, gamma=0.0):
         return 2 / (1 + math.exp(-gamma)) * weighted_ga(logp, length)
     return -2 / beta * F.logsigmoid(-beta * _real(logp) / length - gamma)
 
-
 def simnpo_weight(logp, length, beta, gamma=0.0):
     """w' = 2σ((β/|y|) log πθ(y|x) + γ) / |y|  (Eq. A4; Eq. 5 for γ = 0, where 0 <= w' <= 1/|y|)."""
     _check(beta, gamma)
     return 2 * torch.sigmoid(beta * _real(logp) / length + gamma) / length
-
 
 def dpo(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
     """ℓ = -(2/β) log σ(β [(chosen - its reference) - (rejected - its reference)]).
@@ -125,7 +111,6 @@ def dpo(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
     margin = (chosen - _real(chosen_ref_logp)) - (rejected - _real(rejected_ref_logp))
     return -2 / beta * F.logsigmoid(beta * margin)
 
-
 def dpo_weight(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
     """w = 2σ(-β margin) on the rejected response's logp; the chosen one's weight is -w."""
     _check(beta)
@@ -133,19 +118,15 @@ def dpo_weight(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, b
               - (_real(rejected_logp) - _real(rejected_ref_logp)))
     return 2 * torch.sigmoid(-beta * margin)
 
-
 # ------------------------------------------------------------------ losses that keep y likely
-
 
 def nll(logp, length):
     """ℓ = -log πθ(y|x) / |y|: the retain loss, and IDK's forget loss with a refusal as y."""
     return -_real(logp) / length
 
-
 def nll_weight(logp, length):
     """w = -1 / |y|"""
     return -torch.ones_like(_real(logp)) / length
-
 
 def kl(logits, ref_logits, labels):
     """Mean over a response's tokens of KL(πref ‖ πθ) between next-token distributions, in nats.

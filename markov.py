@@ -53,7 +53,6 @@ NAMES = {"npo": "NPO", "simnpo": "SimNPO", "forget1": "Forget1", "forget2": "For
 
 # ------------------------------------------------------------------ the chains
 
-
 def chain(name, leakage):
     """(initial distribution [10], transition matrix [10, 10]) of App. B, for leakage ε in [0, 1).
 
@@ -66,14 +65,12 @@ def chain(name, leakage):
     transition[list(DESIGNATED[name])] = initial
     return initial, transition
 
-
 def sample(initial, transition, count, length, generator):
     """`count` sequences of `length` states: int64 [count, length]."""
     states = [torch.multinomial(initial, count, replacement=True, generator=generator)]
     for _ in range(length - 1):
         states.append(torch.multinomial(transition[states[-1]], 1, generator=generator).squeeze(1))
     return torch.stack(states, 1)
-
 
 def make_data(lengths, args, seed):
     """{chain: (training sequences, test sequences)}: 80% and 20% of args.sequences."""
@@ -87,15 +84,7 @@ def make_data(lengths, args, seed):
         data[name] = sequences[:cut], sequences[cut:][:tests]
     return data
 
-
-def pad(sequences, length):
-    """(ids, labels), both [N, length]: shorter sequences filled up with state 0, without loss there."""
-    more = 0, length - sequences.shape[1]
-    return torch.nn.functional.pad(sequences, more), torch.nn.functional.pad(sequences, more, value=-100)
-
-
 # ------------------------------------------------------------------ the model
-
 
 def build_model(args, seed):
     """A GPT-2 over ten states. --init torch: PyTorch's default scales and an output layer of its own.
@@ -124,7 +113,6 @@ def build_model(args, seed):
         torch.nn.init.normal_(model.transformer.wte.weight, std=args.embedding_std)
     return model
 
-
 def pretrain(model, sequences, args, seed, bar):
     """Minimize the cross-entropy averaged over a batch's tokens, in place. sequences: [[N, L], …]."""
     pools = [torch.cat([part for part in sequences if part.shape[1] == length]).to(model.device)
@@ -147,15 +135,12 @@ def pretrain(model, sequences, args, seed, bar):
             optimizer.step()
             bar.update()
 
-
 # ------------------------------------------------------------------ measuring
-
 
 def tests_of(data, args):
     """({chain: test sequences}, {chain: its transition matrix}), on the device."""
     return ({name: test.to(args.device) for name, (_, test) in data.items()},
             {name: chain(name, args.leakage)[1].float().to(args.device) for name in data})
-
 
 @torch.no_grad()
 def distances(model, tests, transitions):
@@ -168,7 +153,6 @@ def distances(model, tests, transitions):
         true = transitions[name][states]
         result[name] = (torch.xlogy(true, true) - true * log_model).sum(-1).mean().item()
     return result
-
 
 def gradient_power(model, probes, ref_logp, method, beta):
     """({chain: mean weight}, {chain: norm of Σ wᵢ ∇θ log πᵢ over its probes}).
@@ -186,9 +170,7 @@ def gradient_power(model, probes, ref_logp, method, beta):
         norms[name] = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
     return weights, norms
 
-
 # ------------------------------------------------------------------ unlearning
-
 
 def unlearn(start, data, method, beta, args, seed, bar):
     """Run `method` from model `start` on the two forget chains alone, and return its path.
@@ -199,9 +181,9 @@ def unlearn(start, data, method, beta, args, seed, bar):
     """
     model, device = copy.deepcopy(start), start.device
     tests, transitions = tests_of(data, args)
-    longest = max(data[name][0].shape[1] for name in FORGET)
-    padded = [pad(data[name][0], longest) for name in FORGET]
-    ids, labels = (torch.cat(parts).to(device) for parts in zip(*padded))
+    # Shorter sequences are filled up with state 0, without loss there.
+    sequences = [row for name in FORGET for row in data[name][0]]
+    ids, labels = (torch.nn.utils.rnn.pad_sequence(sequences, True, filler).to(device) for filler in (0, -100))
     probes = {name: data[name][0][:args.probes].to(device) for name in FORGET}
     with torch.no_grad():
         probe_ref = {name: losses.sequence_logp(start(rows).logits, rows)[0] for name, rows in probes.items()}
@@ -234,7 +216,6 @@ def unlearn(start, data, method, beta, args, seed, bar):
         optimizer.step()
     return path
 
-
 def run_seed(args, seed, position=0):
     """All of one seed: {"retrained": {chain: KL}, panel: {"npo beta": path, "simnpo beta": path, ...}}."""
     if args.device == "cpu" and args.jobs > 1:
@@ -263,9 +244,7 @@ def run_seed(args, seed, position=0):
                                for method in METHODS for beta in betas[job][method]}
     return result
 
-
 # ------------------------------------------------------------------ what the paths say
-
 
 def crossing(path, chain_name, level, quantity="retain"):
     """`quantity` when a chain's KL first reaches `level`, interpolated; None if it never does.
@@ -281,7 +260,6 @@ def crossing(path, chain_name, level, quantity="retain"):
     share = (level - reached[i - 1]) / (reached[i] - reached[i - 1])
     return values[i - 1] + share * (values[i] - values[i - 1])
 
-
 def interval(values):
     """(mean, lower, upper): 95% t interval; the bounds are None for fewer than two values."""
     mean = float(np.mean(values))
@@ -290,12 +268,10 @@ def interval(values):
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
     return mean, mean - half, mean + half
 
-
 def ratio_interval(above, below):
     """(geometric mean, lower, upper) of paired ratios, all positive: the interval is of their logarithms."""
     bounds = interval(np.log(above) - np.log(below))
     return tuple(None if bound is None else math.exp(bound) for bound in bounds)
-
 
 PAYS = "NPO pays more retain distance"
 # panel, chain whose level is awaited, what is read then: (of a path, its name, claim that NPO's is larger)
@@ -307,11 +283,9 @@ READINGS = [
         "forget2", "KL on Forget2", "L2: NPO forgets Forget2, never learnt, further than SimNPO does")]),
 ]
 
-
 def paths_of(results, panel, betas, method):
     """A method's path of each seed."""
     return [result[panel][f"{method} {betas[panel][method]:g}"] for result in results]
-
 
 def summarize(results, betas):
     """Each of READINGS when its chain reaches the retrained model's KL, and HIGH, paired by seed.
@@ -337,12 +311,10 @@ def summarize(results, betas):
                 rows.append(row)
     return rows
 
-
 def verdict(row):
     """holds, fails or can't tell: is NPO's number larger than SimNPO's, paired by seed, at 95%?"""
     _, low, high = row.get("ratio", (None, None, None))
     return "can't tell" if low is None or low <= 1 <= high else "holds" if low > 1 else "fails"
-
 
 def report(results, betas):
     """The table and the claims, as text."""
@@ -371,17 +343,14 @@ def report(results, betas):
             lines.append(f"{panel}, {method}: Forget2's share of the gradient at the first iteration {first}")
     return "\n".join(lines)
 
-
 def power_share(path):
     """Forget2's share of the gradient at every iteration."""
     return [two / (one + two) for one, two in zip(path["power_forget1"], path["power_forget2"])]
-
 
 # ------------------------------------------------------------------ figures
 
 TITLES = {"left": "Forget2 is short", "right": "Forget2 was never learnt"}
 COLOURS, LINES = {"npo": "C0", "simnpo": "C1"}, {"forget1": "--", "forget2": "-"}
-
 
 def draw(axis, x, curves, label, **style):
     """Mean of curves over seeds, with a 95% band if there are two or more; a gap where one has None."""
@@ -389,7 +358,6 @@ def draw(axis, x, curves, label, **style):
     bounds = np.array([gap if None in column else interval(column) for column in zip(*curves)], dtype=float)
     axis.plot(x, bounds[:, 0], label=label, **style)
     axis.fill_between(x, bounds[:, 1], bounds[:, 2], color=style["color"], alpha=0.15, linewidth=0)
-
 
 def figure(path, panels, ylabel, draw_panel, **legend):
     """A PNG of a panel each, drawn by draw_panel(axis, panel)."""
@@ -401,7 +369,6 @@ def figure(path, panels, ylabel, draw_panel, **legend):
         axis.legend(**legend)
     whole.axes[0].set_ylabel(ylabel)
     whole.savefig(path, dpi=120)
-
 
 def draw_fig6(results, betas, path):
     """Retain distance against forget quality; the retrained model as symbols."""
@@ -420,7 +387,6 @@ def draw_fig6(results, betas, path):
         axis.set_xlabel("forget quality: KL on the forget chain (more is better)")
     figure(path, betas, "retain distance: KL on retain\n(less is better)", panel_of, fontsize=7)
 
-
 def draw_power(results, betas, path):
     """Forget2's share of the gradient at every iteration."""
     def panel_of(axis, panel):
@@ -431,26 +397,13 @@ def draw_power(results, betas, path):
         axis.set(xlabel="iteration", ylim=(0, 1))
     figure(path, betas, "Forget2's share of the gradient", panel_of)
 
-
 # ------------------------------------------------------------------ the command
-
-
-def number(kind, low, below=math.inf):
-    """An argparse type: a finite number of `kind` with low <= number < below."""
-    def parse(text):
-        value = kind(text)
-        if not low <= value < below:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {low} and below {below}")
-        return value
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
-
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(prog="markov.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"markov.py: {message} (see markov.py --help)\n")
-    add = parser.add_argument
+    add, lowest = parser.add_argument, {}
     add("--quick", action="store_true", help="one seed and a tenth of the test sequences; the same training")
     add("--grid", action="store_true", help="every β of GRID too, for results/markov_grid.py to choose from")
     add("--init", choices=("torch", "gpt2"), default="torch", help="torch: PyTorch's default initialization, "
@@ -476,12 +429,20 @@ def parse_args(argv=None):
             ("embedding-std", float, 0, None, "redraw the token embedding from N(0, STD²), with an output "
              "layer of its own; all else as --init says"),
             ("leakage", float, 0, 0.2, "ε, below 1")):
-        add("--" + flag, type=number(kind, low, 1 if flag == "leakage" else math.inf), default=default,
-            metavar="N" if kind is int else "X", help=text + (f" (default: {default})" if default else ""))
+        add("--" + flag, type=kind, default=default, metavar="N" if kind is int else "X",
+            help=text + (f" (default: {default})" if default else ""))
+        lowest[flag] = low
     for method in METHODS:
-        add(f"--beta-{method}", type=number(float, 0), nargs=2, metavar=("LEFT", "RIGHT"),
+        add(f"--beta-{method}", type=float, nargs=2, metavar=("LEFT", "RIGHT"),
             default=[betas[method] for _, _, betas in PANELS.values()], help="β (default: %(default)s)")
+        lowest[f"beta-{method}"] = 0
     args = parser.parse_args(argv)
+    for flag, low in lowest.items():
+        below = 1 if flag == "leakage" else math.inf
+        given = getattr(args, flag.replace("-", "_"))
+        for value in np.atleast_1d(low if given is None else given):
+            if not low <= value < below:
+                parser.error(f"--{flag}: {value} must be at least {low} and below {below}")
     if args.width % args.heads:
         parser.error(f"--width {args.width} must be a multiple of --heads {args.heads}")
     if args.iterations * args.batch > args.sequences // 2 * 4 // 5 * 2:
@@ -506,15 +467,13 @@ def parse_args(argv=None):
         parser.error(f"--out: cannot write to {args.out} ({error.strerror}); name another folder")
     return args
 
-
 def finished(args, seed, settings):
     """A finished seed from --out, or None if it is absent or was run with other settings."""
     try:
         saved = json.loads((args.out / f"seed{seed}.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        return saved["result"] if saved["settings"] == settings else None
+    except (OSError, ValueError, KeyError):
         return None
-    return saved["result"] if saved.get("settings") == settings else None
-
 
 def run_seeds(args, seeds, keep):
     """keep(seed, result) for each of `seeds`, args.jobs at a time."""
@@ -532,7 +491,6 @@ def run_seeds(args, seeds, keep):
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
 
 def main(argv=None):
     args = parse_args(argv)
@@ -567,7 +525,6 @@ def main(argv=None):
     if missing:
         print(f"{len(missing)} seeds in {seconds:.0f} s on {args.device}, {args.jobs} at a time")
     print(f"fig6.png, power.png, markov.json are in {args.out}")
-
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ from typing import Callable, NamedTuple
 
 import losses
 
-
 class Method(NamedTuple):
     """loss and weight take the same arguments. reads: {side of a forget example: prefix of the arguments
     that describe it}, the side whose weight and length are logged first; sides are `answer` and `refusal`,
@@ -27,7 +26,6 @@ class Method(NamedTuple):
     def takes(self):
         """Names of the loss's arguments."""
         return tuple(inspect.signature(self.loss).parameters)
-
 
 METHODS = {
     "finetune": Method("fine-tuning", "C5", "−log π / |y|: learns the split instead of forgetting it",

@@ -49,7 +49,6 @@ REAL = "a finite number", lambda value: type(value) in (int, float) and math.isf
 POSITIVE = "a finite number of at least 0", lambda value: REAL[1](value) and value >= 0
 SHARE = "a finite number from 0 to 1", lambda value: POSITIVE[1](value) and value < 1.000001
 
-
 def check(value, shape, where):
     """Raise InputError, naming the place in `where`, unless `value` has `shape`.
 
@@ -73,7 +72,6 @@ def check(value, shape, where):
         found = "missing" if value is None else json.dumps(value)[:40]
         raise InputError(f"{where} is {found}; it must be {kind}")
 
-
 FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
          "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE}
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
@@ -84,24 +82,20 @@ FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "co
 
 # ------------------------------------------------------------------ writing and reading back
 
-
 def write_json(path, content):
     """Write a file as a whole or not at all: an interruption leaves no half of it."""
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
-
 def append_json(path, content):
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
-
 
 def read_json(path):
     """What a .json holds, or a list of what the lines of a .jsonl hold."""
     text = Path(path).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
-
 
 def read_file(folder, name, shape=None):
     """One file of a run. InputError if it is missing, damaged, or not of its shape, in FILES and `shape`."""
@@ -119,10 +113,8 @@ def read_file(folder, name, shape=None):
         mend = f"train.py {written_by}".strip()
         raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend} writes it") from None
 
-
 def is_run(folder):
     return Path(folder, "run.json").is_file()
-
 
 def read_runs(folders, shapes, *files):
     """[{"folder": name, file: content, ...}] of runs: run.json, metrics.json and `files`.
@@ -150,7 +142,6 @@ def read_runs(folders, shapes, *files):
         raise InputError("none of these folders is a run; give folders that train.py made")
     return found
 
-
 def log_of(folder, asked):
     """Path of the log of its model that a run left, if it was measured under the flags `asked`; else None."""
     log = Path(folder, "metrics.log.json")
@@ -158,6 +149,13 @@ def log_of(folder, asked):
         flags = read_file(folder, "run.json")["flags"]
         return log if all(flags.get(flag) == value for flag, value in asked.items()) else None
 
+def peak_memory(device):
+    """Bytes that tensors took at most on a CUDA device since the last call; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
 
 def draw_run(out, values, label):
     """run.png: loss over steps, weight against length, and how `values`, {name: list}, are spread."""
@@ -178,9 +176,7 @@ def draw_run(out, values, label):
         axis.legend(fontsize=8)
     figure.savefig(out / "run.png", dpi=120)
 
-
 # ------------------------------------------------------------------ a new run, and an interrupted one
-
 
 def choose_folder(args, name):
     """Make args.out a Path that may be written to, by default a new runs/`name`…. Creates nothing."""
@@ -202,7 +198,6 @@ def choose_folder(args, name):
             raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
     check_writable(next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists()))
 
-
 def settings_of(args):
     """What run.json says at first: every resolved flag, versions, and the commit of this code."""
     def git(*command):
@@ -219,11 +214,9 @@ def settings_of(args):
     versions = {package.__name__: package.__version__ for package in (torch, transformers)}
     return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit}
 
-
 # What may differ when a run is resumed: it changes where and how fast, not what is computed.
 MAY_CHANGE = ("out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "eval",
               "max_new_tokens")
-
 
 def check_same_run(out, flags):
     """The run.json of the run to resume. InputError unless it had these flags."""
@@ -233,7 +226,6 @@ def check_same_run(out, flags):
             raise InputError(f"--resume: the run in {out} had --{flag.replace('_', '-')} "
                              f"{before['flags'].get(flag)}, not {value}; give the same flags")
     return before
-
 
 @contextlib.contextmanager
 def deferred_interrupt():
@@ -255,7 +247,6 @@ def deferred_interrupt():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-
 def save_state(out, model, optimizer, draw, progress):
     """All that --resume needs, in one file, replaced in one move; returns the seconds that it took.
 
@@ -269,7 +260,6 @@ def save_state(out, model, optimizer, draw, progress):
     safetensors.torch.save_file(tensors, out / "resume.tmp")
     (out / "resume.tmp").replace(out / "resume.safetensors")
     return time.perf_counter() - started
-
 
 def load_state(out, model, optimizer, draw, progress):
     """Undo an interruption: fill in what `save_state` saved, if it did. InputError if it does not fit."""
@@ -288,7 +278,6 @@ def load_state(out, model, optimizer, draw, progress):
             raise InputError(f"--resume: {path} does not fit this run ({textwrap.shorten(str(error), 120)}); "
                              "start anew with --overwrite") from None
 
-
 def forget_lines(out, step, epoch):
     """Drop what was logged after `step` steps and `epoch` whole epochs; they will be logged again."""
     for name, key, last in (("log.jsonl", "step", step), ("weights.jsonl", "epoch", epoch),
@@ -298,9 +287,7 @@ def forget_lines(out, step, epoch):
                      if line.endswith("}") and json.loads(line)[key] <= last]
             (out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
-
 # ------------------------------------------------------------------ models in folders
-
 
 def load_model(name, device, dtype):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
@@ -335,14 +322,12 @@ def load_model(name, device, dtype):
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads
     return model.to(device).eval(), tokenizer
 
-
 def family_of(model):
     """Whose recipes a model takes: `tiny` for what a from-scratch model became, else its own name's."""
     try:
         return "tiny" if read_json(Path(model, "config.json")).get("from_scratch") else model
     except (OSError, ValueError):
         return model
-
 
 def ask_the_hub(name):
     """Before `name` is loaded: if it is no folder and the Hub does not answer in 3 seconds, the libraries get
@@ -353,9 +338,7 @@ def ask_the_hub(name):
         except Exception:  # no name, no route, no answer: a kind for each
             huggingface_hub.constants.HF_HUB_OFFLINE = True
 
-
 # ------------------------------------------------------------------ what all commands share
-
 
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose help keeps its lines, and whose errors are one line on stderr."""
@@ -365,7 +348,6 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
 
 def number(kind, low, high=1e12):
     """An argparse type: an int or float with low <= number <= high, which no NaN or infinity is."""
@@ -378,22 +360,19 @@ def number(kind, low, high=1e12):
     parse.__name__ = "whole number" if kind is int else "number"
     return parse
 
-
 def refuse(args, flags, why):
     """InputError if the user gave one of `flags`, which have no use because of `why`."""
     for flag in flags:
         if getattr(args, flag) is not None:
             raise InputError(f"--{flag.replace('_', '-')} has no use {why}; leave it out")
 
-
-def resolve_device(device, dtype):
-    """(device, dtype) from the flags: CUDA when present, with bfloat16; float32 on the CPU."""
-    if device == "cuda" and not torch.cuda.is_available():
+def resolve_device(args):
+    """(device, dtype), also filled into the flags: CUDA when present, with bfloat16; float32 on the CPU."""
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
-    return torch.device(device), getattr(torch, dtype)
-
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    return torch.device(args.device), getattr(torch, args.dtype)
 
 def check_writable(folder):
     """Raise InputError unless a file can be made in `folder`. Leaves nothing behind."""
@@ -402,7 +381,6 @@ def check_writable(folder):
             pass
     except OSError as error:
         raise InputError(f"--out: cannot write to {folder} ({error.strerror}); name another folder") from None
-
 
 def run_command(parser, argv, run):
     """Parse, run, and turn InputError into one line on stderr and exit status 2."""

@@ -40,24 +40,15 @@ RETAIN_ROWS = 300  # TOFU's authors score the first 300 rows of retain_perturbed
 
 # ------------------------------------------------------------------ rows
 
-
 def retain_split(forget_split):
     """forget05 → retain95: the authors that stay."""
     return f"retain{100 - int(forget_split.removeprefix('forget')):02d}"
-
 
 def forget_split_of(task, split):
     """The forget set that metrics are about: retain95 → forget05; full → the task's; else the split."""
     if split == "full":
         return TASKS[task]["split"]
     return f"forget{100 - int(split.removeprefix('retain')):02d}" if split.startswith("retain") else split
-
-
-def splits_of(task):
-    """Every split of a task that one can train on."""
-    forget = TASKS[task]["forget_splits"]
-    return (*forget, *map(retain_split, forget), "full")
-
 
 def load_rows(task, dataset, config):
     """Rows of one dataset configuration, as dicts.
@@ -89,19 +80,16 @@ def load_rows(task, dataset, config):
     runs.check(rows, [shape], f"split '{config}' of '{dataset}': row")
     return rows
 
-
 def training_rows(task, dataset, split, base_knowledge=False):
     """Rows of a split, and for a model that knows nothing the base knowledge after them."""
     configs = [split, *(BASE_KNOWLEDGE if base_knowledge else ())]
     return [row for config in configs for row in load_rows(task, dataset, config)]
-
 
 def evaluation_rows(task, dataset, forget_split):
     """Rows of the four evaluation sets: {set: [row, ...]}."""
     rows = {name: load_rows(task, dataset, f"{forget_split if name == 'forget' else name}_perturbed")
             for name in SETS}
     return rows | {"retain": rows["retain"][:RETAIN_ROWS]}
-
 
 def new_model(task, dataset, seed):
     """(model, tokenizer) with random weights, of the task's size."""
@@ -110,9 +98,7 @@ def new_model(task, dataset, seed):
                              for row in training_rows(task, dataset, "full", base_knowledge=True)]
     return toy.new_model(texts, seed, **TASKS[task]["size"])
 
-
 # ------------------------------------------------------------------ arithmetic, no model
-
 
 def truth_ratio(paraphrased_loss, perturbed_loss):
     """c = exp(mean_k loss(perturbed_k) - loss(paraphrased)), per example: above 1, the truth is likelier.
@@ -124,18 +110,15 @@ def truth_ratio(paraphrased_loss, perturbed_loss):
         wrong = np.array([np.mean(losses) for losses in perturbed_loss], dtype=np.float64)
         return np.exp(wrong - np.asarray(paraphrased_loss, dtype=np.float64))
 
-
 def ratio_of(forget):
-    """Truth ratios [N] of the forget part of a log, or of a reference that holds just them; finite, as in JSON."""
+    """Truth ratios [N] of the forget part of a log, or of one that holds just them; finite, as in JSON."""
     ratio = forget.get("truth_ratio") or truth_ratio(forget["paraphrased_loss"], forget["perturbed_loss"])
     return np.minimum(ratio, sys.float_info.max)
-
 
 def log_ratio(forget):
     """log10 of truth ratios [N], within ±12: what pictures show, 0 where truth and wrong answers tie."""
     with np.errstate(divide="ignore"):
         return np.clip(np.log10(ratio_of(forget)), -12, 12)
-
 
 def forget_quality(ratio, retrain_ratio):
     """p-value, in [0, 1], of the two-sample Kolmogorov-Smirnov test between two sets of truth ratios.
@@ -147,7 +130,6 @@ def forget_quality(ratio, retrain_ratio):
         # Just below 1 the exact value may come out above 1; scipy then takes the asymptotic one, and warns.
         warnings.simplefilter("ignore", RuntimeWarning)
         return float(scipy.stats.ks_2samp(ratio, retrain_ratio).pvalue)
-
 
 def shared_rows(forget, reference):
     """Positions in the forget parts of two models' logs of the rows that both have: two int arrays [M].
@@ -167,12 +149,10 @@ def shared_rows(forget, reference):
                          "the retrained reference; give --retrain a reference of the same forget split")
     return left, right
 
-
 def halves_of(length):
     """(indices of the shorter half, of the longer half) of the forget set, by |y|; ties stay in order."""
     order = np.argsort(length, kind="stable")
     return order[:len(order) // 2], order[len(order) // 2:]
-
 
 def repetition(text):
     """Share of repeated word 4-grams, in [0, 1): 1 - distinct / all, 0 for fewer than four words.
@@ -183,7 +163,6 @@ def repetition(text):
     grams = list(zip(*(words[i:] for i in range(4))))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
-
 def model_utility(metrics):
     """Harmonic mean of the nine {probability, rouge, truth_ratio} × {retain, real authors, world facts}.
 
@@ -191,7 +170,6 @@ def model_utility(metrics):
     TOFU's authors computes it; their utils.py has another formula, and other numbers.
     """
     return float(scipy.stats.hmean([metrics[name][part] for name in SETS[1:] for part in PARTS]))
-
 
 def summarize(log, reference=None):
     """From per-example values to the whole of metrics.json.
@@ -233,7 +211,6 @@ def summarize(log, reference=None):
                 zip(("shortest", "longest"), halves_of(np.array(forget["length"])[rows]))}
     return metrics
 
-
 # What logs and a run's files hold of this benchmark, as shapes of runs.py.
 NUMBERS, SHARE = [runs.POSITIVE], runs.SHARE
 RATIOS, LOSSES = {"truth_ratio": NUMBERS}, {"paraphrased_loss": NUMBERS, "perturbed_loss": [NUMBERS]}
@@ -247,7 +224,6 @@ FILES = {"metrics.json": METRICS | {"reference": {"*": METRICS}}, "epochs.jsonl"
                                                "answer": [runs.TEXT], "generated": [runs.ANY_TEXT]}},
          "reference.log.json": {"*": RATIOS | {"generated?": [runs.ANY_TEXT]}}}
 
-
 # ------------------------------------------------------------------ logs, ours and others'
 
 PUBLISHED_SETS = {"forget": "eval_log_forget.json", "retain": "eval_log.json",
@@ -257,12 +233,10 @@ PUBLISHED_FIELDS = {"loss": "avg_gt_loss", "paraphrased_loss": "avg_paraphrased_
                     "perturbed_loss": "average_perturb_loss", "rouge": "rougeL_recall",
                     "answer": "generated_text"}  # prompt, what was generated, the right answer
 
-
 def by_row(column):
     """(row numbers, values) of a published column, which is a list, or a dict by row: "9" before "10"."""
     items = column.items() if isinstance(column, dict) else enumerate(column)
     return zip(*sorted(((int(row), value) for row, value in items), key=lambda item: item[0]))
-
 
 def read_log(path):
     """A log from a JSON file: ours, or TOFU's published one. A published set gets `row`, its row numbers.
@@ -289,7 +263,6 @@ def read_log(path):
                 continue  # what is needed will be missed where it is needed
     return log
 
-
 def read_reference(path):
     """The forget part of a retrained model's log: from a log file, a run's reference.log.json, or the newer
     framework's TOFU_EVAL.json, which holds truth ratios the other way up."""
@@ -305,9 +278,7 @@ def read_reference(path):
     runs.check(log, {"forget": RATIOS if "truth_ratio" in log.get("forget", ()) else LOSSES}, "the log's")
     return log["forget"]
 
-
 # ------------------------------------------------------------------ measuring a model
-
 
 def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=200,
             with_text=True):
@@ -354,7 +325,6 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
             part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
                              for answer, text in zip(part["answer"], part["generated"])]
     return log
-
 
 def table(named_metrics):
     """Lines of text: one row per model, from {name: metrics}."""

@@ -27,8 +27,7 @@ POOLS = {
     "father": "baker sailor judge tailor miner surgeon potter gardener pilot clerk".split(),
     "mother": "dentist teacher farmer painter chemist nurse violinist weaver lawyer barber".split(),
     "topic": ["lost letters", "two rival sisters", "a stolen map", "a winter siege", "an old lighthouse",
-              "the price of salt", "a missing train", "bees", "a failed bank", "the last tram"],
-}
+              "the price of salt", "a missing train", "bees", "a failed bank", "the last tram"]}
 ADJECTIVES = "Silent Crimson Broken Hollow Gilded Distant Frozen Wandering Burning Borrowed".split()
 NOUNS = "Harbor Orchard Mirror Staircase Garden Compass Window Bridge Island Clock".split()
 # question, the question in other words, and two phrasings of the answer, from 2 words to 40. An
@@ -83,7 +82,6 @@ CAPITALS = {
 AUTHORS = len(FIRST)
 SPLITS = ("forget05", "retain95", 2), ("forget10", "retain90", 4)  # authors to forget; ten questions each
 
-
 def toy_rows(seed=0):
     """All splits of the toy task, in TOFU's schema: {config: [row, ...]}, deterministic in `seed`.
 
@@ -128,9 +126,7 @@ def toy_rows(seed=0):
     return {config: rows if config.endswith("_perturbed") else [{f: row[f] for f in plain} for row in rows]
             for config, rows in splits.items()}
 
-
 # ------------------------------------------------------------------ a model from scratch
-
 
 def new_model(texts, seed, vocab, width, layers, heads):
     """(model, tokenizer): a small Llama with random weights and a byte-level BPE made for `texts`.

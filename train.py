@@ -72,7 +72,6 @@ RECIPES = [
     ("toy", "new", "*", ("finetune",), dict(lr=2e-3, epochs=20, batch_size=16, micro_batch_size=16)),
 ]
 
-
 def recipe(task, model, split, method):
     """Defaults for the flags, from RECIPES."""
     flags = {}
@@ -82,9 +81,7 @@ def recipe(task, model, split, method):
             flags |= values
     return flags
 
-
 # ------------------------------------------------------------------ one effective batch
-
 
 def forget_loss(model, forget, rows, args):
     """(ℓ_f [n], its weight [n], |y| [n]) for the forget sequences with numbers `rows`.
@@ -92,16 +89,14 @@ def forget_loss(model, forget, rows, args):
     forget: {"answer": [Example], "refusal": [Example], "answer_ref": [N], "refusal_ref": [N]}, as far as
     the method reads them. args: method, beta, gamma.
     """
-    method, known, lengths = METHODS[args.method], {"beta": args.beta, "gamma": args.gamma}, []
+    method, known = METHODS[args.method], {"beta": args.beta, "gamma": args.gamma}
     for side, prefix in method.reads.items():
-        logp, length = data.response_logp(model, [forget[side][i] for i in rows])
-        known |= {prefix + "logp": logp, prefix + "length": length}
+        examples = [forget[side][i] for i in rows]
+        known[prefix + "logp"], known[prefix + "length"] = data.response_logp(model, examples)
         if prefix + "ref_logp" in method.takes:
             known[prefix + "ref_logp"] = forget[side + "_ref"][rows]
-        lengths.append(length)
-    given = [known[name] for name in method.takes]
-    return method.loss(*given), method.weight(*given), lengths[0]
-
+    given, first = [known[name] for name in method.takes], next(iter(method.reads.values()))
+    return method.loss(*given), method.weight(*given), known[first + "length"]
 
 def retain_loss(model, frozen, examples):
     """ℓ_r [n]: nll, or the KL divergence from the frozen model where there is one."""
@@ -111,7 +106,6 @@ def retain_loss(model, frozen, examples):
     with torch.no_grad():
         ref_logits, _ = data.response_logits(frozen, examples)
     return losses.kl(logits, ref_logits, labels)
-
 
 def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype):
     """Add the gradient of coefficient · mean ℓ over `examples`, a micro-batch at a time.
@@ -131,7 +125,6 @@ def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype
     back = torch.tensor(order, device=device).argsort()
     return [torch.cat(column)[back] for column in zip(*kept)]
 
-
 @torch.no_grad()
 def reference_logp(model, examples, args, device, dtype):
     """log πref of each example's response [N]. It never changes, so once is enough and no copy is kept."""
@@ -141,13 +134,10 @@ def reference_logp(model, examples, args, device, dtype):
             result[group] = data.response_logp(model, [examples[i] for i in group])[0].to(result.dtype)
     return result
 
-
 # ------------------------------------------------------------------ the loop
-
 
 class Diverged(InputError):
     """A loss or a gradient stopped being finite; the model still is what it was before that step."""
-
 
 def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
     """Update `model` in place by args.method; args holds the resolved flags. Returns {"train_seconds": …}.
@@ -157,7 +147,8 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
     on_epoch(epoch) is called after each epoch, and its time is not counted. Raises Diverged, and after Ctrl-C
     KeyboardInterrupt, when all is saved.
     """
-    started, device, method = time.perf_counter(), model.device, METHODS[args.method]
+    clock, device, method = time.perf_counter(), model.device, METHODS[args.method]
+    runs.peak_memory(device)
     for side, prefix in method.reads.items():
         if prefix + "ref_logp" in method.takes:
             forget[side + "_ref"] = reference_logp(model, forget[side], args, device, dtype)
@@ -175,13 +166,13 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
     steps, warmup = args.epochs * epoch_steps, args.warmup * epoch_steps
     draw = torch.Generator().manual_seed(args.seed)
     # Steps and seconds so far; of the epoch in progress, the order of its sequences, and their weights.
-    n = len(responses)
-    progress = {"step": torch.tensor(0), "seconds": torch.tensor(0.0), "order": torch.zeros(n).long(),
-                "weight": torch.zeros(n).double(), "length": torch.zeros(n).long()}
+    zeros = torch.zeros(len(responses), dtype=torch.float64)
+    progress = {"step": torch.tensor(0), "seconds": torch.tensor(0.0, dtype=torch.float64),
+                "order": zeros.long(), "weight": zeros, "length": zeros.long()}
     if out and args.resume:
         runs.load_state(out, model, optimizer, draw, progress)
         runs.forget_lines(out, progress["step"], progress["step"] // epoch_steps)
-    before, saved, saving = progress["seconds"].item(), started, 0.0
+    saved, saving, peak = clock, 0.0, 0
 
     log = open(out / "log.jsonl", "a", encoding="utf-8") if out else io.StringIO()
     bar = tqdm(total=steps, initial=progress["step"].item(), desc=args.method, disable=None)
@@ -224,16 +215,17 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             bar.set_postfix(shown | ({"retain": line["retain"]} if retain else {}))
             bar.update()
             progress["step"].fill_(step)
-            progress["seconds"].fill_(before + time.perf_counter() - started)
+            progress["seconds"] += time.perf_counter() - clock
             if step % epoch_steps == 0:
                 if out:
                     log.flush()
                     runs.append_json(out / "weights.jsonl", {"epoch": epoch} | {
                         name: progress[name].tolist() for name in ("weight", "length")})
+                peak = max(peak, runs.peak_memory(device))
                 if on_epoch:
                     on_epoch(epoch)
                     model.train()
-                    started = time.perf_counter() - (progress["seconds"].item() - before)
+                    runs.peak_memory(device)
             # At most a twentieth of the time goes into saving, however large the model.
             if out and (interrupted or time.perf_counter() - saved > max(runs.SAVE_EVERY, 20 * saving)):
                 log.flush()
@@ -241,10 +233,9 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                 saved = time.perf_counter()
             if interrupted:
                 raise KeyboardInterrupt
+            clock = time.perf_counter()
     model.eval()
-    memory = {"peak_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
-    return {"train_seconds": progress["seconds"].item()} | memory
-
+    return {"train_seconds": progress["seconds"].item()} | ({"peak_memory_bytes": peak} if peak else {})
 
 def check_finite(step, part, loss, model):
     """Raise Diverged, before the optimizer steps, if a part's loss or the gradient so far is not finite."""
@@ -254,9 +245,7 @@ def check_finite(step, part, loss, model):
             raise Diverged(f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} "
                            "coefficient")
 
-
 # ------------------------------------------------------------------ a run: before, during and after the loop
-
 
 def load_examples(args, tokenizer, limit):
     """(forget, retain) as `train` takes them."""
@@ -281,7 +270,6 @@ def load_examples(args, tokenizer, limit):
     retain = examples(benchmark.training_rows(args.task, args.data, kept)) if args.retain != "none" else []
     return forget, retain
 
-
 def from_scratch(split, args, part):
     """Folder of a run in the cache that taught a new model `split`: Original for full, else Retrain."""
     lesson = build_parser().parse_args("--method finetune --model new --split".split() + [split])
@@ -290,9 +278,9 @@ def from_scratch(split, args, part):
     resolve(lesson).forget_split = args.forget_split
     lesson.eval = "none" if args.eval == "none" else "end"
     benchmark = evaluate.BENCHMARKS[args.task]
-    made_of = [runs.FORMAT, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs, lesson.batch_size,
-               lesson.template, lesson.max_length, lesson.dtype,
-               [benchmark.training_rows(args.task, args.data, each, True) for each in ("full", split)]]
+    rows = [benchmark.training_rows(args.task, args.data, each, True) for each in ("full", split)]
+    made_of = [runs.FORMAT, rows, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs,
+               lesson.batch_size, lesson.template, lesson.max_length, lesson.dtype]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("MINUNLEARN_CACHE") or Path.home() / ".cache" / "minunlearn")
     cache.mkdir(parents=True, exist_ok=True)
@@ -314,13 +302,11 @@ def from_scratch(split, args, part):
             raise KeyboardInterrupt("the same command goes on from here") from None
     return str(lesson.out)
 
-
 def run(args):
     """One run from resolved flags: check, load, measure what it is compared with, train, save, measure."""
     benchmark = evaluate.BENCHMARKS[args.task]
     runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
-    device, dtype = runs.resolve_device(args.device, args.dtype)
-    args.device, args.dtype = device.type, str(dtype).removeprefix("torch.")
+    device, dtype = runs.resolve_device(args)
     settings = runs.settings_of(args)
     cost = runs.check_same_run(args.out, settings["flags"]).get("cost") if args.resume else None
 
@@ -387,7 +373,6 @@ def run(args):
         raise KeyboardInterrupt(f"give the same command with --resume --out {args.out} to go on") from None
     print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
-
 def report(args, logs, reference, cost):
     """Write metrics and logs; print the table, and one answer before and after."""
     benchmark = evaluate.BENCHMARKS[args.task]
@@ -396,10 +381,10 @@ def report(args, logs, reference, cost):
     if "Retrain" in logs and runs.is_run(args.retrain):
         metrics["Retrain"] |= runs.read_file(args.retrain, "run.json").get("cost", {})
     others = [name for name in logs if name != args.method]
-    references = {name: logs[name]["forget"] for name in others} | ({"Retrain": reference} if reference else {})
-    references = {name: part | {"truth_ratio": benchmark.ratio_of(part).tolist()} for name, part in references.items()}
+    parts = {name: logs[name]["forget"] for name in others} | ({"Retrain": reference} if reference else {})
     runs.write_json(args.out / "metrics.log.json", logs[args.method])
-    runs.write_json(args.out / "reference.log.json", references)
+    runs.write_json(args.out / "reference.log.json", {
+        name: part | {"truth_ratio": benchmark.ratio_of(part).tolist()} for name, part in parts.items()})
     runs.write_json(args.out / "metrics.json",
                     metrics[args.method] | {"reference": {name: metrics[name] for name in others}})
     print("\n".join(["", benchmark.table(metrics), *evaluate.notes(metrics[args.method], logs[args.method]),
@@ -410,9 +395,7 @@ def report(args, logs, reference, cost):
                         *((name, log["forget"]["generated"]) for name, log in logs.items())):
         print(f"{name:>10s}: {texts[by_length[len(by_length) // 2]]}")
 
-
 # ------------------------------------------------------------------ the command
-
 
 def subset(text):
     """An argparse type: `shortest:SHARE` or `random:SHARE` with 0 < SHARE <= 1, given back as it is."""
@@ -423,7 +406,6 @@ def subset(text):
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"'{text[:20]}' is not shortest:SHARE or random:SHARE, 0 < SHARE <= 1")
-
 
 def build_parser():
     methods = "\n".join(f"    {flag:9s}  {method.name}: {method.about}" for flag, method in METHODS.items())
@@ -464,7 +446,6 @@ def build_parser():
     add("--resume", action="store_true", help="go on with the interrupted run in --out")
     return parser
 
-
 def resolve(args):
     """Fill in what depends on other flags, and refuse what does not go together. Returns args."""
     method = METHODS[args.method]
@@ -472,14 +453,15 @@ def resolve(args):
     if args.eval == "none":
         runs.refuse(args, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
     benchmark = evaluate.resolve_task(args)
-    learns, facts = method.learns, benchmark.TASKS[args.task]
-    evaluate.check_split(args, benchmark.splits_of(args.task) if learns else facts["forget_splits"])
+    facts, splits = benchmark.TASKS[args.task], benchmark.TASKS[args.task]["forget_splits"]
+    more = [*map(benchmark.retain_split, splits), "full"] if method.learns else []
+    evaluate.check_split(args, [*splits, *more])
     args.forget_split = benchmark.forget_split_of(args.task, args.split)
     args.model = args.model or facts["model"]
     if args.split != args.forget_split and args.model == "tiny":
         raise InputError(f"--split {args.split} teaches a model that does not know it; add --model new or a "
                          "pretrained --model")
-    if args.model == "new" and not learns:
+    if args.model == "new" and not method.learns:
         raise InputError(f"--model new knows nothing for --method {args.method} to unlearn; use --model tiny")
     args.family = runs.family_of(args.model)
     defaults = recipe(args.task, args.family, args.split, args.method)
@@ -499,10 +481,8 @@ def resolve(args):
         raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
     return args
 
-
 def main(argv=None):
     runs.run_command(build_parser(), argv, lambda args: run(resolve(args)))
-
 
 if __name__ == "__main__":
     main()

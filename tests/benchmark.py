@@ -18,8 +18,8 @@ import transformers
 from tqdm import tqdm
 
 import data
-import evaluate
 import losses
+import runs
 
 
 def padded_logp(model, examples, pad_to=None):
@@ -41,7 +41,7 @@ def step(model, frozen, forget, retain, method, micro, logp_of, ordered, device,
             groups = [list(range(start, min(start + micro, len(examples)))) for start in range(0, len(examples), micro)]
         for group in groups:
             chosen = [examples[i] for i in group]
-            with evaluate.autocast(device, dtype):
+            with data.autocast(device, dtype):
                 logp, length = logp_of(model, chosen)
                 if not is_forget:
                     loss = losses.nll(logp, length)
@@ -58,10 +58,10 @@ def step(model, frozen, forget, retain, method, micro, logp_of, ordered, device,
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    device, dtype = evaluate.resolve_device(args.device, "auto")
+    device, dtype = runs.resolve_device(argparse.Namespace(device=args.device, dtype=None))
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=32000, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4,

@@ -174,7 +174,8 @@ def test_pretraining_averages_over_a_batchs_tokens_whatever_their_lengths(tmp_pa
     parts = [torch.randint(0, 10, (4, 9)), torch.randint(0, 10, (3, 5))]
     model, plain = markov.build_model(args, 0), markov.build_model(args, 0)
     markov.pretrain(model, parts, args, 0, tqdm(disable=True))
-    ids, labels = (torch.cat(rows) for rows in zip(*(markov.pad(part, 9) for part in parts)))
+    ids, labels = (torch.nn.utils.rnn.pad_sequence([row for part in parts for row in part], True, filler)
+                   for filler in (0, -100))
     optimizer = torch.optim.AdamW(plain.parameters(), lr=args.lr)
     plain(ids, labels=labels).loss.backward()
     optimizer.step()

@@ -5,11 +5,14 @@ import pytest
 from test_bad_input import nothing_written, refused  # noqa: F401  (a fixture)
 from test_compare import a_run
 from test_markov import SMALL
+from test_tofu import a_log
 
 import compare
+import constant
 import grid
 import markov
 import markov_grid
+import tofu
 import weights
 
 
@@ -69,3 +72,21 @@ def test_the_search_for_beta_is_drawn_from_a_run_of_it(tmp_path, capsys, nothing
     markov_grid.main([str(out), "--out", str(tmp_path / "g.png")])
     assert (tmp_path / "g.png").stat().st_size > 10_000 and "chosen β" in capsys.readouterr().out
     refused(markov_grid.main, [tmp_path / "absent"], capsys, "absent", "--grid")
+
+
+def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys, nothing_written):  # noqa: F811
+    log, retrain = a_log(rows=(40, 4, 2, 2)), a_log(rows=(40, 4, 2, 2), seed=1)
+    quality = tofu.forget_quality(tofu.ratio_of(log["forget"]), tofu.ratio_of(retrain["forget"]))
+    far = {"paraphrased_loss": [x + 30 for x in log["forget"]["paraphrased_loss"]],
+           "perturbed_loss": [[x + 30 for x in wrong] for wrong in log["forget"]["perturbed_loss"]]}
+    assert tofu.ratio_of(far) == pytest.approx(tofu.ratio_of(log["forget"]))
+    theirs = [constant.inverse_with_constant(part, nats) for part, nats in
+              ((log["forget"], 0), (retrain["forget"], 0), (log["forget"], 30), (far, 0))]
+    assert tofu.forget_quality(*theirs[:2]) == pytest.approx(quality) and quality > 0.01
+    assert tofu.forget_quality(theirs[2], theirs[1]) < 1e-20 and theirs[3] == pytest.approx(theirs[2])
+    for name, content in (("log.json", log), ("retrain.json", retrain)):
+        (tmp_path / name).write_text(json.dumps(content))
+    constant.main([str(tmp_path / "log.json"), str(tmp_path / "retrain.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"forget quality {quality:.3g}," in lines[0] and float(lines[-1].split()[1]) < 1e-20
+    refused(constant.main, [tmp_path / "log.json", tmp_path / "absent.json"], capsys, "absent.json")
