@@ -25,15 +25,20 @@ def measure(args, sets, model, tokenizer, **options):
         model, tokenizer, sets, getattr(torch, args.dtype), args.template, limit, args.eval_batch_size,
         args.max_new_tokens, **options)
 
-def log_of(args, sets, name, **options):
-    """The log of a model by its name; of a run that was asked the same, the one that it left."""
-    same = {flag: getattr(args, flag) for flag in ("task", "data", "forget_split", "template", "max_length",
-                                                   "max_new_tokens", "dtype")}
-    left = runs.log_of(name, same)
-    if left:
+def asked(args, sets):
+    """What tells whether two logs answer the same questions under the same flags."""
+    return runs.digest([sets, args.template, args.max_length, args.max_new_tokens, args.dtype])
+
+def log_of(args, sets, name, parts=None, **options):
+    """The log of a model by its name; of a run that was asked the same, the one that it left.
+
+    parts: of `sets`, if not all are needed.
+    """
+    left = Path(name, "metrics.log.json")
+    if left.is_file() and runs.is_run(name) and runs.read_file(name, "run.json").get("asked") == asked(args, sets):
         return BENCHMARKS[args.task].read_log(left)
     model, tokenizer = runs.load_model(name, torch.device(args.device), getattr(torch, args.dtype))
-    return measure(args, sets, model, tokenizer, **options)
+    return measure(args, {part: sets[part] for part in parts or sets}, model, tokenizer, **options)
 
 def read_reference(args, sets):
     """The forget part of the retrained model's log, from the .json that --retrain names."""
@@ -121,7 +126,7 @@ def run(args):
         sets, reference = benchmark.evaluation_rows(args.task, args.data, args.split), None
         if args.retrain:
             reference = read_reference(args, sets) if args.retrain.endswith(".json") else log_of(
-                args, {"forget": sets["forget"]}, args.retrain, with_text=False)["forget"]
+                args, sets, args.retrain, ["forget"], with_text=False)["forget"]
         log = measure(args, sets, *runs.load_model(args.model, device, dtype))
         runs.write_json(log_path, log)
     metrics = benchmark.summarize(log, reference)

@@ -16,6 +16,7 @@ This file does not know what a loss or a metric is. What the benchmark's files h
 """
 import argparse
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -77,8 +78,7 @@ FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
 FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE}}),
          "weights.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE]}),
-         "metrics.json": ("--eval end", {}), "metrics.log.json": ("--eval end", {}),
-         "reference.log.json": ("--eval end", {}), "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}
+         "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}  # the others: --eval end, and all the benchmark's
 
 # ------------------------------------------------------------------ writing and reading back
 
@@ -99,7 +99,7 @@ def read_json(path):
 
 def read_file(folder, name, shape=None):
     """One file of a run. InputError if it is missing, damaged, or not of its shape, in FILES and `shape`."""
-    written_by, own_shape = FILES[name]
+    written_by, own_shape = FILES.get(name, ("--eval end", {}))
     try:
         content = read_json(Path(folder, name))
         if name == "run.json" and isinstance(content, dict) and content.get("format") != FORMAT:
@@ -112,6 +112,10 @@ def read_file(folder, name, shape=None):
     except (OSError, ValueError, RecursionError) as error:
         mend = f"train.py {written_by}".strip()
         raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend} writes it") from None
+
+def digest(content):
+    """Twelve letters that tell what JSON can hold from anything else."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 def is_run(folder):
     return Path(folder, "run.json").is_file()
@@ -141,13 +145,6 @@ def read_runs(folders, shapes, *files):
     if not found:
         raise InputError("none of these folders is a run; give folders that train.py made")
     return found
-
-def log_of(folder, asked):
-    """Path of the log of its model that a run left, if it was measured under the flags `asked`; else None."""
-    log = Path(folder, "metrics.log.json")
-    if log.is_file() and is_run(folder):
-        flags = read_file(folder, "run.json")["flags"]
-        return log if all(flags.get(flag) == value for flag, value in asked.items()) else None
 
 def peak_memory(device):
     """Bytes that tensors took at most on a CUDA device since the last call; 0 on a CPU."""

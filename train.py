@@ -13,7 +13,6 @@ Methods, by their forget loss ℓ_f (each a function in losses.py, an entry in m
 import argparse
 import contextlib
 import copy
-import hashlib
 import io
 import json
 import math
@@ -281,10 +280,9 @@ def from_scratch(split, args, part):
     rows = [benchmark.training_rows(args.task, args.data, each, True) for each in ("full", split)]
     made_of = [runs.FORMAT, rows, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs,
                lesson.batch_size, lesson.template, lesson.max_length, lesson.dtype]
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("MINUNLEARN_CACHE") or Path.home() / ".cache" / "minunlearn")
     cache.mkdir(parents=True, exist_ok=True)
-    lesson.out = cache / f"{args.task}-{split}-seed{args.seed}-{digest}"
+    lesson.out = cache / f"{args.task}-{split}-seed{args.seed}-{runs.digest(made_of)}"
     name, flag = ("Original", "model") if split == "full" else ("Retrain", "retrain")
     with filelock.FileLock(f"{lesson.out}.lock"):  # two runs that need the same model make it once
         if runs.is_run(lesson.out) and "cost" in runs.read_file(lesson.out, "run.json"):
@@ -314,6 +312,7 @@ def run(args):
     sets, reference, logs, before, original = None, None, {}, "Original", args.model
     if args.eval != "none":
         sets = benchmark.evaluation_rows(args.task, args.data, args.forget_split)
+        settings["asked"] = evaluate.asked(args, sets)
     if runs.is_run(args.model):
         start = runs.read_file(args.model, "run.json")["flags"]
         if start["model"] != "new":  # it unlearnt something: what it was compared with serves again
