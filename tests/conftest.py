@@ -63,3 +63,13 @@ def tofu_dir():
     if not folder:
         pytest.skip("TOFU_DIR names no folder with the TOFU dataset")
     return folder
+
+
+@pytest.fixture
+def nothing_written(tmp_path, monkeypatch):
+    """An empty working folder that must stay empty."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.iterdir()) == []

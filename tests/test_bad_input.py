@@ -34,16 +34,6 @@ def flags_with(**changed):
                 out="x") | changed
 
 
-@pytest.fixture
-def nothing_written(tmp_path, monkeypatch):
-    """An empty working folder that must stay empty."""
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    yield folder
-    assert list(folder.iterdir()) == []
-
-
 @pytest.mark.parametrize("arguments, says", [
     ([], "--method"),
     (["--method", "magic"], "magic"),

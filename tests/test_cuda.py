@@ -21,7 +21,7 @@ def flat(model):
 def test_float64_gradient_is_that_of_the_cpu():
     gradients = []
     for device in ("cpu", "cuda"):
-        model, rows = tiny("llama").to(device), list(range(12))
+        model = tiny("llama").to(device)
         forget = {key: value.to(device) if torch.is_tensor(value) else value for key, value in forget_set().items()}
         train.add_gradient(forget["answer"], 1.0, lambda group: train.forget_loss(model, forget, group, flags()),
                            5, torch.device(device), torch.float64)

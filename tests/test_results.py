@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from test_bad_input import nothing_written, refused  # noqa: F401  (a fixture)
+from test_bad_input import refused
 from test_compare import a_run
 from test_markov import SMALL
 from test_tofu import a_log
@@ -33,7 +33,7 @@ def test_the_grid_is_drawn_over_beta_and_gamma(tmp_path, capsys):
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):  # noqa: F811
+def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):
     refused(grid.main, ["draw", a_run(tmp_path / "d", "ga")], capsys, "GA", "--method simnpo")
     runs = [a_run(tmp_path / f"g{lr}", "simnpo", lr=lr) for lr in (1e-3, 1e-4)]
     refused(grid.main, ["draw", *runs], capsys, "lr=")
@@ -49,7 +49,7 @@ def test_the_weights_are_drawn_and_printed(tmp_path, capsys):
     assert float(first[0]) == 0 and [float(x) for x in first[4:]] == [0.3333, 0.0833, 0.025]
 
 
-def test_an_unwritable_picture_is_one_line_and_exit_two(tmp_path, nothing_written, capsys):  # noqa: F811
+def test_an_unwritable_picture_is_one_line_and_exit_two(tmp_path, nothing_written, capsys):
     refused(weights.main, ["--out", tmp_path / "absent" / "w.png"], capsys, "absent")
 
 
@@ -64,7 +64,7 @@ def test_choosing_beta_takes_the_cheapest_that_gets_there():
     assert chosen == {"left": {"npo": 1.0, "simnpo": 1.0}}  # NPO's cheapest, β = 2, never reaches the level
 
 
-def test_the_search_for_beta_is_drawn_from_a_run_of_it(tmp_path, capsys, nothing_written):  # noqa: F811
+def test_the_search_for_beta_is_drawn_from_a_run_of_it(tmp_path, capsys, nothing_written):
     out = tmp_path / "out"
     markov.main([*SMALL, "--out", str(out), "--grid"])
     content = json.loads((out / "markov.json").read_text())
@@ -74,7 +74,7 @@ def test_the_search_for_beta_is_drawn_from_a_run_of_it(tmp_path, capsys, nothing
     refused(markov_grid.main, [tmp_path / "absent"], capsys, "absent", "--grid")
 
 
-def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys, nothing_written):  # noqa: F811
+def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys, nothing_written):
     log, retrain = a_log(rows=(40, 4, 2, 2)), a_log(rows=(40, 4, 2, 2), seed=1)
     quality = tofu.forget_quality(tofu.ratio_of(log["forget"]), tofu.ratio_of(retrain["forget"]))
     far = {"paraphrased_loss": [x + 30 for x in log["forget"]["paraphrased_loss"]],
