@@ -96,7 +96,7 @@ COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_qu
               for name in tofu.SETS for part in tofu.PARTS},
            "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}"),
            "training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
-           "peak memory GB ↓": (lambda metrics: metrics.get("peak_memory_bytes", 0) / 1e9 or None, "{:.2f}")}
+           "peak memory GB ↓": (lambda m: (m.get("peak_memory_bytes") or 0) / 1e9 or None, "{:.2f}")}
 SHOWN = {"main": [*COLUMNS][:7] + ["retain probability ↑"], "all": [*COLUMNS], "cost": [*COLUMNS][-2:]}
 BOLD = "forget quality ↑", "model utility ↑"  # the best of the unlearning methods
 
@@ -164,7 +164,7 @@ def answers(found, count):
             lines.append(f"{label:>{width}s}  {tofu.repetition(texts[order[place]]):4.2f}  {text}")
     lines += ["", "beside each answer: its share of repeated 4-grams. Mean over all forget answers and runs:"]
     for label, texts in shown.items():
-        shares = [run["metrics"]["repetition"] for run in groups.get(label, [])]
+        shares = [run["metrics"].get("repetition") or 0.0 for run in groups.get(label, [])]
         share = spread(shares or [np.mean([*map(tofu.repetition, texts)])], "{:.3f}")
         lines.append(f"{label:>{width}s}  {share}")
     return "\n".join(lines)

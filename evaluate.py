@@ -34,9 +34,12 @@ def log_of(args, sets, name, parts=None, **options):
 
     parts: of `sets`, if not all are needed.
     """
-    left = Path(name, "metrics.log.json")
-    if left.is_file() and runs.is_run(name) and runs.read_file(name, "run.json").get("asked") == asked(args, sets):
-        return BENCHMARKS[args.task].read_log(left)
+    left, benchmark = Path(name, "metrics.log.json"), BENCHMARKS[args.task]
+    if left.is_file() and runs.is_run(name):
+        if runs.read_file(name, "run.json").get("asked") == asked(args, sets):
+            log = benchmark.read_log(left)
+            runs.check(log, dict.fromkeys(sets, benchmark.LOG), f"'{left}':")
+            return log
     model, tokenizer = runs.load_model(name, torch.device(args.device), getattr(torch, args.dtype))
     return measure(args, {part: sets[part] for part in parts or sets}, model, tokenizer, **options)
 
@@ -86,16 +89,16 @@ def check_split(args, splits):
         raise InputError(f"--split {args.split}: task {args.task} has {', '.join(splits)}")
 
 def inherit(args):
-    """What --model RUN was made for and compared with holds again, unless flags name another task or set."""
-    flags = runs.read_file(args.model, "run.json")["flags"] | {"split": None}
-    flags["split"] = flags["forget_split"]
-    if args.task in (None, flags["task"]) and args.split in (None, flags["split"]):
-        for flag in ("task", "data", "split", "template", "max_length"):
-            setattr(args, flag, getattr(args, flag) or flags.get(flag))
-        reference = Path(args.model, "reference.log.json")
-        if args.retrain is None and reference.is_file() and "Retrain" in tofu.read_log(reference):
-            args.retrain = str(reference)
-            print(f"--retrain {reference}, with which the run was compared")
+    """Fill in what --model RUN was made for, as far as flags do not say otherwise. True if all of it holds
+    again, so that what the run was compared with serves again too."""
+    flags = runs.read_file(args.model, "run.json")["flags"]
+    flags = flags | {"split": None if flags["model"] == "new" else flags["forget_split"]}
+    same = True
+    for flag in ("task", "data", "template", "max_length", "max_new_tokens", "split"):
+        if same and getattr(args, flag) is None:
+            setattr(args, flag, flags.get(flag))
+        same = same and getattr(args, flag) == flags.get(flag)
+    return same
 
 def run(args):
     if (args.model is None) == (args.log is None):
@@ -103,6 +106,8 @@ def run(args):
     out = Path(args.out)
     if out.suffix != ".json" or out.is_dir():
         raise InputError(f"--out: '{args.out}' is not the name of a .json file")
+    if runs.is_run(out.parent):
+        raise InputError(f"--out: {out.parent} is a run's folder, with files of that name; name another")
     log_path = out.with_suffix(".log.json")  # metrics.json → metrics.log.json
     for path in (out, log_path) if args.model else (out,):
         if path.exists() and not args.overwrite:
@@ -117,8 +122,9 @@ def run(args):
             raise InputError(f"--log: '{args.log}' holds truth ratios, which --retrain can use, but not the "
                              "losses of the four sets; give our metrics.log.json or TOFU's published log")
     else:
-        if runs.is_run(args.model):
-            inherit(args)
+        left = Path(args.model, "reference.log.json")
+        if runs.is_run(args.model) and inherit(args) and args.retrain is None and left.is_file():
+            args.retrain = str(left) if "Retrain" in tofu.read_log(left) else None
         benchmark = resolve_task(args)
         check_split(args, benchmark.TASKS[args.task]["forget_splits"])
         device, dtype = runs.resolve_device(args)

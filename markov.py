@@ -91,7 +91,7 @@ def build_model(args, seed):
 
     PyTorch draws embeddings from N(0, 1) and linear layers from U(±1/√fan_in); GPT-2 draws all from
     N(0, 0.02²) and ties its output layer to the token embedding. --embedding-std redraws the token
-    embedding alone, and unties. README tells what hangs on it.
+    embedding alone, and unties. results/README.md tells what hangs on it.
     """
     torch.manual_seed(seed)
     longest = max(max(lengths.values()) for lengths, _, _ in args.panels.values())
@@ -183,7 +183,8 @@ def unlearn(start, data, method, beta, args, seed, bar):
     tests, transitions = tests_of(data, args)
     # Shorter sequences are filled up with state 0, without loss there.
     sequences = [row for name in FORGET for row in data[name][0]]
-    ids, labels = (torch.nn.utils.rnn.pad_sequence(sequences, True, filler).to(device) for filler in (0, -100))
+    fill = torch.nn.utils.rnn.pad_sequence
+    ids, labels = (fill(sequences, True, filler).to(device) for filler in (0, -100))
     probes = {name: data[name][0][:args.probes].to(device) for name in FORGET}
     with torch.no_grad():
         probe_ref = {name: losses.sequence_logp(start(rows).logits, rows)[0] for name, rows in probes.items()}

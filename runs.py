@@ -74,11 +74,11 @@ def check(value, shape, where):
         raise InputError(f"{where} is {found}; it must be {kind}")
 
 FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
-         "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE}
+         "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "retrain?": TEXT}
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
 FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE}}),
          "weights.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE]}),
-         "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}  # the others: --eval end, and all the benchmark's
+         "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}  # the others: --eval end, and the benchmark's
 
 # ------------------------------------------------------------------ writing and reading back
 
@@ -128,7 +128,9 @@ def read_runs(folders, shapes, *files):
     splits or models, which cannot be compared.
     """
     def kind_of(run):
-        return " ".join(run["run.json"]["flags"][flag] for flag in ("task", "forget_split", "family"))
+        flags = run["run.json"]["flags"]
+        start = run["run.json"].get("start") or flags
+        return " ".join((flags["task"], flags["forget_split"], start["family"]))
     found = []
     for folder in map(str, folders):
         if Path(folder).is_dir() and not is_run(folder):
@@ -189,6 +191,8 @@ def choose_folder(args, name):
             raise InputError(f"--out: {args.out} exists; name another folder or add --overwrite")
         if not is_run(args.out):
             raise InputError(f"--overwrite: {args.out} is no run's folder (no run.json); name another")
+        if Path.cwd().is_relative_to(args.out.resolve()):
+            raise InputError(f"--overwrite: {args.out} is or holds the folder you are in; name another")
     for flag in ("model", "retrain"):
         used = Path(getattr(args, flag) or "/")
         if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
@@ -212,8 +216,7 @@ def settings_of(args):
     return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit}
 
 # What may differ when a run is resumed: it changes where and how fast, not what is computed.
-MAY_CHANGE = ("out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "eval",
-              "max_new_tokens")
+MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing"
 
 def check_same_run(out, flags):
     """The run.json of the run to resume. InputError unless it had these flags."""
@@ -276,12 +279,16 @@ def load_state(out, model, optimizer, draw, progress):
                              "start anew with --overwrite") from None
 
 def forget_lines(out, step, epoch):
-    """Drop what was logged after `step` steps and `epoch` whole epochs; they will be logged again."""
+    """Drop what was logged after `step` steps and `epoch` whole epochs, and what a crash left of a line."""
+    def kept(line):
+        try:
+            return json.loads(line)[key] <= last
+        except (ValueError, KeyError, TypeError):
+            return False
     for name, key, last in (("log.jsonl", "step", step), ("weights.jsonl", "epoch", epoch),
                             ("epochs.jsonl", "epoch", epoch)):
         if (out / name).exists():
-            lines = [line for line in (out / name).read_text(encoding="utf-8").splitlines()
-                     if line.endswith("}") and json.loads(line)[key] <= last]
+            lines = filter(kept, (out / name).read_text(encoding="utf-8").splitlines())
             (out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 # ------------------------------------------------------------------ models in folders

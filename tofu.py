@@ -270,7 +270,10 @@ def read_reference(path):
     if "forget_truth_ratio" in log:
         shape = {"forget_truth_ratio": {"value_by_index": {"*": {"score": runs.POSITIVE}}}}
         runs.check(log, shape, f"'{path}':")
-        rows, scores = by_row(log["forget_truth_ratio"]["value_by_index"])
+        try:
+            rows, scores = by_row(log["forget_truth_ratio"]["value_by_index"])
+        except ValueError:
+            raise InputError(f"'{path}': the keys of 'value_by_index' must be row numbers") from None
         with np.errstate(divide="ignore"):
             return {"row": rows, "truth_ratio": (1 / np.array([score["score"] for score in scores])).tolist()}
     if "Retrain" in log:

@@ -274,8 +274,7 @@ def from_scratch(split, args, part):
     lesson = build_parser().parse_args("--method finetune --model new --split".split() + [split])
     for flag in ("task", "data", "seed", "template", "max_length", "max_new_tokens", "dtype", "device"):
         setattr(lesson, flag, getattr(args, flag))
-    resolve(lesson).forget_split = args.forget_split
-    lesson.eval = "none" if args.eval == "none" else "end"
+    resolve(lesson).eval = "none" if args.eval == "none" else "end"
     benchmark = evaluate.BENCHMARKS[args.task]
     rows = [benchmark.training_rows(args.task, args.data, each, True) for each in ("full", split)]
     made_of = [runs.FORMAT, rows, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs,
@@ -291,14 +290,19 @@ def from_scratch(split, args, part):
         print(f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
               f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
               f"--{flag} DIR)", flush=True)
-        lesson.resume = (lesson.out / "resume.safetensors").exists()
-        lesson.overwrite = not lesson.resume
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                run(lesson)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on from here") from None
-    return str(lesson.out)
+        for left in ("resume.safetensors", "nothing"):
+            lesson.resume = runs.is_run(lesson.out) and (lesson.out / left).exists()
+            if not lesson.resume:
+                shutil.rmtree(lesson.out, ignore_errors=True)
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    run(lesson)
+                return str(lesson.out)
+            except InputError:
+                if not lesson.resume:
+                    raise  # else what was left is damaged, or of other flags: made anew
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("the same command goes on from here") from None
 
 def run(args):
     """One run from resolved flags: check, load, measure what it is compared with, train, save, measure."""
@@ -315,8 +319,8 @@ def run(args):
         settings["asked"] = evaluate.asked(args, sets)
     if runs.is_run(args.model):
         start = runs.read_file(args.model, "run.json")["flags"]
-        if start["model"] != "new":  # it unlearnt something: what it was compared with serves again
-            before, settings["start"], args.retrain = "before", start, args.retrain or start["retrain"]
+        if start["model"] != "new":  # it unlearnt something
+            before, settings["start"] = "before", start
     if args.retrain and args.retrain.endswith(".json"):
         reference = evaluate.read_reference(args, sets)
     if args.model == "tiny":
@@ -343,7 +347,9 @@ def run(args):
     if args.overwrite and args.out.exists():
         shutil.rmtree(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
-    runs.write_json(args.out / "run.json", settings)
+    for name in ("metrics.json", "metrics.log.json", "reference.log.json"):
+        (args.out / name).unlink(missing_ok=True)  # of a run that is resumed: they will be written again
+    runs.write_json(args.out / "run.json", settings | ({"cost": cost} if cost else {}))
 
     def on_epoch(epoch):
         if args.eval == "epoch":
@@ -357,6 +363,7 @@ def run(args):
             tokenizer.save_pretrained(args.out)
         else:  # interrupted when all was trained
             model, _ = runs.load_model(str(args.out), device, dtype)
+            runs.forget_lines(args.out, math.inf, math.inf)
         runs.write_json(args.out / "run.json", settings | {"cost": cost})
         (args.out / "resume.safetensors").unlink(missing_ok=True)
         if sets:
@@ -408,6 +415,8 @@ def subset(text):
 
 def build_parser():
     methods = "\n".join(f"    {flag:9s}  {method.name}: {method.about}" for flag, method in METHODS.items())
+    def taking(name):
+        return ", ".join(flag for flag, method in METHODS.items() if name in method.takes)
     parser = runs.OneLineParser(prog="train.py", description=__doc__ + methods)
     add = parser.add_argument
     add("--method", choices=METHODS, required=True, metavar="METHOD", help="what to do; see above")
@@ -424,8 +433,8 @@ def build_parser():
     evaluate.add_common_flags(parser)
     add = parser.add_argument_group("recipe", "Defaults depend on task, model, split and method (RECIPES in "
                                     "train.py); a run prints what it resolved.").add_argument
-    add("--beta", type=number(float, 0), help="temperature of npo, simnpo and dpo; 0 is the GA limit")
-    add("--gamma", type=number(float, 0), help="margin of simnpo, as in Eq. 4 (β times the published code's)")
+    add("--beta", type=number(float, 0), help=f"temperature of {taking('beta')}; 0 is the limit of GA")
+    add("--gamma", type=number(float, 0), help=f"margin of {taking('gamma')}, Eq. 4 (β · published code's)")
     add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
     add("--retain-coeff", type=number(float, 0), help="factor on the retain loss; λ is this / --forget-coeff")
     add("--retain", choices=("nll", "kl", "none"), help="retain loss: nll, KL from the original model, none")
@@ -451,6 +460,9 @@ def resolve(args):
     runs.refuse(args, {"beta", "gamma"} - set(method.takes), f"with --method {args.method}")
     if args.eval == "none":
         runs.refuse(args, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
+    if args.model and runs.is_run(args.model) and evaluate.inherit(args) and args.eval != "none":
+        flags = runs.read_file(args.model, "run.json")["flags"]
+        args.retrain = args.retrain or flags.get("retrain")  # what the run was compared with serves again
     benchmark = evaluate.resolve_task(args)
     facts, splits = benchmark.TASKS[args.task], benchmark.TASKS[args.task]["forget_splits"]
     more = [*map(benchmark.retain_split, splits), "full"] if method.learns else []

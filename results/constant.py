@@ -27,6 +27,8 @@ def main(argv=None):
 
     def run(args):
         log, retrain = (tofu.read_reference(path) for path in (args.log, args.retrain))
+        for path, part in ((args.log, log), (args.retrain, retrain)):
+            runs.check(part, tofu.LOSSES, f"'{path}':")
         rows, theirs = tofu.shared_rows(log, retrain)
         log, retrain = ({field: [part[field][i] for i in kept] for field in ("paraphrased_loss", "perturbed_loss")}
                         for part, kept in ((log, rows), (retrain, theirs)))

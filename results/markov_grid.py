@@ -53,9 +53,12 @@ def main(argv=None):
         content = json.loads((args.folder / "markov.json").read_text(encoding="utf-8"))
         panels, results = content["settings"]["panels"], content["seeds"]
         print("chosen β:", json.dumps(choose_betas(results, panels)))
-        draw_grid(results, panels, args.out)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         parser.exit(2, f"markov_grid.py: {args.folder} holds no markov.json of `markov.py --grid` ({error!r})\n")
+    try:
+        draw_grid(results, panels, args.out)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"markov_grid.py: cannot write {args.out} ({error}); give --out a PNG in a writable folder\n")
     print(f"drawn: {args.out}")
 
 

@@ -10,5 +10,4 @@ for seed in ${SEEDS:-0 1 2}; do for method in finetune ga graddiff wgraddiff idk
     "--method $method --seed $seed --eval epoch"
 done; done | xargs -r -P "${JOBS:-4}" -L 1 "$python" train.py >> runs/tofu.txt
 "$python" compare.py table runs/tofu/*
-"$python" compare.py figure epochs runs/tofu/{npo,simnpo}-* --overwrite --out results/tofu-epochs.png
 cp runs/tofu/simnpo-0/run.png results/tofu-simnpo.png

@@ -2,7 +2,6 @@
 
     python results/weights.py        prints them, and draws results/weights.png
 """
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import losses
+import runs
 
 NPO_BETA, SIMNPO_BETA, REF_TOKEN_LOGP = 0.1, 2.5, -0.05
 
@@ -42,8 +42,9 @@ def draw(curves, out):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="weights.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default=Path(__file__).with_name("weights.png"), help="PNG to draw (default: %(default)s)")
+    parser = runs.OneLineParser(prog="weights.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("weights.png"),
+                        help="PNG to draw (default: %(default)s)")
     out, curves = parser.parse_args(argv).out, weight_curves()
     print(f"Weight on ∇θ log πθ(y|x). NPO: β={NPO_BETA}, reference log π per token {REF_TOKEN_LOGP}. "
           f"SimNPO: β={SIMNPO_BETA}, γ=0.\nGA is 1 everywhere; weighted GA is 1/|y|.\n")
@@ -54,8 +55,10 @@ def main(argv=None):
               + "".join(f"{w[i]:14.4f}" for _, w, _ in curves.values())
               + "".join(f"{w[i]:17.4f}" for _, _, w in curves.values()))
     try:
+        if out.suffix != ".png":
+            raise ValueError("it is not the name of a .png file")
         draw(curves, out)
-    except (OSError, ValueError) as error:  # ValueError: a file ending matplotlib cannot draw
+    except (OSError, ValueError) as error:
         parser.exit(2, f"weights.py: cannot write {out}: {error}; give --out a PNG in a writable folder\n")
     print(f"\ndrawn: {out}")
 

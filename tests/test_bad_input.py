@@ -197,7 +197,7 @@ def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, 
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
-def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, capsys):
+def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatch, capsys):
     (tmp_path / "out").mkdir()
     precious = tmp_path / "out" / "precious.txt"
     precious.write_text("mine")
@@ -209,10 +209,15 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, capsys):
     (tmp_path / "out" / "precious.json").write_text("mine")
     refused(evaluate.main, ["--model", toy_model_folder, "--out", tmp_path / "out" / "precious.json"], capsys, "--overwrite")
     # nor one that holds the model which the run starts from
-    (tmp_path / "out" / "run.json").write_text("{}")
+    (tmp_path / "out" / "run.json").write_text(json.dumps({"format": runs.FORMAT, "flags": flags_with()}))
     (tmp_path / "out" / "config.json").write_text("{}")
     refused(train.main, ["--method", "npo", "--model", tmp_path / "out", "--out", tmp_path / "out", "--overwrite"], capsys,
             "--model")
+    # nor the folder that one is in, nor a run's own metrics
+    monkeypatch.chdir(tmp_path / "out")
+    refused(train.main, ["--method", "npo", "--out", ".", "--overwrite"], capsys, "the folder you are in")
+    refused(evaluate.main, ["--model", toy_model_folder, "--out", tmp_path / "out" / "metrics.json", "--overwrite"], capsys,
+            "a run's folder")
     assert precious.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -227,6 +232,37 @@ def test_resuming_with_other_flags_is_refused(tmp_path, capsys):
     refused(train.main, ["--method", "npo", "--out", run, "--resume"], capsys, "run.json")
     (run / "run.json").write_text(json.dumps(settings))
     refused(train.main, ["--method", "npo", "--out", run, "--resume", "--device", "cpu"], capsys, "--beta 0.7", "not 0.2")
+
+
+@pytest.mark.parametrize("log", ["{}", '{"forget": {}}', "{", "[]"])
+def test_a_damaged_log_of_a_retrained_run_is_refused_before_training(log, toy_model_folder, tmp_path, monkeypatch, capsys):
+    retrain, sets = a_run(tmp_path / "retrain"), tofu.evaluation_rows("toy", None, "forget10")
+    args = train.resolve(train.build_parser().parse_args(["--method", "npo", "--model", str(toy_model_folder)]))
+    args.dtype = "float32"
+    settings = json.loads((retrain / "run.json").read_text()) | {"asked": evaluate.asked(args, sets)}
+    (retrain / "run.json").write_text(json.dumps(settings))
+    (retrain / "metrics.log.json").write_text(log)
+    monkeypatch.setattr(tofu, "measure", lambda *arguments: {"forget": {}})
+    refused(train.main, ["--method", "npo", "--model", toy_model_folder, "--retrain", retrain, "--device", "cpu", "--dtype",
+                         "float32", "--out", tmp_path / "out"], capsys, "metrics.log.json")
+    assert not (tmp_path / "out").exists()
+
+
+def test_resuming_what_was_trained_to_the_end_keeps_that_on_record(toy_model_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["--method", "npo", "--model", str(toy_model_folder), "--epochs", "1", "--max-new-tokens", "1", "--out", str(run)]
+    train.main(command)
+    refused(train.main, [*command, "--resume", "--eval", "epoch"], capsys, "--eval end")  # some epochs would lack metrics
+    settings, weights = json.loads((run / "run.json").read_text()), (run / "model.safetensors").read_bytes()
+    with open(run / "log.jsonl", "a") as log:
+        log.write("{bad}\n")
+    (run / "model.safetensors").write_bytes(b"damaged")
+    refused(train.main, [*command, "--resume"], capsys, run)
+    assert json.loads((run / "run.json").read_text())["cost"] == settings["cost"]
+    assert not (run / "metrics.log.json").exists()  # or it would stand for the damaged model
+    (run / "model.safetensors").write_bytes(weights)
+    train.main([*command, "--resume"])
+    assert (run / "metrics.log.json").exists() and "bad" not in (run / "log.jsonl").read_text()
 
 
 def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_path, capsys):
@@ -266,7 +302,9 @@ def test_a_log_without_what_is_needed(spoil, says, layout, tmp_path, nothing_wri
     refused(evaluate.main, ["--log", tmp_path / "log.json"], capsys, says)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"forget_truth_ratio": {"value_by_index": {"0": {}}}}', "{}"])
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"forget_truth_ratio": {"value_by_index": {"0": {}}}}', "{}",
+                                  '{"forget_truth_ratio": {"value_by_index": {}}}',
+                                  '{"forget_truth_ratio": {"value_by_index": {"a": {"score": 1}}}}'])
 def test_a_retrain_log_that_is_none(text, tmp_path, nothing_written, capsys):
     (tmp_path / "log.json").write_text(json.dumps(a_log()))
     (tmp_path / "retrain.json").write_text(text)

@@ -105,6 +105,14 @@ def test_relearning_from_different_settings_is_not_averaged(tmp_path, capsys):
     assert table_of(capsys, *measured_alike)[4].startswith("| NPO | 2 |")
 
 
+def test_relearning_compares_with_its_base_whatever_the_model(tmp_path, capsys):
+    runs_of = [a_run(tmp_path / method, method, family="some/model", model="some/model") for method in ("npo", "simnpo")]
+    runs_of += [a_run(base / "again", "finetune", start=flags_of(base), model=str(base), family=str(base), subset="random:0.2")
+                for base in runs_of]
+    compare.main(["claims", *map(str, runs_of)])
+    assert "SimNPO forgets more lastingly (random-relearn) | difference of log10(FQ after / FQ before) | 0 | 1 |" in capsys.readouterr().out
+
+
 def test_answers_average_over_the_runs_of_a_method(tmp_path, capsys):
     runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]
     metrics = json.loads((runs[1] / "metrics.json").read_text())

@@ -1,5 +1,10 @@
 """The table of methods: what follows from an entry."""
+import argparse
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +12,7 @@ import torch
 import compare
 import losses
 import train
-from methods import METHODS, Method
+from methods import METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -40,22 +45,34 @@ def test_names_and_colours_are_one_to_a_method_and_help_shows_all():
         method.colour for method in METHODS.values()]
 
 
-def test_an_entry_is_all_that_a_new_loss_needs(monkeypatch, tmp_path, toy_model_folder, capsys):
-    """README's example, from the flag to the table."""
-    def hinge(logp, length, beta):
-        return torch.relu(beta + logp / length)
+def test_readmes_example_of_a_new_loss_is_all_that_it_takes(tmp_path, toy_model_folder):
+    """The lines of README's section, put where it says: the tests of losses and methods pass, tables and figures know it."""
+    root = Path(train.__file__).parent
+    section = (root / "README.md").read_text(encoding="utf-8").split("## Add a loss")[1].split("```")[1]
+    functions, entry = section.removeprefix("python\n").split('"hinge"')
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns(".*", "runs", "results"))
+    with open(copy / "losses.py", "a", encoding="utf-8") as file:
+        file.write("\n" + functions)
+    table = (copy / "methods.py").read_text(encoding="utf-8")
+    (copy / "methods.py").write_text(table.rstrip().removesuffix("}") + '    "hinge"' + entry + "}\n", encoding="utf-8")
 
-    def hinge_weight(logp, length, beta):
-        return (beta + logp / length > 0) / length
-    monkeypatch.setitem(METHODS, "hinge", Method("Hinge", "C9", "stops at β nats a token", hinge, hinge_weight))
-    runs = [tmp_path / "a", tmp_path / "b"]
-    for method, out in zip(("hinge", "npo"), runs):
-        train.main(["--method", method, "--model", str(toy_model_folder), "--out", str(out), "--epochs", "1", "--beta", "9",
-                    "--max-new-tokens", "2"])
-    compare.main(["table", *map(str, runs)])
-    compare.main(["figure", "weights", *map(str, runs), "--out", str(tmp_path / "f.png")])
-    assert "\n| Hinge | 1 |" in capsys.readouterr().out
-    monkeypatch.undo()  # a run of a method that is there no more
-    with pytest.raises(SystemExit) as stop:
-        compare.main(["table", *map(str, runs)])
-    assert stop.value.code == 2 and "methods.py lacks" in capsys.readouterr().err
+    def python(*arguments):
+        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_methods.py", "-k",
+           "derivative or every_loss or names")
+    for method in ("hinge", "npo"):
+        python("train.py", "--method", method, "--model", toy_model_folder, "--epochs", "1", "--beta", "9",
+               "--max-new-tokens", "1", "--out", method)
+    assert "| Hinge | 1 |" in python("compare.py", "table", "hinge", "npo")
+    python("compare.py", "figure", "weights", "hinge", "npo")
+    assert "simnpo, hinge;" in python("train.py", "--help")
+    done = subprocess.run([sys.executable, root / "compare.py", "table", copy / "hinge"], capture_output=True, text=True)
+    assert done.returncode == 2 and "methods.py lacks" in done.stderr  # a run of a method that is not there
+
+
+def test_an_unknown_method_falls_into_no_branch():
+    with pytest.raises(KeyError):
+        train.forget_loss(None, {"answer": []}, [], argparse.Namespace(method="magic", beta=1.0, gamma=0.0))

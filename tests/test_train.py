@@ -165,7 +165,7 @@ def test_ctrl_c_saves_after_the_step_and_the_run_resumes_to_the_same_weights_and
                 train.train(model, forget, retain, args, torch.float64, out)
             assert len((out / "log.jsonl").read_text().splitlines()) == stop_after  # that step was ended
             with open(out / "log.jsonl", "a") as log:
-                log.write('{"step": 99, "epoch": 50}\n{"st')  # what a crash may leave behind
+                log.write('{"step": 99, "epoch": 50}\n{bad}\n{"st')  # what a crash may leave behind
             args = flags(epochs=5, resume=True)
         model = tiny("llama")
         cost = train.train(model, forget, retain, args, torch.float64, out)
@@ -370,6 +370,45 @@ def test_relearning_from_a_run_takes_its_recipe_and_its_reference(quick_toy, tmp
     assert [runs.family_of(model) for model in (str(first), flags_of["retrain"], "tiny", "some/model")] == [
         "tiny", "tiny", "tiny", "some/model"]
     assert flags_of["family"] == "tiny"
+
+
+def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
+    """And with its reference, unless flags say otherwise: a Retrain of another split would know some of it."""
+    common = ["--max-new-tokens", "3", "--epochs", "1"]
+    train.main(["--method", "npo", "--split", "forget05", "--out", str(tmp_path / "first"), *common])
+    def again(name, *flags):
+        train.main(["--method", "finetune", "--model", str(tmp_path / "first"), "--out", str(tmp_path / name), *flags])
+        return [json.loads((tmp_path / name / file).read_text()) for file in ("run.json", "metrics.json")]
+    before = json.loads((tmp_path / "first" / "run.json").read_text())["flags"]
+    settings, metrics = again("second")
+    assert settings["flags"]["split"] == "forget05" and settings["flags"]["retrain"] == before["retrain"]
+    assert settings["flags"]["max_new_tokens"] == 3 and metrics["forget_examples"] == 20 and metrics["forget_quality"] is not None
+    settings, metrics = again("third", "--split", "forget10")
+    assert settings["flags"]["retrain"] is None and metrics["forget_quality"] is None
+    evaluate.main(["--model", str(tmp_path / "first"), "--out", str(tmp_path / "m.json"), "--template", "llama2"])
+    assert json.loads((tmp_path / "m.json").read_text())["forget_quality"] is None  # Retrain was measured under another
+
+
+@pytest.mark.parametrize("damage", ["junk", "flags", "run.json", "empty"])
+def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, quick_toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
+    command = ["--method", "npo", "--epochs", "1", "--eval", "none", "--out"]
+    train.main([*command, str(tmp_path / "first")])
+    original, = (tmp_path / "cache").glob("toy-full-*[!k]")
+    settings = json.loads((original / "run.json").read_text())
+    weights = (original / "model.safetensors").read_bytes()
+    del settings["cost"]
+    settings["flags"] |= {"device": "other"} if damage == "flags" else {}
+    (original / "run.json").write_text(json.dumps(settings))
+    (original / "model.safetensors").unlink()
+    (original / "resume.safetensors").write_bytes(b"junk")
+    if damage in ("run.json", "empty"):
+        (original / "run.json").unlink()
+    if damage == "empty":
+        (original / "resume.safetensors").unlink()
+    train.main([*command, str(tmp_path / "second")])
+    assert (original / "model.safetensors").read_bytes() == weights
+    assert "cost" in json.loads((original / "run.json").read_text())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
