@@ -3,9 +3,8 @@
 An example for a language model is a prompt x and a response y. Both are token ids; the loss covers
 the response and the one EOS that ends it, nothing else, and |y| counts exactly those tokens.
 
-This file knows nothing of benchmarks, training or metrics. `response_logp` is the bridge from
-examples and a model to the [B] tensors that losses.py speaks of; below it stands what else a model
-is asked about examples, and the refusals that IDK and DPO teach.
+`response_logp` is the bridge from examples and a model to the [B] tensors that losses.py speaks of;
+below it stands what else a model is asked about examples, and the refusals that IDK and DPO teach.
 """
 import contextlib
 from typing import NamedTuple

@@ -89,16 +89,14 @@ def check_split(args, splits):
         raise InputError(f"--split {args.split}: task {args.task} has {', '.join(splits)}")
 
 def inherit(args):
-    """Fill in what --model RUN was made for, as far as flags do not say otherwise. True if all of it holds
-    again, so that what the run was compared with serves again too."""
+    """Fill in what --model RUN was made for and compared with, up to the first that flags say otherwise."""
     flags = runs.read_file(args.model, "run.json")["flags"]
     flags = flags | {"split": None if flags["model"] == "new" else flags["forget_split"]}
-    same = True
-    for flag in ("task", "data", "template", "max_length", "max_new_tokens", "split"):
-        if same and getattr(args, flag) is None:
+    for flag in ("task", "data", "template", "max_length", "max_new_tokens", "split", "retrain"):
+        if getattr(args, flag) is None:
             setattr(args, flag, flags.get(flag))
-        same = same and getattr(args, flag) == flags.get(flag)
-    return same
+        if getattr(args, flag) != flags.get(flag):
+            break
 
 def run(args):
     if (args.model is None) == (args.log is None):
@@ -122,9 +120,8 @@ def run(args):
             raise InputError(f"--log: '{args.log}' holds truth ratios, which --retrain can use, but not the "
                              "losses of the four sets; give our metrics.log.json or TOFU's published log")
     else:
-        left = Path(args.model, "reference.log.json")
-        if runs.is_run(args.model) and inherit(args) and args.retrain is None and left.is_file():
-            args.retrain = str(left) if "Retrain" in tofu.read_log(left) else None
+        if runs.is_run(args.model):
+            inherit(args)
         benchmark = resolve_task(args)
         check_split(args, benchmark.TASKS[args.task]["forget_splits"])
         device, dtype = runs.resolve_device(args)

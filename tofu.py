@@ -103,8 +103,7 @@ def new_model(task, dataset, seed):
 def truth_ratio(paraphrased_loss, perturbed_loss):
     """c = exp(mean_k loss(perturbed_k) - loss(paraphrased)), per example: above 1, the truth is likelier.
 
-    paraphrased_loss [N], perturbed_loss N lists of one or more; returns float64 [N], in [0, inf]. (A newer
-    framework's 1/c adds 1e-10 to a probability, which decides everything once losses pass 20 nats a token.)
+    paraphrased_loss [N], perturbed_loss N lists of one or more; returns float64 [N], in [0, inf].
     """
     with np.errstate(over="ignore"):
         wrong = np.array([np.mean(losses) for losses in perturbed_loss], dtype=np.float64)
@@ -123,8 +122,7 @@ def log_ratio(forget):
 def forget_quality(ratio, retrain_ratio):
     """p-value, in [0, 1], of the two-sample Kolmogorov-Smirnov test between two sets of truth ratios.
 
-    1: the unlearned model's cannot be told from the retrained model's. It depends on ranks only: c and 1/c
-    give the same.
+    1: the unlearned model's cannot be told from the retrained one's. Of ranks only: c and 1/c give the same.
     """
     with warnings.catch_warnings():
         # Just below 1 the exact value may come out above 1; scipy then takes the asymptotic one, and warns.

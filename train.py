@@ -284,9 +284,10 @@ def from_scratch(split, args, part):
     lesson.out = cache / f"{args.task}-{split}-seed{args.seed}-{runs.digest(made_of)}"
     name, flag = ("Original", "model") if split == "full" else ("Retrain", "retrain")
     with filelock.FileLock(f"{lesson.out}.lock"):  # two runs that need the same model make it once
-        if runs.is_run(lesson.out) and "cost" in runs.read_file(lesson.out, "run.json"):
-            print(f"[{part}/3] {name}: kept in {lesson.out}")
-            return str(lesson.out)
+        with contextlib.suppress(InputError):
+            if "cost" in runs.read_file(lesson.out, "run.json"):
+                print(f"[{part}/3] {name}: kept in {lesson.out}")
+                return str(lesson.out)
         print(f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
               f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
               f"--{flag} DIR)", flush=True)
@@ -321,7 +322,7 @@ def run(args):
         start = runs.read_file(args.model, "run.json")["flags"]
         if start["model"] != "new":  # it unlearnt something
             before, settings["start"] = "before", start
-    if args.retrain and args.retrain.endswith(".json"):
+    if sets and args.retrain and args.retrain.endswith(".json"):
         reference = evaluate.read_reference(args, sets)
     if args.model == "tiny":
         original = from_scratch("full", args, 1)
@@ -333,8 +334,7 @@ def run(args):
         model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     else:
         model, tokenizer = runs.load_model(original, device, dtype)
-    limit = getattr(model.config, "max_position_embeddings", math.inf)
-    forget, retain = load_examples(args, tokenizer, limit)
+    forget, retain = load_examples(args, tokenizer, getattr(model.config, "max_position_embeddings", 10**9))
     settings["flags"]["retrain"] = args.retrain
     print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()
                                 if value is not None), flush=True)
@@ -460,9 +460,8 @@ def resolve(args):
     runs.refuse(args, {"beta", "gamma"} - set(method.takes), f"with --method {args.method}")
     if args.eval == "none":
         runs.refuse(args, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
-    if args.model and runs.is_run(args.model) and evaluate.inherit(args) and args.eval != "none":
-        flags = runs.read_file(args.model, "run.json")["flags"]
-        args.retrain = args.retrain or flags.get("retrain")  # what the run was compared with serves again
+    if args.model and runs.is_run(args.model):
+        evaluate.inherit(args)
     benchmark = evaluate.resolve_task(args)
     facts, splits = benchmark.TASKS[args.task], benchmark.TASKS[args.task]["forget_splits"]
     more = [*map(benchmark.retain_split, splits), "full"] if method.learns else []

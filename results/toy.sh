@@ -14,10 +14,16 @@ for seed in 0 1 2 3 4; do
   for method in ga graddiff wgraddiff idk dpo; do run runs/toy/$method-$seed --method $method --seed $seed; done
   for method in npo simnpo; do run runs/toy/$method-$seed --method $method --seed $seed --eval epoch; done
 done | train
-for seed in 0 1 2 3 4; do for method in npo simnpo; do for part in shortest random; do  # relearn a fifth
-  run runs/relearn/$method-$part-$seed --method finetune --model runs/toy/$method-$seed --subset $part:0.2 \
+# The recipes that tuning on one seed chose: npo and simnpo again.
+for seed in 0 1 2 3 4; do
+  run runs/oneseed/npo-$seed --method npo --seed $seed --eval epoch --forget-coeff 0.1 --beta 0.2
+  run runs/oneseed/simnpo-$seed --method simnpo --seed $seed --eval epoch --forget-coeff 10
+done | train
+for study in toy oneseed; do for seed in 0 1 2 3 4; do for method in npo simnpo; do for part in shortest random; do
+  again=$([ $study = toy ] && echo runs/relearn || echo runs/oneseed-relearn)  # a fifth of the forget set
+  run $again/$method-$part-$seed --method finetune --model runs/$study/$method-$seed --subset $part:0.2 \
       --epochs 3 --eval epoch --seed $seed
-done; done; done | train
+done; done; done; done | train
 for seed in 0 1; do for beta in 0.5 1 2.5 5 10; do for gamma in 0 0.5 1 2; do
   run runs/betagamma/$beta-$gamma-$seed --method simnpo --beta $beta --gamma $gamma --seed $seed
 done; done; done | train
@@ -28,6 +34,7 @@ done; done | (unset OMP_NUM_THREADS; JOBS=1 train)
 compare() { echo; "$python" compare.py "$@"; }
 compare table runs/toy/*-[0-4]
 compare claims runs/toy/{npo,simnpo}-[0-4] runs/relearn/*
+compare claims runs/oneseed/* runs/oneseed-relearn/*
 compare table --columns cost runs/cost/*
 compare answers --show 3 runs/toy/{npo,simnpo}-3
 compare figure halves   runs/toy/{npo,simnpo}-[0-4] --overwrite --out results/toy-halves.png

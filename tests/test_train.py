@@ -389,7 +389,7 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
     assert json.loads((tmp_path / "m.json").read_text())["forget_quality"] is None  # Retrain was measured under another
 
 
-@pytest.mark.parametrize("damage", ["junk", "flags", "run.json", "empty"])
+@pytest.mark.parametrize("damage", ["junk", "flags", "half a run.json", "run.json", "empty"])
 def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, quick_toy, tmp_path, monkeypatch):
     monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
     command = ["--method", "npo", "--epochs", "1", "--eval", "none", "--out"]
@@ -402,6 +402,8 @@ def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, qui
     (original / "run.json").write_text(json.dumps(settings))
     (original / "model.safetensors").unlink()
     (original / "resume.safetensors").write_bytes(b"junk")
+    if damage == "half a run.json":
+        (original / "run.json").write_text('{"format": 2, "fl')
     if damage in ("run.json", "empty"):
         (original / "run.json").unlink()
     if damage == "empty":
