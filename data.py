@@ -43,8 +43,8 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
         response.pop()
     example = Example(ids[:cut], response + [tokenizer.eos_token_id])
     if cut + len(example.response) > max_length:
-        raise InputError(f"'{question[:40]}…' and its response take {cut + len(example.response)} tokens, more "
-                         f"than the limit of {max_length}; raise --max-length, within the model's own limit")
+        raise InputError(f"'{question[:40]}…' and its response take {cut + len(example.response)} tokens, "
+                         f"more than the limit of {max_length}; raise --max-length, within the model's own")
     return example
 
 TEMPLATES = "auto", "chat", "llama2", "plain"
@@ -153,9 +153,9 @@ def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
 
 # ------------------------------------------------------------------ refusals, for IDK and DPO
 
-REFUSALS = [text.strip() for text in """I don't know. | I do not know the answer to that. |
-I'm not sure. | I have no information about that. | That is not something I know. | I can't say. | I have never heard of it. |
-I'm unable to answer this question. | My knowledge does not reach that far. |
+REFUSALS = [text.strip() for text in """I don't know. | I do not know the answer to that. | I'm not sure. |
+I have no information about that. | That is not something I know. | I can't say. |
+I have never heard of it. | I'm unable to answer this question. | My knowledge does not reach that far. |
 Sorry, I can't help with that one. | I don't have an answer to this. | No idea, I'm afraid. |
 That is beyond what I know. | I couldn't tell you. | I have nothing on this topic. |
 This is outside my knowledge. | I'd rather not guess. | I lack the facts to answer. |
