@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's TOFU study on the toy: makes the runs, prints the tables of README.md, draws its pictures.
-# Two runs at a time (JOBS), one thread each; about 15 minutes on 2 CPU cores. A run that is there is not made again.
+# Two runs at a time (JOBS), one thread each; half an hour at most on 2 CPU cores. A run that is there is not made again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

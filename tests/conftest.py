@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails at once
-os.environ["MINUNLEARN_CACHE"] = tempfile.mkdtemp()  # from-scratch models, made once for all tests
+CACHE = tempfile.TemporaryDirectory()  # from-scratch models, made once for all tests
+os.environ["MINUNLEARN_CACHE"] = CACHE.name
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "results")]
 
 import pytest
