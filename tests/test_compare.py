@@ -105,6 +105,11 @@ def test_relearning_from_different_settings_is_not_averaged(tmp_path, capsys):
     assert table_of(capsys, *measured_alike)[4].startswith("| NPO | 2 |")
 
 
+def test_no_number_is_minus_zero():
+    assert compare.spread([-0.0], "{:.1f}") == compare.spread([-1e-17], "{:.1f}") == "0.0"
+    assert compare.spread([-0.04, 0.04], "{:.1f}") == "0.0 ± 0.1" and compare.spread([-0.2], "{:.1f}") == "-0.2"
+
+
 def test_relearning_compares_with_its_base_whatever_the_model(tmp_path, capsys):
     runs_of = [a_run(tmp_path / method, method, family="some/model", model="some/model") for method in ("npo", "simnpo")]
     runs_of += [a_run(base / "again", "finetune", start=flags_of(base), model=str(base), family=str(base), subset="random:0.2")

@@ -143,8 +143,8 @@ def test_models_are_compared_on_the_rows_that_both_have():
 def test_forget_quality_on_shared_rows_is_that_of_the_shorter_logs():
     log, other = a_log(rows=(9, 4, 2, 2)), a_log(rows=(9, 4, 2, 2), seed=1)
     log["forget"] |= {"answer": list("abcdefghi"), "length": list(range(9))}
-    reference = {"row": [8, 0, 3, 4, 5], "answer": list("iadef"),
-                 "truth_ratio": tofu.ratio_of(other["forget"])[[8, 0, 3, 4, 5]].tolist()}
+    reference = {"row": [8, 0, 20, 3, 4, 5], "answer": list("iaxdef"),  # row 20 is not among ours
+                 "truth_ratio": tofu.ratio_of(other["forget"])[[8, 0, 1, 3, 4, 5]].tolist()}
     metrics, kept = tofu.summarize(log, reference), [0, 3, 4, 5, 8]
     ratios = [tofu.ratio_of(each["forget"])[kept] for each in (log, other)]
     assert metrics["forget_quality"] == tofu.forget_quality(*ratios) and metrics["forget_examples"] == 5
