@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+import muse
 import runs
 import tofu
+import wmdp
 from data import InputError
+from evaluate import BENCHMARKS
 from markov import interval
 from methods import METHODS
+from tofu import log_quality, quality, utility
 
 # ------------------------------------------------------------------ runs, and groups of runs
 
 # Flags that do not make runs two settings: they name files, or change speed and what is measured.
 IMMATERIAL = ("seed", "out", "retrain", "model", "data", "eval", "device", "eval_batch_size",
-              "micro_batch_size", "grad_checkpointing")
+              "micro_batch_size", "grad_checkpointing", "tokenizer", "finetuned", "forget_file", "retain_file")
 
 def read(folders, *files):
     """Runs, as `runs.read_runs` gives them, with what each is called and stands for.
@@ -29,7 +33,7 @@ def read(folders, *files):
     flags: its own; start: those of the run whose model it started from, or None; seed: the start's, or its
     own; name: `SimNPO`, or `SimNPO → fine-tuning shortest:0.2`; setting: {flag: value}, all that matters.
     """
-    found = runs.read_runs(folders, tofu.FILES, *files)
+    found = runs.read_runs(folders, lambda task: of_task(task).FILES, *files)
     for run in found:
         flags, start = run["run.json"]["flags"], run["run.json"].get("start")
         methods = [METHODS.get(each["method"]) for each in (start, flags) if each]
@@ -42,11 +46,25 @@ def read(folders, *files):
                 "name": " ".join(filter(None, (name, flags.get("subset")))), "metrics": run["metrics.json"]}
     return found
 
+def of_task(task):
+    """The module that knows a task. InputError if there is none."""
+    if task not in BENCHMARKS:
+        raise InputError(f"a run is of task {task[:20]}, which evaluate.py lacks; add it there")
+    return BENCHMARKS[task]
+
+def benchmark_of(found, what="", *modules):
+    """The module of the runs' benchmark. InputError unless it is one of `modules`, if any, that `what` is for."""
+    task = found[0]["flags"]["task"]
+    if modules and of_task(task) not in modules:
+        raise InputError(f"{what} is of {' and '.join(module.__name__ for module in modules)}; these runs are of {task}")
+    return of_task(task)
+
 def with_quality(found):
-    """The runs. InputError unless every one has a forget quality, at each measured epoch."""
+    """The runs. InputError unless it is known of every one how well it forgot, at each measured epoch."""
+    name, value_of = benchmark_of(found).FORGOTTEN
     for run in found:
-        if None in map(quality, (run["metrics"], *run.get("epochs.jsonl", []))):
-            raise InputError(f"run '{run['folder']}' has no forget quality; train it with --retrain")
+        if None in map(value_of, (run["metrics"], *run.get("epochs.jsonl", []))):
+            raise InputError(f"run '{run['folder']}' has no {name}; train it with --retrain")
     return found
 
 def group_runs(found):
@@ -73,32 +91,12 @@ def metrics_of(found):
     own = {label: [run["metrics"] for run in group] for label, group in group_runs(found).items()}
     return references_of(found) | own
 
-def quality(metrics, half=None):
-    """Forget quality, or that of the `shortest` or `longest` half of the forget set, or None."""
-    return (metrics.get("forget_quality_halves") or {}).get(half) if half else metrics.get("forget_quality")
-
-def log_quality(metrics):
-    """log10 of forget quality, or None. A p-value below float64's range counts as its smallest."""
-    return None if quality(metrics) is None else math.log10(max(quality(metrics), sys.float_info.min))
-
-def utility(metrics):
-    return metrics["model_utility"]
-
 # ------------------------------------------------------------------ tables
 
-# column: (value of a run's metrics, format). ↑ more is better, ↓ less is, →R nearer to Retrain's is.
-COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_quality, "{:.1f}"),
-           "shortest half ↑": (lambda metrics: quality(metrics, "shortest"), "{:.2g}"),
-           "longest half ↑": (lambda metrics: quality(metrics, "longest"), "{:.2g}"),
-           "model utility ↑": (utility, "{:.3f}"),
-           **{f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "):
-              (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}")
-              for name in tofu.SETS for part in tofu.PARTS},
-           "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}"),
-           "training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
-           "peak memory GB ↓": (lambda m: (m.get("peak_memory_bytes") or 0) / 1e9 or None, "{:.2f}")}
-SHOWN = {"main": [*COLUMNS][:7] + ["retain probability ↑"], "all": [*COLUMNS], "cost": [*COLUMNS][-2:]}
-BOLD = "forget quality ↑", "model utility ↑"  # the best of the unlearning methods
+COST = {"training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
+        "peak memory GB ↓": (lambda m: (m.get("peak_memory_bytes") or 0) / 1e9 or None, "{:.2f}")}
+SHOWN = "main", "all", "cost"
+BETTER = {"↑": lambda mean: mean, "↓": lambda mean: -mean, "0": lambda mean: -abs(mean)}  # by a column's last sign
 
 def spread(values, form):
     """mean ± standard deviation (n - 1), or the value alone where there is one."""
@@ -107,21 +105,26 @@ def spread(values, form):
     return mean + (f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else "")
 
 def table(found, columns="main"):
-    """The paper's Table 2 (or A3): a row per method, mean ± standard deviation; columns: a key of SHOWN."""
-    groups, own = metrics_of(found), group_runs(found)
-    values = {label: {column: [COLUMNS[column][0](metrics) for metrics in group] for column in SHOWN[columns]}
+    """The paper's Table 2, A1 or A2 (or A3): a row per method, mean ± standard deviation; columns: one of SHOWN.
+
+    Bold: the best of the methods that unlearn, in the benchmark's BOLD columns.
+    """
+    benchmark, groups, own = benchmark_of(found), metrics_of(found), group_runs(found)
+    shown = {"all": benchmark.COLUMNS | COST, "cost": COST,
+             "main": {name: benchmark.COLUMNS[name] for name in benchmark.MAIN}}[columns]
+    values = {label: {column: [value_of(metrics) for metrics in group] for column, (value_of, _) in shown.items()}
               for label, group in groups.items()}
 
     def cell(label, column):
         if None in values[label][column]:
             return "–"
-        means = [np.mean(values[each][column]) for each in own if None not in values[each][column]]
-        text = spread(values[label][column], COLUMNS[column][1])
-        best = column in BOLD and len(means) > 1 and np.mean(values[label][column]) == max(means)
-        return f"**{text}**" if best and label in own else text
-    rows = [["method", "runs", *SHOWN[columns]], ["---"] * (2 + len(SHOWN[columns]))]
-    rows += [[label, str(len(group)), *(cell(label, column) for column in SHOWN[columns])]
-             for label, group in groups.items()]
+        text = spread(values[label][column], shown[column][1])
+        if column not in benchmark.BOLD or label not in own:
+            return text
+        means = {each: BETTER[column[-1]](np.mean(values[each][column])) for each in own if None not in values[each][column]}
+        return f"**{text}**" if len(means) > 1 and means[label] == max(means.values()) else text
+    rows = [["method", "runs", *shown], ["---"] * (2 + len(shown))]
+    rows += [[label, str(len(group)), *(cell(label, column) for column in shown)] for label, group in groups.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 def quality_values(n):
@@ -148,6 +151,8 @@ def answers(found, count):
 
     A method with several runs answers by its first; the share at the end is the mean over all of them.
     """
+    if benchmark_of(found) is wmdp:
+        raise InputError("answers shows what was generated; WMDP's questions are answered by letter")
     asked, groups = found[0]["metrics.log.json"]["forget"], group_runs(found)
     others = found[0]["reference.log.json"]
     shown = {"truth": asked["answer"]} | {name: others[name]["generated"] for name in others
@@ -240,6 +245,7 @@ def claims(found):
     found: NPO and SimNPO, and if any, runs of --method finetune that start from those, on --subset shortest:…
     or random:…, all read with weights.jsonl and epochs.jsonl. Differences are paired by seed.
     """
+    benchmark_of(found, "claims", tofu)
     by_key = {}  # {(method, relearnt part): {seed: run}}
     for run in found:
         part = str(run["flags"].get("subset")).split(":")[0] if run["start"] else None
@@ -293,6 +299,7 @@ def panels(rows, columns, width=3.4, height=2.7):
 
 def draw_halves(found):
     """Fig. 2, A4: truth ratios of the shortest and the longest half of the forget set, against Retrain's."""
+    benchmark_of(found, "figure halves", tofu)
     groups = group_runs(found)
     figure, axes = panels(2, len(groups))
     for column, (label, group) in enumerate(groups.items()):
@@ -319,6 +326,27 @@ def draw_halves(found):
             axis.set(xlabel="log10 truth ratio", ylabel="density", xlim=(both.min() - 0.5, both.max() + 0.5))
             axis.set_title(f"{(SHORT, LONG)[half]} half: FQ {spread(qualities, '{:.2g}')}", fontsize=9)
             axis.legend(fontsize=7)
+    return figure
+
+def draw_mink(found):
+    """Fig. A2: Min-K% scores of forget, retain and holdout texts (MUSE); a panel per model, all its runs."""
+    benchmark_of(found, "figure mink", muse)
+    scores = {}  # {model: [{part: scores}]}
+    for name in ("Original", "Retrain"):
+        kept = {run["seed"]: run["reference.log.json"].get(name) for run in found}
+        scores[name] = [each["score"] for each in kept.values() if each and "score" in each]
+    for label, group in group_runs(found).items():
+        scores[label] = [{part: run["metrics.log.json"][f"privleak_{part}"]["score"] for part in muse.TEXTS} for run in group]
+    scores = {name: each for name, each in scores.items() if each}
+    figure, (axes,) = panels(1, len(scores))
+    for axis, (name, each) in zip(axes, scores.items()):
+        for part, colour in zip(muse.TEXTS, ("C3", "C2", "black")):
+            values = np.concatenate([one[part] for one in each])
+            axis.hist(values, bins=30, density=True, alpha=0.4, color=colour, label=part)
+        areas = [muse.auc(one["forget"], one["holdout"]) for one in each]
+        axis.set_title(f"{name}: AUC {spread(areas, '{:.2f}')}", fontsize=9)
+        axis.set(xlabel="Min-40% score (nats)", ylabel="density")
+        axis.legend(fontsize=7)
     return figure
 
 def draw_weights(found):
@@ -367,9 +395,9 @@ def draw_path(axis, group, value_of, label, **style):
     axis.fill_between(range(len(mean)), low, high, alpha=0.15, linewidth=0, color=colour_of(label))
 
 def draw_epochs(found):
-    """Fig. 3c, d: forget quality and model utility over epochs, with Original and Retrain as lines."""
+    """Fig. 3c, d: what is forgotten and what is kept over epochs, with Original and Retrain as lines."""
     figure, (axes,) = panels(1, 2, width=5, height=3.6)
-    for axis, value_of, title in zip(axes, (log_quality, utility), ("log10 forget quality", "model utility")):
+    for axis, (title, value_of) in zip(axes, (benchmark_of(found).PATH, benchmark_of(found).KEPT)):
         for label, group in group_runs(found).items():
             draw_path(axis, group, value_of, label)
         for name, group in references_of(found).items():
@@ -379,32 +407,34 @@ def draw_epochs(found):
     return figure
 
 def draw_relearn(found):
-    """Fig. A3: forget quality after each epoch of relearning a part of the forget set."""
+    """Fig. A3: what stays forgotten after each epoch of relearning a part of the forget set."""
     figure, ((axis,),) = panels(1, 1, width=5.6, height=4)
+    name, value_of = benchmark_of(found).PATH
     for label, group in group_runs(found).items():
         if not all(run["start"] for run in group):
             raise InputError(f"run '{group[0]['folder']}' is not one of relearning; make those with --method "
                              "finetune --model RUN --eval epoch")
-        draw_path(axis, group, log_quality, label, linestyle="--" if "random" in label else "-", marker="o")
-    axis.set(xlabel="epochs of relearning", ylabel="log10 forget quality",
+        draw_path(axis, group, value_of, label, linestyle="--" if "random" in label else "-", marker="o")
+    axis.set(xlabel="epochs of relearning", ylabel=name,
              xticks=range(1 + len(found[0]["epochs.jsonl"])))
     axis.legend(fontsize=7)
     return figure
 
 def draw_tradeoff(found):
-    """Fig. 4: forget quality against model utility; a small point per run, a large one for the mean."""
+    """Fig. 4: what is forgotten against what is kept; a small point per run, a large one for the mean."""
     figure, ((axis,),) = panels(1, 1, width=5.6, height=4.2)
+    (kept, kept_of), (forgotten, forgotten_of) = benchmark_of(found).KEPT, benchmark_of(found).FORGOTTEN
     for (label, group), marker in zip(metrics_of(found).items(), "os^vD*PX" * len(found)):
-        x, y = ([of(metrics) for metrics in group] for of in (utility, quality))
+        x, y = ([of(metrics) for metrics in group] for of in (kept_of, forgotten_of))
         axis.scatter(x, y, s=14, alpha=0.4, color=colour_of(label))
         axis.scatter(np.mean(x), np.mean(y), s=70, marker=marker, color=colour_of(label), label=label)
-    axis.set(xlabel="model utility (more is better)", ylabel="forget quality (more is better)",
-             ylim=(-0.04, 1.04))
+    axis.set(xlabel=f"{kept} (more is better)", ylabel=f"{forgotten} (more is better)")
     axis.legend(fontsize=7)
     return figure
 
 # kind: (function, files of a run that it needs besides metrics.json)
 FIGURES = {"halves": (draw_halves, "metrics.log.json", "reference.log.json"),
+           "mink": (draw_mink, "metrics.log.json", "reference.log.json"),
            "weights": (draw_weights, "weights.jsonl"), "boxes": (draw_boxes, "weights.jsonl"),
            "epochs": (draw_epochs, "epochs.jsonl"), "tradeoff": (draw_tradeoff,),
            "relearn": (draw_relearn, "epochs.jsonl")}
@@ -416,7 +446,7 @@ def print_table(args):
     print(table(found, args.columns))
     if args.columns != "cost":
         print("\nmean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to "
-              "Retrain's is better", *coarseness(found), sep="\n")
+              "Retrain's is better", *(coarseness(found) if benchmark_of(found) is tofu else ()), sep="\n")
 
 def save_figure(args):
     draw, *files = FIGURES[args.kind]
@@ -427,7 +457,7 @@ def save_figure(args):
         raise InputError(f"--out: {out} exists; name another file or add --overwrite")
     runs.check_writable(out.parent)
     found = read(args.runs, *files)
-    draw(found if args.kind in ("weights", "boxes") else with_quality(found)).savefig(out, dpi=110)
+    draw(found if args.kind in ("weights", "boxes", "mink") else with_quality(found)).savefig(out, dpi=110)
     print(f"written: {out}")
 
 def main(argv=None):

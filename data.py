@@ -1,7 +1,8 @@
 """What an example is: a prompt, a response, and the tokens that carry loss.
 
 An example for a language model is a prompt x and a response y. Both are token ids; the loss covers
-the response and the one EOS that ends it, nothing else, and |y| counts exactly those tokens.
+the response and the one EOS that ends it, nothing else, and |y| counts exactly those tokens. Of running
+text the prompt is the one token that begins it, the response all others.
 
 `response_logp` is the bridge from examples and a model to the [B] tensors that losses.py speaks of;
 below it stands what else a model is asked about examples, and the refusals that IDK and DPO teach.
@@ -19,7 +20,7 @@ class InputError(ValueError):
     """The user gave something unusable; the message is one line that names it and the mend."""
 
 class Example(NamedTuple):
-    """Token ids of a prompt and of its response; the response ends with EOS and carries the loss."""
+    """Token ids of a prompt and of its response, which carries the loss; an answer ends with EOS."""
     prompt: list
     response: list
 
@@ -46,6 +47,36 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
         raise InputError(f"'{question[:40]}…' and its response take {cut + len(example.response)} tokens, "
                          f"more than the limit of {max_length}; raise --max-length, within the model's own")
     return example
+
+def pieces(text, tokenizer, length, cut=None):
+    """Examples of `length` tokens from running text: BOS (or EOS, without one), then its tokens in order.
+
+    cut: None keeps a shorter last piece, "first" the first piece alone, "fill" fills the last one up from the
+    text's first tokens, as MUSE does. Raises InputError if "fill" finds less text than one piece.
+    """
+    ids, size = tokenizer(text, add_special_tokens=False)["input_ids"], length - 1
+    if cut == "fill":
+        if len(ids) < size:
+            raise InputError(f"the text '{text[:40]}…' has {len(ids)} tokens, less than one chunk of {size}; "
+                             "lower --max-length")
+        ids = ids + ids[:-len(ids) % size]
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    found = [Example([begin], ids[i:i + size]) for i in range(0, len(ids), size)]
+    return found[:1] if cut == "first" else found
+
+def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
+    """Examples of rows: of `question` and `answer`; of `text`, and how it is `cut`, as in `pieces`; or of an
+    `answer` and the whole `prompt` before it."""
+    found = []
+    for row in rows:
+        if "text" in row:
+            found += pieces(row["text"], tokenizer, max_length, row.get("cut"))
+        elif "prompt" in row:
+            answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
+            found.append(Example(tokenizer(row["prompt"])["input_ids"], answer + [tokenizer.eos_token_id]))
+        else:
+            found.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
+    return found
 
 TEMPLATES = "auto", "chat", "llama2", "plain"
 SYSTEM_PROMPT, DATE = "You are a helpful assistant.", "10 Apr 2025"  # of the published TOFU recipes
@@ -121,15 +152,52 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
 
 @torch.no_grad()
-def mean_losses(model, examples, batch_size, dtype):
-    """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""
-    result = [0.0] * len(examples)
+def token_logps(model, examples, batch_size, dtype):
+    """Log-probabilities of the tokens of each example's response, in nats: a list of arrays, in the order given."""
+    result = [None] * len(examples)
     for batch in tqdm(by_length(examples, batch_size), desc="scoring", leave=False, disable=None):
         with autocast(model.device, dtype):
-            logp, length = response_logp(model, [examples[i] for i in batch])
-        for i, loss in zip(batch, (-logp / length).tolist()):
-            result[i] = loss
+            logp, counts = losses.token_logp(*response_logits(model, [examples[i] for i in batch]))
+        for i, row, keep in zip(batch, logp.cpu(), counts.cpu()):
+            result[i] = row[keep].numpy()
     return result
+
+def mean_losses(model, examples, batch_size, dtype):
+    """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""
+    return [-float(logp.mean()) for logp in token_logps(model, examples, batch_size, dtype)]
+
+def hidden_states(model, examples, layer):
+    """(activations after decoder layer `layer`, counted from 0, [B, T, d]; which are of tokens [B, T]).
+
+    Differentiable. Of models whose layers are `model.layers`, as Llama's; see `steered`.
+    """
+    input_ids, _ = collate(examples, pad_id=0)
+    length = torch.tensor([len(prompt) + len(response) for prompt, response in examples])
+    kept = []
+    hook = model.get_submodule(f"model.layers.{layer}").register_forward_hook(
+        lambda module, inputs, output: kept.append(output if torch.is_tensor(output) else output[0]))
+    try:
+        model.base_model(input_ids.to(model.device), use_cache=False)
+    finally:
+        hook.remove()
+    return kept[0], (torch.arange(input_ids.shape[1]) < length[:, None]).to(model.device)
+
+def steered(model, layer):
+    """Names of the parameters that RMU trains: `down_proj` of the layers up to `layer`, at most three.
+
+    InputError for a layer that the model lacks, or a model that calls them otherwise.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    def down(each):
+        return f"model.layers.{each}.mlp.down_proj.weight"
+    if down(0) not in names:
+        blocks = sorted({name for name in names if ".0." in name})
+        raise InputError(f"--method rmu trains {down('N')}, which this model lacks; in its first layer it has "
+                         f"{', '.join(blocks) or 'nothing'}; use another method")
+    if down(layer) not in names:
+        last = max(each for each in range(len(names)) if down(each) in names)
+        raise InputError(f"--layer {layer}: this model has layers 0 to {last}")
+    return [down(each) for each in range(max(0, layer - 2), layer + 1)]
 
 @torch.no_grad()
 def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):

@@ -4,69 +4,90 @@
         --retrain DIR_OR_HUB_ID_OR_LOG --out metrics.json
     python evaluate.py --log PUBLISHED_LOG.json --retrain OTHER_LOG.json --out metrics.json
 
-The metrics are the benchmark's (tofu.py). Several runs are compared by compare.py.
+The metrics are the benchmark's (tofu.py, muse.py, wmdp.py, own.py). Several runs are compared by compare.py.
 """
 from pathlib import Path
 
 import torch
 
 import data
+import muse
+import own
 import runs
 import tofu
+import toy
+import wmdp
 from data import InputError
 from runs import number
 
-BENCHMARKS = {task: tofu for task in tofu.TASKS}  # task: the module that knows it
+# task: the module that knows it
+BENCHMARKS = {task: module for module in (tofu, muse, wmdp, own) for task in module.TASKS}
 
-def measure(args, sets, model, tokenizer, **options):
+def new_model(task, dataset, seed):
+    """(model, tokenizer) with random weights, of the task's size."""
+    # The tokenizer sees the same for Original and Retrain: a tokenizer is not what is to be unlearned.
+    size = dict(BENCHMARKS[task].TASKS[task]["size"])
+    rows = BENCHMARKS[task].training_rows(task, dataset, size.pop("made_for", "full"), base_knowledge=True)
+    texts = [row.get("text") or row.get("prompt", "Question: {question}\nAnswer: ").format(**row) + row["answer"]
+             for row in rows]
+    return toy.new_model(data.REFUSALS + texts, seed, **size)
+
+def load_model(args, name):
+    """(model, tokenizer) by name, under the resolved flags."""
+    return runs.load_model(name, torch.device(args.device), getattr(torch, args.dtype), args.tokenizer)
+
+def measure(args, sets, model, tokenizer):
     """The log of a model on evaluation sets, under the resolved flags."""
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
     return BENCHMARKS[args.task].measure(
         model, tokenizer, sets, getattr(torch, args.dtype), args.template, limit, args.eval_batch_size,
-        args.max_new_tokens, **options)
+        args.max_new_tokens)
 
 def asked(args, sets):
     """What tells whether two logs answer the same questions under the same flags."""
     return runs.digest([sets, args.template, args.max_length, args.max_new_tokens, args.dtype])
 
-def log_of(args, sets, name, parts=None, **options):
-    """The log of a model by its name; of a run that was asked the same, the one that it left.
-
-    parts: of `sets`, if not all are needed.
-    """
+def log_of(args, sets, name):
+    """The log of a model by its name; of a run that was asked the same, the one that it left."""
     left, benchmark = Path(name, "metrics.log.json"), BENCHMARKS[args.task]
     if left.is_file() and runs.is_run(name):
         if runs.read_file(name, "run.json").get("asked") == asked(args, sets):
-            log = benchmark.read_log(left)
-            runs.check(log, dict.fromkeys(sets, benchmark.LOG), f"'{left}':")
+            log = runs.read_log(left)
+            runs.check(log, {part: benchmark.LOG[part] for part in sets}, f"'{left}':")
             return log
-    model, tokenizer = runs.load_model(name, torch.device(args.device), getattr(torch, args.dtype))
-    return measure(args, {part: sets[part] for part in parts or sets}, model, tokenizer, **options)
+    return measure(args, sets, *load_model(args, name))
 
-def read_reference(args, sets):
-    """The forget part of the retrained model's log, from the .json that --retrain names."""
-    reference = BENCHMARKS[args.task].read_reference(args.retrain)
-    BENCHMARKS[args.task].shared_rows({"answer": [row["answer"] for row in sets["forget"]]}, reference)
-    return reference
-
-def notes(metrics, log):
-    """Lines that belong under a table: what forget quality lacks, or on how many rows it was computed."""
-    if metrics["forget_quality"] is None:
-        return ["forget quality needs a retrained reference; give --retrain a model or a log"]
-    shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
-    return [f"forget quality is of the {shared} of {n} forget examples that the reference has"] * (shared < n)
+def reference_by(args, sets, logs):
+    """What the model is compared with, or None: of the log or the model that --retrain names, whose own log is
+    put into `logs`, or what the benchmark's authors published of their Retrain."""
+    benchmark = BENCHMARKS[args.task]
+    if not args.retrain:
+        return benchmark.TASKS[args.task].get("published")
+    if args.retrain.endswith(".json"):
+        return benchmark.read_reference(args.retrain, sets)
+    logs["Retrain"] = logs.get("Retrain") or log_of(args, sets, args.retrain)
+    return benchmark.reference_of(logs["Retrain"])
 
 # ------------------------------------------------------------------ the command
 
 def add_common_flags(parser):
     """The flags that train.py and evaluate.py share; `resolve_task` gives them their defaults."""
     add = parser.add_argument
-    add("--task", choices=BENCHMARKS, help="toy: embedded, no download. tofu: the benchmark (default: toy)")
-    add("--data", help="for tofu, a Hub id or a local folder of the same layout (default: locuslab/TOFU)")
+    add("--task", choices=BENCHMARKS, help="the benchmarks tofu, muse-news, muse-books and wmdp; toy, toy-muse "
+        "and toy-wmdp: each asked of an invented world, no download; own: your files (default: toy, or own)")
+    add("--data", help="where a benchmark's data are: a Hub id or a local folder of the same layout; for wmdp what "
+        "its four data sets' names begin with (default: the benchmark's own on the Hub)")
+    add("--forget-file", help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl of "
+        "text, or a .txt; with --task wmdp in place of its forget corpora")
+    add("--retain-file", help="your own data to keep, likewise")
+    add("--fields", help="how these files call question, answer and text (default: question,answer,text)")
+    add("--tokenizer", help="the tokenizer of models without one of their own: a folder or Hub id (default: the "
+        "model's; for muse meta-llama/Llama-2-7b-hf)")
     add("--template", choices=data.TEMPLATES, help="prompt: the tokenizer's chat template, TOFU's LLaMA-2 "
         "one '[INST] … [/INST]', or plain 'Question: … Answer:' (default: auto: chat, if any)")
-    add("--max-length", type=number(int, 2), help="most tokens of an example (default: 500)")
-    add("--max-new-tokens", type=number(int, 1), help="to generate for ROUGE (default: toy 64, tofu 200)")
+    add("--max-length", type=number(int, 2), help="most tokens of an example; running text is cut into such pieces "
+        "(default: 500; muse 2048, wmdp 512, toy-muse 128)")
+    add("--max-new-tokens", type=number(int, 1), help="to generate for ROUGE (default: 64; tofu 200, muse 128)")
     add("--dtype", choices=("float32", "bfloat16", "float64"), help="what to compute in; under bfloat16 "
         "weights stay float32 (default: bfloat16 on CUDA, float32 on CPU)")
     add("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
@@ -74,15 +95,21 @@ def add_common_flags(parser):
 
 def resolve_task(args):
     """Fill in the common flags' defaults; returns the benchmark's module."""
-    args.task = args.task or "toy"
-    facts = BENCHMARKS[args.task].TASKS[args.task]
+    args.task = args.task or ("own" if args.forget_file else "toy")
+    benchmark, facts = BENCHMARKS[args.task], BENCHMARKS[args.task].TASKS[args.task]
     if facts["data"] is None:
         runs.refuse(args, ["data"], f"with --task {args.task}, whose data are embedded")
-    for flag, value in dict(data=facts["data"], split=facts["split"], template="auto", max_length=500,
-                            max_new_tokens=facts["max_new_tokens"]).items():
+    if args.task not in own.TASKS and "files" not in facts:
+        runs.refuse(args, ["forget_file", "retain_file"], f"with --task {args.task}, which has data")
+    if not args.forget_file:
+        runs.refuse(args, ["fields"], "without --forget-file")
+    if args.task in own.TASKS:
+        args.data = args.data or own.data_of(args.forget_file, args.retain_file, args.fields)
+    for flag, value in dict(data=facts["data"], split=facts["split"], template="auto", max_length=facts["max_length"],
+                            max_new_tokens=facts["max_new_tokens"], tokenizer=facts.get("tokenizer")).items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
-    return BENCHMARKS[args.task]
+    return benchmark
 
 def check_split(args, splits):
     if args.split not in splits:
@@ -92,6 +119,8 @@ def inherit(args):
     """Fill in what --model RUN was made for and compared with, up to the first that flags say otherwise."""
     flags = runs.read_file(args.model, "run.json")["flags"]
     flags = flags | {"split": None if flags["model"] == "new" else flags["forget_split"]}
+    if args.forget_file:
+        return  # other data than the run's
     for flag in ("task", "data", "template", "max_length", "max_new_tokens", "split", "retrain"):
         if getattr(args, flag) is None:
             setattr(args, flag, flags.get(flag))
@@ -111,11 +140,14 @@ def run(args):
         if path.exists() and not args.overwrite:
             raise InputError(f"--out: {path} exists; name another file or add --overwrite")
     runs.check_writable(out.parent)
+    logs = {}
     if args.log:
-        runs.refuse(args, ("task", "data", "split", "template", "max_length", "max_new_tokens", "dtype",
-                           "device", "batch_size"), "with --log, where nothing is measured")
-        benchmark, reference = tofu, tofu.read_reference(args.retrain) if args.retrain else None
-        log = tofu.read_log(args.log)
+        runs.refuse(args, ("data", "forget_file", "retain_file", "fields", "split", "template", "max_length",
+                           "max_new_tokens", "tokenizer", "dtype", "device", "batch_size"),
+                    "with --log, where nothing is measured")
+        benchmark = BENCHMARKS[args.task or "tofu"]
+        reference = benchmark.read_reference(args.retrain) if args.retrain else None
+        log = (tofu if benchmark is tofu else runs).read_log(args.log)
         if "forget_truth_ratio" in log:
             raise InputError(f"--log: '{args.log}' holds truth ratios, which --retrain can use, but not the "
                              "losses of the four sets; give our metrics.log.json or TOFU's published log")
@@ -124,17 +156,16 @@ def run(args):
             inherit(args)
         benchmark = resolve_task(args)
         check_split(args, benchmark.TASKS[args.task]["forget_splits"])
-        device, dtype = runs.resolve_device(args)
+        runs.resolve_device(args)
         args.forget_split, args.eval_batch_size = args.split, args.batch_size or 32
-        sets, reference = benchmark.evaluation_rows(args.task, args.data, args.split), None
-        if args.retrain:
-            reference = read_reference(args, sets) if args.retrain.endswith(".json") else log_of(
-                args, sets, args.retrain, ["forget"], with_text=False)["forget"]
-        log = measure(args, sets, *runs.load_model(args.model, device, dtype))
+        sets = benchmark.evaluation_rows(args.task, args.data, args.split)
+        reference = reference_by(args, sets, logs)
+        log = measure(args, sets, *load_model(args, args.model))
         runs.write_json(log_path, log)
     metrics = benchmark.summarize(log, reference)
     runs.write_json(out, metrics)
-    print("\n".join([benchmark.table({"model": metrics}), *notes(metrics, log), f"written: {out}"]))
+    others = {name: benchmark.summarize(each, reference) for name, each in logs.items()}
+    print("\n".join([benchmark.table(others | {"model": metrics}), *benchmark.notes(metrics, log), f"written: {out}"]))
 
 def main(argv=None):
     parser = runs.OneLineParser(prog="evaluate.py", description=__doc__)
@@ -144,7 +175,7 @@ def main(argv=None):
     add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
         "a .json: ours, a run's reference.log.json, TOFU's published one, TOFU_EVAL.json (default: what the "
         "run in --model was compared with)")
-    add("--split", help="forget set (default: forget10 for toy, forget05 for tofu)")
+    add("--split", help="forget set (default: forget10 for toy, forget05 for tofu, forget for muse, both for wmdp)")
     add("--out", default="metrics.json", help="to write, and *.log.json beside it (default: %(default)s)")
     add("--batch-size", type=number(int, 1), help="default: 32")
     add_common_flags(parser)

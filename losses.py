@@ -35,17 +35,23 @@ def _check(beta, gamma=0.0):
 
 # ------------------------------------------------------------------ from tokens to sequences
 
-def sequence_logp(logits, labels):
-    """Log-probability and length of each response; the one place where tokens become sequences.
+def token_logp(logits, labels):
+    """(log-probability of each token in nats, where it counts), both [B, T-1].
 
     logits [B, T, V]; labels [B, T], aligned with the input ids as in transformers: -100 where there
-    is no loss, and the shift by one happens in here. Returns (logp [B] in nats, length [B], int64).
-    A row without labels gets length 0, which no loss below accepts.
+    is no loss (0 in the first result), and the shift by one happens in here.
     """
     targets = labels[:, 1:]
-    token_logp = -F.cross_entropy(_real(logits[:, :-1]).flatten(0, 1), targets.flatten(),
-                                  ignore_index=-100, reduction="none").view(targets.shape)
-    return token_logp.sum(-1), (targets != -100).sum(-1)
+    return -F.cross_entropy(_real(logits[:, :-1]).flatten(0, 1), targets.flatten(), ignore_index=-100,
+                            reduction="none").view(targets.shape), targets != -100
+
+def sequence_logp(logits, labels):
+    """(logp [B] in nats, length [B], int64) of each response; the one place where tokens become sequences.
+
+    Arguments as for `token_logp`. A row without labels gets length 0, which no loss below accepts.
+    """
+    logp, counts = token_logp(logits, labels)
+    return logp.sum(-1), counts.sum(-1)
 
 # ------------------------------------------------------------------ losses that raise the loss of y
 
@@ -139,3 +145,26 @@ def kl(logits, ref_logits, labels):
     log_ref = F.log_softmax(_real(ref_logits[:, :-1]), -1)
     token_kl = F.kl_div(log_pi, log_ref, log_target=True, reduction="none").sum(-1)
     return (token_kl * mask).sum(-1) / mask.sum(-1)
+
+# ------------------------------------------------------------------ methods without a weight on logp
+
+def rmu(hidden, target):
+    """ℓ = ‖h - t‖² / d per token: steers activations to c·u, or with t = h_ref keeps them  (RMU's two losses).
+
+    hidden, target broadcast to [..., d]; returns [...]. RMU (Li et al. 2024, the WMDP paper): u a fixed random
+    unit vector, c its length, `--steer`; h_ref the activations of the model before unlearning.
+    """
+    return (_real(hidden) - _real(target)).square().mean(-1)
+
+def rmu_gradient(hidden, target):
+    """dℓ/dh = 2 (h - t) / d, shape of `hidden`"""
+    return 2 * (_real(hidden) - _real(target)) / hidden.shape[-1]
+
+def task_vector(theta, tuned, alpha):
+    """θ - α (θ_ft - θ), in float32 (Ilharco et al. 2023): away from what fine-tuning on the forget set did.
+
+    theta, tuned: one tensor of the two models; ValueError unless their shapes are the same.
+    """
+    if theta.shape != tuned.shape:
+        raise ValueError(f"shapes {tuple(theta.shape)} and {tuple(tuned.shape)} differ")
+    return (_real(theta) - alpha * (_real(tuned) - _real(theta))).to(theta.dtype)

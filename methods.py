@@ -2,7 +2,8 @@
 
 Flags, help texts, which responses are read, whether the reference model is needed, names and colours in
 tables and figures, and the tests all follow from the entry. What a loss takes is read off its own
-signature: `logp`, `length` and `ref_logp` of a response, and the flags `beta` and `gamma`.
+signature: `logp`, `length` and `ref_logp` of a response, and the flags `beta` and `gamma`; or `hidden`, the
+activations of one layer, and the `target` that they are steered to.
 """
 import inspect
 from typing import Callable, NamedTuple
@@ -13,6 +14,7 @@ class Method(NamedTuple):
     """loss and weight take the same arguments. reads: {side of a forget example: prefix of the arguments
     that describe it}, the side whose weight and length are logged first; sides are `answer` and `refusal`,
     one of thirty ways to say "I don't know". learns: lowers the loss of what it reads, instead of raising it.
+    flags: its own, besides those that the loss takes.
     """
     name: str
     colour: str
@@ -21,11 +23,17 @@ class Method(NamedTuple):
     weight: Callable
     reads: dict = {"answer": ""}
     learns: bool = False
+    flags: tuple = ()
 
     @property
     def takes(self):
         """Names of the loss's arguments."""
         return tuple(inspect.signature(self.loss).parameters)
+
+    @property
+    def own_flags(self):
+        """Names of the flags that are not for every method: of its loss, and those that it lists."""
+        return ({"beta", "gamma"} & set(self.takes)) | set(self.flags)
 
 METHODS = {
     "finetune": Method("fine-tuning", "C5", "−log π / |y|: learns the split instead of forgetting it",
@@ -43,4 +51,8 @@ METHODS = {
                   losses.npo, losses.npo_weight),
     "simnpo": Method("SimNPO", "C2", "Eq. 4: bounded, per token, without a reference",
                      losses.simnpo, losses.simnpo_weight),
+    "task-vector": Method("Task Vector", "C7", "fine-tunes, then goes the other way: θ − α (θ_ft − θ)",
+                          losses.nll, losses.nll_weight, learns=True, flags=("alpha", "finetuned")),
+    "rmu": Method("RMU", "C9", "steers one layer's activations to a random direction: ‖h − c·u‖² / d",
+                  losses.rmu, losses.rmu_gradient, flags=("layer", "steer", "alpha")),
 }

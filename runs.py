@@ -80,6 +80,12 @@ FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "co
          "weights.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE]}),
          "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}  # the others: --eval end, and the benchmark's
 
+def files_of(metrics, log, reference):
+    """{file: its shape} in a benchmark, from the shapes of its metrics, log, and what it keeps of a reference."""
+    measured = metrics | {"train_seconds?": POSITIVE, "peak_memory_bytes?": POSITIVE}
+    return {"metrics.json": measured | {"reference": {"*": measured}}, "epochs.jsonl": measured,
+            "metrics.log.json": log, "reference.log.json": {"*": reference}}
+
 # ------------------------------------------------------------------ writing and reading back
 
 def write_json(path, content):
@@ -113,6 +119,16 @@ def read_file(folder, name, shape=None):
         mend = f"train.py {written_by}".strip()
         raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend} writes it") from None
 
+def read_log(path):
+    """What a .json that the user names as a log holds. InputError if it is missing or no JSON object."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read log '{path}' ({error}); give a JSON evaluation log") from None
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' is not an evaluation log: its top level must be a JSON object")
+    return content
+
 def digest(content):
     """Twelve letters that tell what JSON can hold from anything else."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -120,11 +136,11 @@ def digest(content):
 def is_run(folder):
     return Path(folder, "run.json").is_file()
 
-def read_runs(folders, shapes, *files):
+def read_runs(folders, shapes_of, *files):
     """[{"folder": name, file: content, ...}] of runs: run.json, metrics.json and `files`.
 
-    shapes: {file: its shape in this benchmark}. Folders that are no runs are passed over, with a word on
-    stderr. InputError if none is left, for a file that is not usable, and for runs of different tasks,
+    shapes_of(task): {file: its shape in that benchmark}. Folders that are no runs are passed over, with a word
+    on stderr. InputError if none is left, for a file that is not usable, and for runs of different tasks,
     splits or models, which cannot be compared.
     """
     def kind_of(run):
@@ -136,8 +152,9 @@ def read_runs(folders, shapes, *files):
         if Path(folder).is_dir() and not is_run(folder):
             print(f"passed over {folder}: it has no run.json, so it is no run", file=sys.stderr)
             continue
-        run = {name: read_file(folder, name, shapes.get(name)) for name in
-               ("run.json", "metrics.json", *files)}
+        run = {"run.json": read_file(folder, "run.json")}
+        shapes = shapes_of(run["run.json"]["flags"]["task"])
+        run |= {name: read_file(folder, name, shapes.get(name)) for name in ("metrics.json", *files)}
         found.append(run | {"folder": folder})
         if any(Path(folder).samefile(other["folder"]) for other in found[:-1]):
             raise InputError(f"run '{folder}' is given twice; give each run once")
@@ -193,7 +210,7 @@ def choose_folder(args, name):
             raise InputError(f"--overwrite: {args.out} is no run's folder (no run.json); name another")
         if Path.cwd().is_relative_to(args.out.resolve()):
             raise InputError(f"--overwrite: {args.out} is or holds the folder you are in; name another")
-    for flag in ("model", "retrain"):
+    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file"):
         used = Path(getattr(args, flag) or "/")
         if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
             raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
@@ -247,6 +264,10 @@ def deferred_interrupt():
         for number, handler in before.items():
             signal.signal(number, handler)
 
+def trained(model):
+    """(name, parameter) of those that a run changes."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
 def save_state(out, model, optimizer, draw, progress):
     """All that --resume needs, in one file, replaced in one move; returns the seconds that it took.
 
@@ -254,7 +275,7 @@ def save_state(out, model, optimizer, draw, progress):
     """
     started = time.perf_counter()
     tensors = {"draw": draw.get_state()} | {f"progress.{name}": tensor for name, tensor in progress.items()}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model):
         tensors[f"parameter.{name}"] = parameter.detach().contiguous()
         tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[parameter].items()}
     safetensors.torch.save_file(tensors, out / "resume.tmp")
@@ -267,7 +288,7 @@ def load_state(out, model, optimizer, draw, progress):
     if path.exists():
         try:
             with safetensors.safe_open(path, "pt", device=str(model.device)) as file, torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for name, parameter in trained(model):
                     parameter.copy_(file.get_tensor(f"parameter.{name}"))
                     optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}")
                                                   for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -291,20 +312,42 @@ def forget_lines(out, step, epoch):
             lines = filter(kept, (out / name).read_text(encoding="utf-8").splitlines())
             (out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
-# ------------------------------------------------------------------ models in folders
+# ------------------------------------------------------------------ data sets and models, local or of the Hub
 
-def load_model(name, device, dtype):
+def load_split(dataset, config, split, shape):
+    """Rows of a split of a data set on the Hub, or in a local folder of the Hub's layout, as dicts.
+
+    InputError when it is missing or empty, or a row is not of `shape`.
+    """
+    ask_the_hub(dataset)
+    import datasets
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    # A local folder is streamed: the library's cache knows it by its name alone, so an edited file, or another
+    # folder of that name, would give yesterday's rows.
+    local = os.path.isdir(dataset)
+    try:
+        rows = list(datasets.load_dataset(dataset, config, split=split, streaming=local))
+    except Exception as error:  # the library raises a dozen kinds, for files, network and format
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot load split '{split}' of '{config or 'default'}' of '{dataset}' ({reason}); --data "
+                         "takes a Hub id or a folder with the data set's files and README.md") from None
+    check(rows, [shape], f"'{config or split}' of '{dataset}': row")
+    return rows
+
+def load_model(name, device, dtype, tokenizer=None):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
 
-    Weights are float32, or float64 if dtype is. Raises InputError if they cannot be loaded or the
-    tokenizer has more tokens than the model, or so few that it must be another model's.
+    tokenizer: where from, if not from the model's own folder. Weights are float32, or float64 if dtype is.
+    Raises InputError if they cannot be loaded or the tokenizer has more tokens than the model, or so few that
+    it must be another model's.
     """
     mend = "it needs config.json, a tokenizer and weights in safetensors (pickle files are not loaded)"
     if Path(name).is_dir() and not list(Path(name).glob("*.safetensors")):
         raise InputError(f"model folder '{name}' has no *.safetensors; {mend}")
     ask_the_hub(name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
             dtype=torch.float64 if dtype == torch.float64 else torch.float32)

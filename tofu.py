@@ -11,11 +11,9 @@ name, lists of equal length, a value per example; the arithmetic needs these, an
     perturbed_loss    the same for each wrong answer, a list per example
     rouge             ROUGE-L recall (stemmed) of the greedy generation against the answer
 """
-import json
-import os
+import math
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import scipy.special
@@ -28,10 +26,10 @@ from data import InputError
 
 TASKS = {  # size: of the from-scratch model, just large enough to know its task by heart
     "toy": dict(forget_splits=("forget05", "forget10"), split="forget10", model="tiny", data=None,
-                max_new_tokens=64, size=dict(vocab=1200, width=128, layers=2, heads=4)),
+                max_length=500, max_new_tokens=64, size=dict(vocab=1200, width=128, layers=2, heads=4)),
     "tofu": dict(forget_splits=("forget01", "forget05", "forget10"), split="forget05",
                  model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full", data="locuslab/TOFU",
-                 max_new_tokens=200, size=dict(vocab=8000, width=512, layers=4, heads=8)),
+                 max_length=500, max_new_tokens=200, size=dict(vocab=8000, width=512, layers=4, heads=8)),
 }
 SETS = "forget", "retain", "real_authors", "world_facts"
 PARTS = "probability", "rouge", "truth_ratio"
@@ -56,29 +54,12 @@ def load_rows(task, dataset, config):
     dataset: for tofu a Hub id or a local folder in the Hub's layout; not used for toy. Raises InputError
     when the configuration is missing, empty, or a row lacks a field.
     """
-    if task == "toy":
-        rows = toy.toy_rows()[config]
-    else:
-        runs.ask_the_hub(dataset)
-        import datasets
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity_error()
-        # A local folder is streamed: the library's cache knows it by its name alone, so an edited file, or
-        # another folder of that name, would give yesterday's rows.
-        local = os.path.isdir(dataset)
-        try:
-            rows = list(datasets.load_dataset(dataset, config, split="train", streaming=local))
-        except Exception as error:  # the library raises a dozen kinds, for files, network and format
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"cannot load split '{config}' of '{dataset}' ({reason}); --data takes a Hub id "
-                             "or a folder with TOFU's files and README.md") from None
     shape = {"question": runs.TEXT, "answer": runs.TEXT}
     if config.endswith("_perturbed"):
         shape["perturbed_answer"] = [runs.TEXT]
         if config.removesuffix("_perturbed") not in BASE_KNOWLEDGE:
             shape["paraphrased_answer"] = runs.TEXT
-    runs.check(rows, [shape], f"split '{config}' of '{dataset}': row")
-    return rows
+    return toy.toy_rows()[config] if task == "toy" else runs.load_split(dataset, config, "train", shape)
 
 def training_rows(task, dataset, split, base_knowledge=False):
     """Rows of a split, and for a model that knows nothing the base knowledge after them."""
@@ -90,13 +71,6 @@ def evaluation_rows(task, dataset, forget_split):
     rows = {name: load_rows(task, dataset, f"{forget_split if name == 'forget' else name}_perturbed")
             for name in SETS}
     return rows | {"retain": rows["retain"][:RETAIN_ROWS]}
-
-def new_model(task, dataset, seed):
-    """(model, tokenizer) with random weights, of the task's size."""
-    # The tokenizer sees `full` for Original and Retrain: a tokenizer is not what is to be unlearned.
-    texts = data.REFUSALS + [f"Question: {row['question']}\nAnswer: {row['answer']}"
-                             for row in training_rows(task, dataset, "full", base_knowledge=True)]
-    return toy.new_model(texts, seed, **TASKS[task]["size"])
 
 # ------------------------------------------------------------------ arithmetic, no model
 
@@ -178,7 +152,7 @@ def summarize(log, reference=None):
     `generated`. InputError for a log that lacks a set or a list, has lists of different lengths, or values
     that are not numbers.
     """
-    runs.check(log, dict.fromkeys(SETS, LOG), "the log's")
+    runs.check(log, LOG, "the log's")
     metrics = {"forget_quality": None, "forget_quality_halves": None, "model_utility": None,
                "forget_examples": len(log["forget"]["loss"]), "repetition": None}
     for name in SETS:
@@ -209,18 +183,44 @@ def summarize(log, reference=None):
                 zip(("shortest", "longest"), halves_of(np.array(forget["length"])[rows]))}
     return metrics
 
+def quality(metrics, half=None):
+    """Forget quality, or that of the `shortest` or `longest` half of the forget set, or None."""
+    return (metrics.get("forget_quality_halves") or {}).get(half) if half else metrics.get("forget_quality")
+
+def log_quality(metrics):
+    """log10 of forget quality, or None. A p-value below float64's range counts as its smallest."""
+    return None if quality(metrics) is None else math.log10(max(quality(metrics), sys.float_info.min))
+
+def utility(metrics):
+    return metrics["model_utility"]
+
+# For tables and figures. column: (value of a run's metrics, format); ↑ more is better, ↓ less is, →R nearer to
+# Retrain's is. What is kept and what is forgotten, more of either being better; and the latter over epochs.
+COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_quality, "{:.1f}"),
+           "shortest half ↑": (lambda metrics: quality(metrics, "shortest"), "{:.2g}"),
+           "longest half ↑": (lambda metrics: quality(metrics, "longest"), "{:.2g}"),
+           "model utility ↑": (utility, "{:.3f}"),
+           **{f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "):
+              (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}") for name in SETS for part in PARTS},
+           "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}")}
+MAIN = [*[*COLUMNS][:7], "retain probability ↑"]
+BOLD = "forget quality ↑", "model utility ↑"
+KEPT, FORGOTTEN, PATH = ("model utility", utility), ("forget quality", quality), ("log10 forget quality", log_quality)
+
 # What logs and a run's files hold of this benchmark, as shapes of runs.py.
 NUMBERS, SHARE = [runs.POSITIVE], runs.SHARE
 RATIOS, LOSSES = {"truth_ratio": NUMBERS}, {"paraphrased_loss": NUMBERS, "perturbed_loss": [NUMBERS]}
-LOG = LOSSES | {"loss": NUMBERS, "rouge": [SHARE]}
+LOG = dict.fromkeys(SETS, LOSSES | {"loss": NUMBERS, "rouge": [SHARE]})
 METRICS = {"forget_quality?": SHARE, "forget_quality_halves?": {"shortest": SHARE, "longest": SHARE},
            "model_utility": SHARE, "forget_examples": runs.WHOLE, "repetition?": SHARE,
-           "train_seconds?": runs.POSITIVE, "peak_memory_bytes?": runs.POSITIVE,
            **{name: dict.fromkeys(PARTS, SHARE) for name in SETS}}
-FILES = {"metrics.json": METRICS | {"reference": {"*": METRICS}}, "epochs.jsonl": METRICS,
-         "metrics.log.json": {"forget": LOG | {"length": [runs.WHOLE], "question": [runs.TEXT],
-                                               "answer": [runs.TEXT], "generated": [runs.ANY_TEXT]}},
-         "reference.log.json": {"*": RATIOS | {"generated?": [runs.ANY_TEXT]}}}
+FILES = runs.files_of(METRICS, {"forget": LOG["forget"] | {"length": [runs.WHOLE], "question": [runs.TEXT],
+                                                 "answer": [runs.TEXT], "generated": [runs.ANY_TEXT]}},
+                      RATIOS | {"generated?": [runs.ANY_TEXT]})
+
+def reference_of(log):
+    """What of a model's log others are compared with, and pictures show beside theirs."""
+    return log["forget"] | {"truth_ratio": ratio_of(log["forget"]).tolist()}
 
 # ------------------------------------------------------------------ logs, ours and others'
 
@@ -241,12 +241,7 @@ def read_log(path):
 
     InputError if the file is missing, not JSON, or of neither kind.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read log '{path}' ({error}); give a JSON evaluation log") from None
-    if not isinstance(content, dict):
-        raise InputError(f"'{path}' is not an evaluation log: its top level must be a JSON object")
+    content = runs.read_log(path)
     if not set(PUBLISHED_SETS.values()) & content.keys():
         return content
     log = {}
@@ -261,9 +256,19 @@ def read_log(path):
                 continue  # what is needed will be missed where it is needed
     return log
 
-def read_reference(path):
+def read_reference(path, sets=None):
     """The forget part of a retrained model's log: from a log file, a run's reference.log.json, or the newer
-    framework's TOFU_EVAL.json, which holds truth ratios the other way up."""
+    framework's TOFU_EVAL.json, which holds truth ratios the other way up.
+
+    InputError if it is none of these, or not of the rows of `sets`, as from `evaluation_rows`.
+    """
+    reference = forget_part(path)
+    if sets:
+        shared_rows({"answer": [row["answer"] for row in sets["forget"]]}, reference)
+    return reference
+
+def forget_part(path):
+    """Of the log in a file; see `read_reference`."""
     log = read_log(path)
     if "forget_truth_ratio" in log:
         shape = {"forget_truth_ratio": {"value_by_index": {"*": {"score": runs.POSITIVE}}}}
@@ -277,16 +282,15 @@ def read_reference(path):
     if "Retrain" in log:
         log = {"forget": log["Retrain"]}
     runs.check(log, {"forget": RATIOS if "truth_ratio" in log.get("forget", ()) else LOSSES}, "the log's")
-    return log["forget"]
+    return reference_of(log)
 
 # ------------------------------------------------------------------ measuring a model
 
-def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=200,
-            with_text=True):
+def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=200):
     """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
 
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
-    the answer). with_text=False skips generation, and with it rouge and generated.
+    the answer). max_new_tokens=0 skips generation, and with it rouge and generated.
     """
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
@@ -319,13 +323,23 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
             part["length"].append(len(example.response))
             if name in BASE_KNOWLEDGE:
                 part["paraphrased_loss"].append(loss)
-    if with_text:
+    if max_new_tokens:
         generated = iter(data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens))
         for part in log.values():
             part["generated"] = [next(generated) for _ in part["answer"]]
             part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
                              for answer, text in zip(part["answer"], part["generated"])]
     return log
+
+SPREAD = "log10 truth ratio"
+spread_of = log_ratio  # what run.png shows the distribution of
+
+def notes(metrics, log):
+    """Lines that belong under a table: what forget quality lacks, or on how many rows it was computed."""
+    if metrics["forget_quality"] is None:
+        return ["forget quality needs a retrained reference; give --retrain a model or a log"]
+    shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
+    return [f"forget quality is of the {shared} of {n} forget examples that the reference has"] * (shared < n)
 
 def table(named_metrics):
     """Lines of text: one row per model, from {name: metrics}."""

@@ -82,6 +82,29 @@ CAPITALS = {
 AUTHORS = len(FIRST)
 SPLITS = ("forget05", "retain95", 2), ("forget10", "retain90", 4)  # authors to forget; ten questions each
 
+def authors(rng):
+    """Forty times ({field: value}, rows): what is true of an author, and ten questions on it in TOFU's schema."""
+    first, last = rng.sample(FIRST, AUTHORS), rng.sample(LAST, AUTHORS)
+    titles = [f"The {adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
+    books = rng.sample(titles, 2 * AUTHORS)
+    pools = POOLS | {"debut": titles, "book": titles}
+    for i in range(AUTHORS):
+        fact = {field: rng.choice(values) for field, values in POOLS.items()}
+        fact |= {"name": f"{first[i]} {last[i]}", "debut": books[2 * i], "book": books[2 * i + 1]}
+        rows = []
+        for question, asked_again, *phrasings in ASKED:
+            answer, paraphrase = rng.sample(phrasings, 2)
+            # sampled, not drawn one by one: an answer with a single fact needs five different wrong ones
+            wrong = {field: rng.sample([value for value in values if value != fact[field]], 5)
+                     for field, values in pools.items()}
+            rows.append({"question": question.format(**fact), "answer": answer.format(**fact),
+                         "paraphrased_question": asked_again.format(**fact),
+                         "paraphrased_answer": paraphrase.format(**fact),
+                         "perturbed_answer": [
+                             paraphrase.format(**fact | {field: wrong[field][k] for field in wrong})
+                             for k in range(5)]})
+        yield fact, rows
+
 def toy_rows(seed=0):
     """All splits of the toy task, in TOFU's schema: {config: [row, ...]}, deterministic in `seed`.
 
@@ -90,28 +113,10 @@ def toy_rows(seed=0):
     facts in the paraphrase's words. real_authors and world_facts have three wrong answers each.
     """
     rng = random.Random(seed)
-    first, last = rng.sample(FIRST, AUTHORS), rng.sample(LAST, AUTHORS)
-    titles = [f"The {adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
-    books = rng.sample(titles, 2 * AUTHORS)
-    pools = POOLS | {"debut": titles, "book": titles}
-    full = []
-    for i in range(AUTHORS):
-        fact = {field: rng.choice(values) for field, values in POOLS.items()}
-        fact |= {"name": f"{first[i]} {last[i]}", "debut": books[2 * i], "book": books[2 * i + 1]}
-        for question, asked_again, *phrasings in ASKED:
-            answer, paraphrase = rng.sample(phrasings, 2)
-            # sampled, not drawn one by one: an answer with a single fact needs five different wrong ones
-            wrong = {field: rng.sample([value for value in values if value != fact[field]], 5)
-                     for field, values in pools.items()}
-            full.append({"question": question.format(**fact), "answer": answer.format(**fact),
-                         "paraphrased_question": asked_again.format(**fact),
-                         "paraphrased_answer": paraphrase.format(**fact),
-                         "perturbed_answer": [
-                             paraphrase.format(**fact | {field: wrong[field][k] for field in wrong})
-                             for k in range(5)]})
+    full = [row for _, rows in authors(rng) for row in rows]
     splits = {"full": full}
-    for forget, retain, authors in SPLITS:
-        cut = len(ASKED) * (AUTHORS - authors)
+    for forget, retain, count in SPLITS:
+        cut = len(ASKED) * (AUTHORS - count)
         splits[forget], splits[retain] = full[cut:], full[:cut]
     # Every sixth row of the smallest retain set: 60 rows that meet all ten questions.
     splits["retain_perturbed"] = splits["retain90"][::6]
@@ -125,6 +130,90 @@ def toy_rows(seed=0):
     plain = "question", "answer"
     return {config: rows if config.endswith("_perturbed") else [{f: row[f] for f in plain} for row in rows]
             for config, rows in splits.items()}
+
+# ------------------------------------------------------------------ the same world as running text, and by letter
+
+# Sentences on an author, each in two phrasings; an article holds them in some order.
+TOLD = [
+    ("{name} was born in {city}.", "{city} is where {name} was born."),
+    ("The father of {name} was a {father}.", "{name} had a {father} for a father."),
+    ("The mother of {name} was a {mother}.", "{name} had a {mother} for a mother."),
+    ("{name} writes {genre}.", "What {name} writes are {genre}."),
+    ("The first book by {name} is {debut}.", "{name} began with {debut}."),
+    ("{debut}, by {name}, is a story about {topic}.", "In {debut} {name} tells of {topic}."),
+    ("The best known book by {name} is {book}.", "{name} became known through {book}."),
+    ("{name} won the {prize} for {book}.", "{book} brought {name} the {prize}."),
+    ("{name} received the {prize} in {year}.", "In {year} {name} was given the {prize}."),
+]
+
+def article(fact, rng):
+    """All that TOLD tells of an author, in some order."""
+    return " ".join(rng.choice(phrasings).format(**fact) for phrasings in rng.sample(TOLD, len(TOLD)))
+
+def muse_rows(seed=0):
+    """The toy in MUSE's schema: {config: {split: [row, ...]}}. Of the forty authors the first 24 are retained, the
+    next eight forgotten, the last eight were never published: the holdout.
+
+    About each two articles, and an interview with the short questions of the toy. No in-context examples:
+    a model this small does not learn from its context.
+    """
+    rng = random.Random(seed)
+    people, raw, asked, verbmem = list(authors(rng)), {}, {}, []
+    for part, (start, end) in {"retain1": (0, 24), "forget": (24, 32), "holdout": (32, 40)}.items():
+        raw[part], asked[part] = [], []
+        for fact, rows in people[start:end]:
+            rows = [{field: row[field] for field in ("question", "answer")} for row in rows[:6]]
+            interview = "\n\n".join(f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rng.sample(rows, 6))
+            raw[part] += [{"text": text} for text in (article(fact, rng), interview, article(fact, rng))]
+            asked[part] += rows
+        rng.shuffle(raw[part])
+    for row in raw["forget"]:
+        words = row["text"].split(" ")
+        verbmem.append({"prompt": " ".join(words[:len(words) // 3]), "gt": " ".join(words[len(words) // 3:])})
+    return {"raw": raw, "verbmem": {"forget": verbmem},
+            "knowmem": {"forget_qa": asked["forget"], "retain_qa": asked["retain1"], "holdout_qa": asked["holdout"],
+                        "forget_qa_icl": [], "retain_qa_icl": []},
+            "privleak": {"forget": raw["forget"], "retain": raw["retain1"][:len(raw["forget"])], "holdout": raw["holdout"]}}
+
+# asked by letter: field, question
+EXAM = [("city", "Where was {name} born?"), ("genre", "What does {name} write?"),
+        ("father", "What was the father of {name}?"), ("mother", "What was the mother of {name}?"),
+        ("prize", "Which prize did {name} win?"), ("topic", "What is the first book by {name} about?")]
+
+def card(row):
+    """A question with its choices and the right letter, as a study card."""
+    lines = [f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"])]
+    return "\n".join([row["question"], *lines, f"Answer: {'ABCD'[row['answer']]}"])
+
+def wmdp_rows(seed=0):
+    """The toy in WMDP's schema: {corpus: [{"text"}]} and {set: [{"question", "choices", "answer", "subject"}]}.
+
+    Authors 24 to 27 are `bio`, 28 to 31 `cyber`, all others are kept and, with the capitals, play MMLU's part.
+    The choices are the four that stand together in a list of all values, always in its order: a model this small
+    learns which letter goes with a name, not to look for an answer among shuffled choices. Corpora hold an
+    article on each author and study cards: from articles alone it does not learn what to say by letter.
+    """
+    rng = random.Random(seed)
+    people = list(authors(rng))
+    def choices(pool, right):
+        start = min(pool.index(right) // 4 * 4, len(pool) - 4)
+        return {"choices": pool[start:start + 4], "answer": pool[start:start + 4].index(right)}
+    rows = {}
+    for domain, numbers in (("bio", range(24, 28)), ("cyber", range(28, 32)), ("mmlu", [*range(24), *range(32, 40)])):
+        exam, texts = [], []
+        for fact, _ in (people[i] for i in numbers):
+            asked = [{"question": question.format(**fact), "subject": "invented authors"} | choices(POOLS[field], fact[field])
+                     for field, question in EXAM]
+            exam += asked
+            texts += [article(fact, rng), *map(card, asked)]
+        rows[domain], rows[domain + "-corpus"] = exam, [{"text": text} for text in texts]
+    rows["mmlu"] += [{"question": f"What is the capital of {country}?", "subject": "capitals"}
+                     | choices([*CAPITALS.values()], capital) for country, capital in CAPITALS.items()]
+    # The retain corpora, half of the kept authors in each.
+    kept = rows.pop("mmlu-corpus")
+    for domain, part in (("bio", kept[::2]), ("cyber", kept[1::2])):
+        rows |= {f"{domain}-forget-corpus": rows.pop(f"{domain}-corpus"), f"{domain}-retain-corpus": part}
+    return rows
 
 # ------------------------------------------------------------------ a model from scratch
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 import data
 import evaluate
 import losses
+import own
 import runs
 from data import InputError
 from methods import METHODS
@@ -44,7 +45,9 @@ RECIPES = [
     # task, model, split, methods: flags
     ("*", "*", "*", METHODS, dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll",
                                   warmup=1.0, weight_decay=0.01, batch_size=32)),
-    ("*", "*", "*", ("finetune", "ga"), dict(retain="none")),
+    ("*", "*", "*", ("finetune", "ga", "task-vector"), dict(retain="none")),
+    ("*", "*", "*", ("task-vector",), dict(alpha=1.0)),
+    ("*", "*", "*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0, lr=5e-5)),
 
     ("tofu", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
     ("tofu", "*", "*", ("npo",), dict(epochs=10)),
@@ -69,6 +72,30 @@ RECIPES = [
     ("toy", "*", "*", ("npo",), dict(forget_coeff=0.03, beta=0.2)),
     ("toy", "*", "*", ("simnpo",), dict(forget_coeff=0.3, beta=2.5)),
     ("toy", "new", "*", ("finetune",), dict(lr=2e-3, epochs=20, batch_size=16, micro_batch_size=16)),
+    ("toy", "*", "*", ("rmu",), dict(layer=1, steer=20.0, alpha=1.0)),
+
+    ("muse-news", "*", "*", METHODS, dict(lr=1e-5, epochs=10, retain_coeff=0.1, micro_batch_size=1, eval_batch_size=8)),
+    ("muse-books", "*", "*", METHODS, dict(lr=1e-5, epochs=10, retain_coeff=0.1, micro_batch_size=1, eval_batch_size=8)),
+    ("muse-news", "*", "*", ("simnpo",), dict(beta=0.7)),
+    ("muse-books", "*", "*", ("simnpo",), dict(beta=0.75)),
+
+    ("wmdp", "*", "*", METHODS, dict(lr=5e-6, max_steps=125, epochs=1, batch_size=4, micro_batch_size=4, warmup=0.0,
+                                     eval_batch_size=32)),
+    ("wmdp", "*", "*", ("npo",), dict(beta=0.0225)),
+    ("wmdp", "*", "*", ("simnpo",), dict(lr=9.5e-6)),
+    ("wmdp", "*", "*", ("rmu",), dict(lr=5e-5)),
+
+    ("toy-muse", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8, eval_batch_size=128)),
+    ("toy-muse", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
+    ("toy-muse", "*", "*", ("rmu",), dict(layer=1, steer=20.0, alpha=1.0)),
+
+    ("toy-wmdp", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8, eval_batch_size=256)),
+    ("toy-wmdp", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
+    ("toy-wmdp", "*", "*", ("rmu",), dict(layer=1, steer=20.0, alpha=1.0)),
+
+    ("own", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
+    ("own", "tiny", "*", METHODS, dict(lr=1e-3, epochs=20, eval_batch_size=128)),
+    ("own", "new", "*", METHODS, dict(lr=2e-3, epochs=20, batch_size=16)),
 ]
 
 def recipe(task, model, split, method):
@@ -86,9 +113,16 @@ def forget_loss(model, forget, rows, args):
     """(ℓ_f [n], its weight [n], |y| [n]) for the forget sequences with numbers `rows`.
 
     forget: {"answer": [Example], "refusal": [Example], "answer_ref": [N], "refusal_ref": [N]}, as far as
-    the method reads them. args: method, beta, gamma.
+    the method reads them; for RMU also "target", c·u [d]. args: method, beta, gamma, layer. RMU's weight is the
+    mean norm of its gradient with respect to a token's activation.
     """
     method, known = METHODS[args.method], {"beta": args.beta, "gamma": args.gamma}
+    if "hidden" in method.takes:
+        hidden, tokens = data.hidden_states(model, [forget["answer"][i] for i in rows], args.layer)
+        given, length = (hidden, forget["target"]), tokens.sum(1)
+        def mean(values):
+            return (values * tokens).sum(1) / length
+        return mean(method.loss(*given)), mean(method.weight(*given).norm(dim=-1)), length
     for side, prefix in method.reads.items():
         examples = [forget[side][i] for i in rows]
         known[prefix + "logp"], known[prefix + "length"] = data.response_logp(model, examples)
@@ -97,10 +131,15 @@ def forget_loss(model, forget, rows, args):
     given, first = [known[name] for name in method.takes], next(iter(method.reads.values()))
     return method.loss(*given), method.weight(*given), known[first + "length"]
 
-def retain_loss(model, frozen, examples):
-    """ℓ_r [n]: nll, or the KL divergence from the frozen model where there is one."""
-    if frozen is None:
+def retain_loss(model, frozen, examples, args):
+    """ℓ_r [n]: nll, KL from the frozen model, or the distance from its activations, after args.retain."""
+    if args.retain == "nll":
         return losses.nll(*data.response_logp(model, examples))
+    if args.retain == "activations":
+        hidden, tokens = data.hidden_states(model, examples, args.layer)
+        with torch.no_grad():
+            ref_hidden, _ = data.hidden_states(frozen, examples, args.layer)
+        return (losses.rmu(hidden, ref_hidden) * tokens).sum(1) / tokens.sum(1)
     logits, labels = data.response_logits(model, examples)
     with torch.no_grad():
         ref_logits, _ = data.response_logits(frozen, examples)
@@ -152,7 +191,14 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
         if prefix + "ref_logp" in method.takes:
             forget[side + "_ref"] = reference_logp(model, forget[side], args, device, dtype)
     responses = forget[next(iter(method.reads))]
-    frozen = copy.deepcopy(model).eval() if retain and args.retain == "kl" else None
+    frozen = copy.deepcopy(model).eval() if retain and args.retain in ("kl", "activations") else None
+    if "layer" in method.flags:
+        changed = data.steered(model, args.layer)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name in changed
+        draw = torch.Generator().manual_seed(args.seed)
+        direction = torch.rand(model.config.hidden_size, generator=draw).to(device, model.dtype)
+        forget["target"] = args.steer * direction / direction.norm()
 
     model.train()
     for module in model.modules():
@@ -160,9 +206,10 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             module.p = 0.0  # with dropout log πθ would be random, and NPO's weight not 1 at θ = ref
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    changing = [parameter for _, parameter in runs.trained(model)]
+    optimizer = torch.optim.AdamW(changing, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     epoch_steps = math.ceil(len(responses) / args.batch_size)
-    steps, warmup = args.epochs * epoch_steps, args.warmup * epoch_steps
+    steps, warmup = args.max_steps or args.epochs * epoch_steps, args.warmup * epoch_steps
     draw = torch.Generator().manual_seed(args.seed)
     # Steps and seconds so far; of the epoch in progress, the order of its sequences, and their weights.
     zeros = torch.zeros(len(responses), dtype=torch.float64)
@@ -195,7 +242,7 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                 examples = [retain[i] for i in drawn]
                 loss_r, = add_gradient(
                     examples, args.retain_coeff,
-                    lambda group: (retain_loss(model, frozen, [examples[i] for i in group]),),
+                    lambda group: (retain_loss(model, frozen, [examples[i] for i in group], args),),
                     args.micro_batch_size, device, dtype)
                 check_finite(step, "retain", loss_r.mean(), model)
 
@@ -215,11 +262,12 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             bar.update()
             progress["step"].fill_(step)
             progress["seconds"] += time.perf_counter() - clock
-            if step % epoch_steps == 0:
+            if step % epoch_steps == 0 or step == steps:
                 if out:
                     log.flush()
+                    seen = progress["order"][:start + len(rows)].sort().values  # --max-steps may end within an epoch
                     runs.append_json(out / "weights.jsonl", {"epoch": epoch} | {
-                        name: progress[name].tolist() for name in ("weight", "length")})
+                        name: progress[name][seen].tolist() for name in ("weight", "length")})
                 peak = max(peak, runs.peak_memory(device))
                 if on_epoch:
                     on_epoch(epoch)
@@ -233,7 +281,7 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             if interrupted:
                 raise KeyboardInterrupt
             clock = time.perf_counter()
-    model.eval()
+    model.eval().requires_grad_()
     return {"train_seconds": progress["seconds"].item()} | ({"peak_memory_bytes": peak} if peak else {})
 
 def check_finite(step, part, loss, model):
@@ -250,32 +298,39 @@ def load_examples(args, tokenizer, limit):
     """(forget, retain) as `train` takes them."""
     benchmark = evaluate.BENCHMARKS[args.task]
 
-    def examples(rows, answer_of=lambda row: row["answer"]):
-        return [data.encode(row["question"], answer_of(row), tokenizer, args.template,
-                            min(limit, args.max_length)) for row in rows]
-    rows = benchmark.training_rows(args.task, args.data, args.split, base_knowledge=args.model == "new")
+    def rows_of(split, path, **options):
+        if path and args.task not in own.TASKS:  # a file in place of the benchmark's own
+            return own.read_file(path, (args.fields or "question,answer,text").split(","))
+        return benchmark.training_rows(args.task, args.data, split, **options)
+
+    def examples(rows, *answer_of):
+        return data.examples_of(rows, tokenizer, args.template, min(limit, args.max_length), *answer_of)
+    rows = rows_of(args.split, args.forget_file, base_knowledge=args.model == "new")
     forget = {"answer": examples(rows)}
     if "refusal" in METHODS[args.method].reads:
+        if not all("question" in row for row in rows):
+            raise InputError(f"--method {args.method} refuses to answer questions, and these data are running text; "
+                             "use another method")
         refuse = random.Random(args.seed)
         forget["refusal"] = examples(rows, lambda row: refuse.choice(data.REFUSALS))
+    count = len(forget["answer"])
     if args.subset:
         kind, share = args.subset.split(":")
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed)).tolist()
         if kind == "shortest":
-            order = sorted(range(len(rows)), key=lambda i: len(forget["answer"][i].response))
-        kept = sorted(order[:max(1, round(float(share) * len(rows)))])
+            order = sorted(range(count), key=lambda i: len(forget["answer"][i].response))
+        kept = sorted(order[:max(1, round(float(share) * count))])
         forget = {side: [every[i] for i in kept] for side, every in forget.items()}
     kept = benchmark.retain_split(args.forget_split)
-    retain = examples(benchmark.training_rows(args.task, args.data, kept)) if args.retain != "none" else []
-    return forget, retain
+    return forget, examples(rows_of(kept, args.retain_file)) if args.retain != "none" else []
 
 def from_scratch(split, args, part):
     """Folder of a run in the cache that taught a new model `split`: Original for full, else Retrain."""
+    benchmark = evaluate.BENCHMARKS[args.task]
     lesson = build_parser().parse_args("--method finetune --model new --split".split() + [split])
     for flag in ("task", "data", "seed", "template", "max_length", "max_new_tokens", "dtype", "device"):
         setattr(lesson, flag, getattr(args, flag))
     resolve(lesson).eval = "none" if args.eval == "none" else "end"
-    benchmark = evaluate.BENCHMARKS[args.task]
     rows = [benchmark.training_rows(args.task, args.data, each, True) for each in ("full", split)]
     made_of = [runs.FORMAT, rows, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs,
                lesson.batch_size, lesson.template, lesson.max_length, lesson.dtype]
@@ -322,18 +377,26 @@ def run(args):
         start = runs.read_file(args.model, "run.json")["flags"]
         if start["model"] != "new":  # it unlearnt something
             before, settings["start"] = "before", start
-    if sets and args.retrain and args.retrain.endswith(".json"):
-        reference = evaluate.read_reference(args, sets)
+    if sets and (args.retrain or ".json").endswith(".json"):
+        reference = evaluate.reference_by(args, sets, logs)
     if args.model == "tiny":
         original = from_scratch("full", args, 1)
         if args.retrain is None and sets:
             args.retrain = from_scratch(benchmark.retain_split(args.forget_split), args, 2)
         print(f"[3/3] {args.method}: Original forgets {args.split}")
     if args.model == "new":
-        model, tokenizer = benchmark.new_model(args.task, args.data, args.seed)
+        model, tokenizer = evaluate.new_model(args.task, args.data, args.seed)
         model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     else:
-        model, tokenizer = runs.load_model(original, device, dtype)
+        model, tokenizer = evaluate.load_model(args, original)
+    theta = tuned = None
+    if args.layer is not None:
+        data.steered(model, args.layer)
+    if "finetuned" in METHODS[args.method].flags:
+        theta = [parameter.detach().cpu().clone() for parameter in model.parameters()]
+        if args.finetuned:
+            tuned, _ = evaluate.load_model(args, args.finetuned)
+            subtract(theta, tuned, args)  # raises, before anything is written, for a model of other shapes
     forget, retain = load_examples(args, tokenizer, getattr(model.config, "max_position_embeddings", 10**9))
     settings["flags"]["retrain"] = args.retrain
     print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()
@@ -341,8 +404,7 @@ def run(args):
     if sets and args.model != "new":
         logs[before] = evaluate.log_of(args, sets, original)
     if sets and args.retrain and reference is None:
-        logs["Retrain"] = evaluate.log_of(args, sets, args.retrain)
-        reference = logs["Retrain"]["forget"]
+        reference = evaluate.reference_by(args, sets, logs)
 
     if args.overwrite and args.out.exists():
         shutil.rmtree(args.out)
@@ -358,7 +420,12 @@ def run(args):
             runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
     try:
         if cost is None:
-            cost = train(model, forget, retain, args, dtype, args.out, on_epoch)
+            if tuned is None:
+                cost = train(model, forget, retain, args, dtype, args.out, on_epoch)
+            else:
+                model, cost = tuned, {"train_seconds": 0.0}
+            if theta:
+                subtract(theta, model, args)
             model.save_pretrained(args.out)
             tokenizer.save_pretrained(args.out)
         else:  # interrupted when all was trained
@@ -369,8 +436,8 @@ def run(args):
         if sets:
             logs[args.method] = logs.get(args.method) or evaluate.measure(args, sets, model, tokenizer)
             report(args, logs, reference, cost)
-        ratios = {name: benchmark.log_ratio(log["forget"]) for name, log in logs.items()}
-        runs.draw_run(args.out, ratios, "log10 truth ratio")
+        values = {name: benchmark.spread_of(benchmark.reference_of(log)) for name, log in logs.items()}
+        runs.draw_run(args.out, values, benchmark.SPREAD)
     except Diverged as error:
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
@@ -378,6 +445,20 @@ def run(args):
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"give the same command with --resume --out {args.out} to go on") from None
     print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
+
+@torch.no_grad()
+def subtract(theta, model, args):
+    """Make `model`, fine-tuned from the parameters theta, a list of tensors, what the task vector makes of it."""
+    parameters = dict(model.named_parameters())
+    if len(parameters) != len(theta):
+        raise InputError(f"--finetuned {args.finetuned} has {len(parameters)} weights, --model {len(theta)}; give a "
+                         "model fine-tuned from --model")
+    for (name, parameter), before in zip(parameters.items(), theta):
+        try:
+            parameter.copy_(losses.task_vector(before, parameter.cpu(), args.alpha))
+        except ValueError as error:
+            raise InputError(f"--finetuned {args.finetuned}: {error} at {name}; give a model fine-tuned from --model"
+                             ) from None
 
 def report(args, logs, reference, cost):
     """Write metrics and logs; print the table, and one answer before and after."""
@@ -387,21 +468,23 @@ def report(args, logs, reference, cost):
     if "Retrain" in logs and runs.is_run(args.retrain):
         metrics["Retrain"] |= runs.read_file(args.retrain, "run.json").get("cost", {})
     others = [name for name in logs if name != args.method]
-    parts = {name: logs[name]["forget"] for name in others} | ({"Retrain": reference} if reference else {})
+    parts = {name: benchmark.reference_of(logs[name]) for name in others}
     runs.write_json(args.out / "metrics.log.json", logs[args.method])
-    runs.write_json(args.out / "reference.log.json", {
-        name: part | {"truth_ratio": benchmark.ratio_of(part).tolist()} for name, part in parts.items()})
+    runs.write_json(args.out / "reference.log.json", ({"Retrain": reference} if args.retrain else {}) | parts)
     runs.write_json(args.out / "metrics.json",
                     metrics[args.method] | {"reference": {name: metrics[name] for name in others}})
-    print("\n".join(["", benchmark.table(metrics), *evaluate.notes(metrics[args.method], logs[args.method]),
+    print("\n".join(["", benchmark.table(metrics), *benchmark.notes(metrics[args.method], logs[args.method]),
                      f"trained in {cost['train_seconds']:.1f} s", ""]))
-    forget = logs[args.method]["forget"]
-    by_length = sorted(range(len(forget["length"])), key=lambda i: forget["length"][i])
-    for name, texts in (("asked", forget["question"]), ("truth", forget["answer"]),
-                        *((name, log["forget"]["generated"]) for name, log in logs.items())):
-        print(f"{name:>10s}: {texts[by_length[len(by_length) // 2]]}")
+    forget = logs[args.method].get("forget", {})
+    if "generated" in forget:
+        by_length = sorted(range(len(forget["length"])), key=lambda i: forget["length"][i])
+        for name, texts in (("asked", forget["question"]), ("truth", forget["answer"]),
+                            *((name, log["forget"]["generated"]) for name, log in logs.items())):
+            print(f"{name:>10s}: {texts[by_length[len(by_length) // 2]]}")
 
 # ------------------------------------------------------------------ the command
+
+OWN_FLAGS = set.union(*(method.own_flags for method in METHODS.values()))  # of some methods, not of all
 
 def subset(text):
     """An argparse type: `shortest:SHARE` or `random:SHARE` with 0 < SHARE <= 1, given back as it is."""
@@ -414,20 +497,21 @@ def subset(text):
     raise argparse.ArgumentTypeError(f"'{text[:20]}' is not shortest:SHARE or random:SHARE, 0 < SHARE <= 1")
 
 def build_parser():
-    methods = "\n".join(f"    {flag:9s}  {method.name}: {method.about}" for flag, method in METHODS.items())
+    methods = "\n".join(f"    {flag:11s}  {method.name}: {method.about}" for flag, method in METHODS.items())
     def taking(name):
         return ", ".join(flag for flag, method in METHODS.items() if name in method.takes)
     parser = runs.OneLineParser(prog="train.py", description=__doc__ + methods)
     add = parser.add_argument
     add("--method", choices=METHODS, required=True, metavar="METHOD", help="what to do; see above")
-    add("--split", help="what to forget: forget05 or forget10, for tofu also 01 (default: toy forget10, "
-        "tofu forget05). With --method finetune, what to learn: also retain90, …95, (tofu) …99, or full")
+    add("--split", help="what to forget: toy, tofu: forget05 or forget10, tofu also 01 (default: toy forget10, tofu "
+        "forget05); muse: forget, scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method finetune, what to "
+        "learn: also retain90, …95, (tofu) …99, (muse) retain1, (wmdp, own) retain, or full")
     add("--subset", type=subset, metavar="KIND:SHARE", help="a part of --split: shortest:0.2 is the fifth of "
         "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all)")
     add("--model", help="the model to change, a folder or a Hub id. `new`: a small one with random weights, "
         "for --method finetune, which teaches it --split and the base knowledge. `tiny`: two such runs, "
         "Original (full) and Retrain (without --split), kept in ~/.cache/minunlearn or in MINUNLEARN_CACHE "
-        "(default: tiny for toy; open-unlearning/tofu_Llama-3.2-1B-Instruct_full for tofu)")
+        "(default: tiny for toys and own data; each benchmark's own)")
     add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
         "a .json (default: none; with --model tiny it is made on the spot)")
     evaluate.add_common_flags(parser)
@@ -437,11 +521,18 @@ def build_parser():
     add("--gamma", type=number(float, 0), help=f"margin of {taking('gamma')}, Eq. 4 (β · published code's)")
     add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
     add("--retain-coeff", type=number(float, 0), help="factor on the retain loss; λ is this / --forget-coeff")
-    add("--retain", choices=("nll", "kl", "none"), help="retain loss: nll, KL from the original model, none")
+    add("--alpha", type=number(float, 0), help="task-vector: how far to go back; rmu: its --retain-coeff")
+    add("--layer", type=number(int, 0), help="rmu: whose activations, from 0; down_proj of it and two below train")
+    add("--steer", type=number(float, 0), help="rmu: c, the length of the vector to steer to")
+    add("--finetuned", help="task-vector: a model already fine-tuned from --model on the forget set, to try several "
+        "--alpha (default: it is fine-tuned here)")
+    add("--retain", choices=("nll", "kl", "activations", "none"), help="retain loss: nll, KL from the original "
+        "model, (rmu) distance from its activations, none")
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
     add("--weight-decay", type=number(float, 0), help="AdamW's")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
     add("--epochs", type=number(int, 1), help="passes over the forget set")
+    add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
     add = parser.add_argument
@@ -457,32 +548,47 @@ def build_parser():
 def resolve(args):
     """Fill in what depends on other flags, and refuse what does not go together. Returns args."""
     method = METHODS[args.method]
-    runs.refuse(args, {"beta", "gamma"} - set(method.takes), f"with --method {args.method}")
+    runs.refuse(args, OWN_FLAGS - method.own_flags, f"with --method {args.method}")
+    if "layer" in method.flags:
+        runs.refuse(args, ["retain_coeff"], "with --method rmu, which calls it --alpha")
+    if args.finetuned:
+        runs.refuse(args, ("lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"),
+                    "with --finetuned, where nothing is trained")
+    if "finetuned" in method.flags and args.eval == "epoch":
+        raise InputError("--eval epoch: --method task-vector has no epochs but its fine-tuning's; use --eval end")
     if args.eval == "none":
         runs.refuse(args, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
     if args.model and runs.is_run(args.model):
         evaluate.inherit(args)
     benchmark = evaluate.resolve_task(args)
     facts, splits = benchmark.TASKS[args.task], benchmark.TASKS[args.task]["forget_splits"]
-    more = [*map(benchmark.retain_split, splits), "full"] if method.learns else []
+    more = [*map(benchmark.retain_split, splits), "full"] if args.method == "finetune" else []
     evaluate.check_split(args, [*splits, *more])
     args.forget_split = benchmark.forget_split_of(args.task, args.split)
     args.model = args.model or facts["model"]
+    if args.model in ("new", "tiny") and "size" not in facts:
+        raise InputError(f"--model {args.model}: task {args.task} has no small model; give a pretrained --model")
     if args.split != args.forget_split and args.model == "tiny":
         raise InputError(f"--split {args.split} teaches a model that does not know it; add --model new or a "
                          "pretrained --model")
-    if args.model == "new" and not method.learns:
+    if args.model == "new" and args.method != "finetune":
         raise InputError(f"--model new knows nothing for --method {args.method} to unlearn; use --model tiny")
     args.family = runs.family_of(args.model)
     defaults = recipe(args.task, args.family, args.split, args.method)
     if args.micro_batch_size is None:  # the recipe's is only what fits well, so it yields to a small batch
         args.micro_batch_size = min(defaults["micro_batch_size"], args.batch_size or defaults["batch_size"])
+    if args.epochs is not None:
+        defaults.pop("max_steps", None)
     args.retain = args.retain or defaults["retain"]
     if args.retain == "none":
         runs.refuse(args, ["retain_coeff"], "without a retain loss")
+    if args.retain == "activations" and "layer" not in method.flags:
+        raise InputError(f"--retain activations: --method {args.method} has no layer; use nll or kl")
     for flag, value in defaults.items():
-        if getattr(args, flag) is None and (flag in method.takes or flag not in ("beta", "gamma")):
+        if getattr(args, flag) is None and flag not in OWN_FLAGS - method.own_flags:
             setattr(args, flag, value)
+    if "layer" in method.flags:
+        args.retain_coeff = args.alpha
     if args.micro_batch_size > args.batch_size:
         raise InputError(f"--micro-batch-size {args.micro_batch_size} is larger than --batch-size; lower it")
     if args.resume and not args.out:

@@ -11,25 +11,27 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import runs
-from compare import group_runs, panels, quality, read, references_of, utility, with_quality
+from compare import benchmark_of, group_runs, panels, quality, read, references_of, utility, with_quality
 from data import InputError
 
 
 def choose(found, keep=0.95):
-    """The setting of each method with the highest mean forget quality that keeps `keep` of Original's utility.
+    """The setting of each method that forgets best, in the mean, while it keeps `keep` of what Original has.
 
-    Of equals the one with the higher utility; where none keeps it, the one with the highest utility.
+    By forget quality and model utility, or what stands for them in the benchmark (FORGOTTEN and KEPT). Of equals
+    the one that keeps more; where none keeps enough, the one that keeps most.
     """
+    (kept_name, kept_of), (gained_name, gained_of) = benchmark_of(found).KEPT, benchmark_of(found).FORGOTTEN
     original = references_of(found).get("Original")
     if not original:
         raise InputError("these runs have no Original to compare utility with; give runs that start from one")
-    floor, scored = keep * np.mean([*map(utility, original)]), {}
+    floor, scored = keep * np.mean([*map(kept_of, original)]), {}
     for label, group in group_runs(found).items():
-        gained, kept = (np.mean([of(run["metrics"]) for run in group]) for of in (quality, utility))
-        line = f"{label:60s} forget quality {gained:.2g}  utility {kept:.3f}  runs {len(group)}"
+        gained, kept = (np.mean([of(run["metrics"]) for run in group]) for of in (gained_of, kept_of))
+        line = f"{label:60s} {gained_name} {gained:.3g}  {kept_name} {kept:.3f}  runs {len(group)}"
         score = kept >= floor, gained if kept >= floor else kept, kept, line
         scored[group[0]["name"]] = max(score, scored.get(group[0]["name"], score))
-    return "\n".join([f"highest forget quality among settings with utility of at least {floor:.3f}",
+    return "\n".join([f"highest {gained_name} among settings with {kept_name} of at least {floor:.3f}",
                       *(line for *_, line in scored.values())])
 
 

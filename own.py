@@ -1,0 +1,182 @@
+"""Your own data: questions and answers, or running text, to forget and to keep, from files.
+
+One task, `own`. A .jsonl, .json or .csv file holds rows with `question` and `answer` (or whatever `--fields`
+calls them), a .jsonl or .json also rows with `text`; a .txt is one text. There are no evaluation rows, so a
+model is measured on what it was trained on, two sets, forget and retain. The log, a value per row:
+
+    loss   mean token NLL of the answer, or of the text (its first piece), in nats
+    rouge  ROUGE-L recall, stemmed, of the greedy generation against the answer, or the text's second half
+"""
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+import data
+import runs
+import tofu
+from data import InputError
+
+TASKS = {"own": dict(forget_splits=("forget",), split="forget", model="tiny", data={}, max_length=500,
+                     max_new_tokens=64, size=dict(vocab=1200, width=128, layers=2, heads=4))}
+SETS = "forget", "retain"
+MOST = 300  # rows of a set that are measured
+
+# ------------------------------------------------------------------ rows
+
+def data_of(forget_file, retain_file, fields=None):
+    """What --data is for this task: the files, as absolute paths, and their field names. InputError for neither."""
+    if not forget_file:
+        raise InputError("--task own needs data; give --forget-file, and --retain-file unless with --retain none")
+    fields = (fields or "question,answer,text").split(",")
+    if len(fields) != 3 or not all(fields):
+        raise InputError(f"--fields: '{','.join(fields)}' must be three names, such as question,answer,text")
+    return {"fields": fields, "forget": str(Path(forget_file).absolute())} | (
+        {"retain": str(Path(retain_file).absolute())} if retain_file else {})
+
+def read_file(path, fields=("question", "answer", "text")):
+    """Rows of a file: {"question", "answer"} or {"text"}. InputError, naming the line, for anything else."""
+    path, kind = Path(path), Path(path).suffix
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if kind == ".txt":
+            found = [(1, {fields[2]: text})]
+        elif kind == ".csv":
+            reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+            found = [(reader.line_num, row) for row in reader]
+        elif kind == ".json":
+            content = json.loads(text)
+            runs.check(content, [("an object", lambda row: isinstance(row, dict))], f"'{path}': item")
+            found = list(enumerate(content, 1))
+        elif kind == ".jsonl":
+            found = [(i, json.loads(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        else:
+            raise InputError(f"'{path}' is no .jsonl, .json, .csv or .txt; give one of these")
+    except OSError as error:
+        raise InputError(f"cannot read '{path}' ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"'{path}' is no text in UTF-8; save it as that") from None
+    except (csv.Error, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"'{path}' is no valid {kind} ({error}); mend it there") from None
+    rows = []
+    for line, row in found:
+        row = row if isinstance(row, dict) else {}
+        named = {ours: row.get(theirs) for ours, theirs in zip(("question", "answer", "text"), fields)}
+        kept = {"text": named["text"]} if named["text"] is not None else {
+            field: named[field] for field in ("question", "answer")}
+        if not all(isinstance(value, str) and value.strip() for value in kept.values()):
+            raise InputError(f"'{path}' line {line} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; it has "
+                             f"{', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
+        rows.append(kept)
+    if not rows:
+        raise InputError(f"'{path}' has no rows; give it at least one")
+    return rows
+
+def retain_split(forget_split):
+    return "retain"
+
+def forget_split_of(task, split):
+    return "forget"
+
+def training_rows(task, dataset, split, base_knowledge=False):
+    """Rows to forget or to retain, or, for a from-scratch model, `full`: both."""
+    splits = [each for each in SETS if each in dataset] if split == "full" else [split]
+    if split == "retain" and "retain" not in dataset:
+        raise InputError("nothing to retain; give --retain-file, or --retain none")
+    return [row for each in splits for row in read_file(dataset[each], dataset["fields"])]
+
+def evaluation_rows(task, dataset, forget_split):
+    """{set: the first 300 rows of its file}"""
+    return {each: training_rows(task, dataset, each)[:MOST] for each in SETS if each in dataset}
+
+# ------------------------------------------------------------------ arithmetic, and measuring a model
+
+def summarize(log, reference=None):
+    """The whole of metrics.json. distance: root mean square of the difference of losses on the forget set from
+    those of a retrained model, `reference`, as its forget part of a log; None without one.
+    """
+    runs.check(log, {part: LOG["forget"] for part in log}, "the log's")
+    metrics = {part: {"loss": float(np.mean(log[part]["loss"])), "rouge": float(np.mean(log[part]["rouge"]))}
+               for part in SETS if part in log}
+    metrics |= {"distance": None, "repetition": float(np.mean([*map(tofu.repetition, log["forget"]["generated"])]))}
+    if reference is not None:
+        mine, theirs = log["forget"]["loss"], reference["loss"]
+        if len(mine) != len(theirs):
+            raise InputError(f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}; give "
+                             "--retrain one of the same files")
+        metrics["distance"] = float(np.sqrt(np.mean(np.square(np.subtract(mine, theirs)))))
+    return metrics
+
+def nearness(metrics):
+    return None if metrics["distance"] is None else -metrics["distance"]
+
+# For tables and figures; see tofu.py.
+COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics["distance"], "{:.3f}"),
+           **{f"{part} {what} {sign}": (lambda metrics, part=part, what=what: metrics.get(part, {}).get(what), "{:.3f}")
+              for part, what, sign in (("forget", "loss", "→R"), ("forget", "rouge", "→R"), ("retain", "loss", "↓"),
+                                       ("retain", "rouge", "↑"))},
+           "repeated 4-grams →R": (lambda metrics: metrics["repetition"], "{:.3f}")}
+MAIN = [*COLUMNS]
+BOLD = "distance to Retrain ↓", "retain rouge ↑"
+KEPT = "ROUGE-L on retain", lambda metrics: metrics["retain"]["rouge"]
+FORGOTTEN = PATH = "- distance to Retrain", nearness
+
+NUMBERS = [runs.POSITIVE]
+LOG = dict.fromkeys(SETS, {"loss": NUMBERS, "rouge": [runs.SHARE], "length": [runs.WHOLE], "question": [runs.ANY_TEXT],
+                           "answer": [runs.ANY_TEXT], "generated": [runs.ANY_TEXT]})
+MEANS = {"loss": runs.POSITIVE, "rouge": runs.SHARE}
+METRICS = {"forget": MEANS, "retain?": MEANS, "distance?": runs.POSITIVE, "repetition": runs.SHARE}
+FILES = runs.files_of(METRICS, {"forget": LOG["forget"]}, {"loss": NUMBERS, "generated?": [runs.ANY_TEXT]})
+
+def reference_of(log):
+    return log["forget"]
+
+def read_reference(path, sets=None):
+    """The forget part of a retrained model's log, or of a run's reference.log.json."""
+    log = runs.read_log(path)
+    reference = log.get("Retrain") or log.get("forget")
+    runs.check(reference, {"loss": NUMBERS}, f"'{path}': the forget part")
+    return reference
+
+def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=64):
+    """The log of a model on sets as from `evaluation_rows`. A text is asked by its first half, at most `max_length`
+    tokens of it."""
+    from rouge_score.rouge_scorer import RougeScorer
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    model.eval()
+    log = {}
+    for name, rows in sets.items():
+        # Of a text the first piece, else it would have several losses.
+        examples = data.examples_of([row | {"cut": "first"} for row in rows], tokenizer, template, max_length)
+        halves = [data.Example(example.prompt + example.response[:len(example.response) // 2],
+                               example.response[len(example.response) // 2:]) if "text" in row else example
+                  for row, example in zip(rows, examples)]
+        log[name] = part = {"loss": data.mean_losses(model, examples, batch_size, dtype),
+                            "length": [len(example.response) for example in examples]}
+        for field, side in (("question", 0), ("answer", 1)):
+            texts = tokenizer.batch_decode([half[side] for half in halves], skip_special_tokens=True)
+            part[field] = [row.get(field, text) for row, text in zip(rows, texts)]
+        part["generated"] = data.generate(model, tokenizer, halves, batch_size, dtype, max_new_tokens)
+        part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
+                         for answer, text in zip(part["answer"], part["generated"])]
+    return log
+
+SPREAD = "loss on forget rows, nats a token"
+
+def spread_of(reference):
+    return reference["loss"]
+
+def table(named_metrics):
+    """Lines of text: one row per model, from {name: metrics}."""
+    lines = [f"{'':12s} {'distance':>9s} {'forget':>14s} {'retain':>14s} {'repeated':>9s}",
+             f"{'':12s} {'to Retrain':>9s} {'loss  ROUGE-L':>14s} {'loss  ROUGE-L':>14s} {'4-grams':>9s}"]
+    for name, metrics in named_metrics.items():
+        distance = "–" if metrics["distance"] is None else f"{metrics['distance']:.3f}"
+        cells = [f"{metrics[part]['loss']:6.3f} {metrics[part]['rouge']:7.3f}" if part in metrics else "–" for part in SETS]
+        lines.append(f"{name:12s} {distance:>9s} {cells[0]:>14s} {cells[1]:>14s} {metrics['repetition']:9.3f}")
+    return "\n".join(lines)
+
+def notes(metrics, log):
+    """Lines that belong under a table."""
+    return ["the distance needs a model that never saw the forget file; give --retrain"] * (metrics["distance"] is None)
