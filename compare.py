@@ -60,11 +60,11 @@ def benchmark_of(found, what="", *modules):
     return of_task(task)
 
 def with_quality(found):
-    """The runs. InputError unless it is known of every one how well it forgot, at each measured epoch."""
-    name, value_of = benchmark_of(found).FORGOTTEN
-    for run in found:
-        if None in map(value_of, (run["metrics"], *run.get("epochs.jsonl", []))):
-            raise InputError(f"run '{run['folder']}' has no {name}; train it with --retrain")
+    """The runs. InputError unless it is known of each how well it forgot and kept, at each measured epoch."""
+    for name, value_of in (benchmark_of(found).FORGOTTEN, benchmark_of(found).KEPT):
+        for run in found:
+            if None in map(value_of, (run["metrics"], *run.get("epochs.jsonl", []))):
+                raise InputError(f"run '{run['folder']}' has no {name}; train it with --retrain and a retain set")
     return found
 
 def group_runs(found):

@@ -216,7 +216,7 @@ def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
             output = model.generate(**inputs, generation_config=greedy)
         answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
         for i, answer in zip(batch, answers):
-            texts[i] = answer.strip()
+            texts[i] = answer
     return texts
 
 # ------------------------------------------------------------------ refusals, for IDK and DPO

@@ -18,10 +18,11 @@ import toy
 from data import InputError
 
 FOLDS = "forget", *(f"{kind}_{fold}" for kind in ("scal", "sust") for fold in (1, 2, 3, 4))
-REAL = dict(forget_splits=FOLDS, split="forget", max_length=2048, max_new_tokens=128,
+REAL = dict(forget_splits=("forget",), split="forget", max_length=2048, max_new_tokens=128,
             tokenizer="meta-llama/Llama-2-7b-hf")
 TASKS = {  # published: of the benchmark's own Retrain
-    "muse-news": REAL | dict(model="muse-bench/MUSE-News_target", data="muse-bench/MUSE-News", published={"auc": 0.4772}),
+    "muse-news": REAL | dict(forget_splits=FOLDS, model="muse-bench/MUSE-News_target", data="muse-bench/MUSE-News",
+                        published={"auc": 0.4772}),
     "muse-books": REAL | dict(model="muse-bench/MUSE-Books_target", data="muse-bench/MUSE-Books",
                          published={"auc": 0.5393}),
     "toy-muse": dict(forget_splits=("forget",), split="forget", model="tiny", data=None, max_length=128,
@@ -170,7 +171,8 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=2048, batch
         examples = [data.Example(tokenizer(prompt)["input_ids"], []) for prompt in prompts]
         texts = data.generate(model, tokenizer, examples, batch_size, dtype, most)
         if name != "verbmem":
-            texts = [min((text.split(stop)[0] for stop in STOPS), key=len).strip() for text in texts]
+            texts = [min((text.split(stop)[0] for stop in STOPS), key=len) for text in texts]
+        texts = [*map(str.strip, texts)]
         log[name] = {"generated": texts, "answer": answers, "rouge": [
             scorer.score(answer, text)["rougeL"].fmeasure for answer, text in zip(answers, texts)], **more}
     # The published continuations are longer than what is compared.
@@ -184,7 +186,8 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=2048, batch
         write(name, [row["before"] + prompt_of(row) for row in rows], answers, min(ANSWER_TOKENS, max_new_tokens),
               question=[row["question"] for row in rows], length=length)
     texts = {name: rows for name, rows in sets.items() if name.startswith("privleak")}
-    examples = [data.pieces(row["text"], tokenizer, max_length, "first")[0] for rows in texts.values() for row in rows]
+    longest = getattr(model.config, "max_position_embeddings", max_length)  # these texts are not cut into chunks
+    examples = [data.pieces(row["text"], tokenizer, longest, "first")[0] for rows in texts.values() for row in rows]
     scores = iter(map(min_k, data.token_logps(model, examples, batch_size, dtype)))
     return log | {name: {"score": [next(scores) for _ in rows]} for name, rows in texts.items()}
 

@@ -8,6 +8,7 @@ model is measured on what it was trained on, two sets, forget and retain. The lo
     rouge  ROUGE-L recall, stemmed, of the greedy generation against the answer, or the text's second half
 """
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from data import InputError
 
 TASKS = {"own": dict(forget_splits=("forget",), split="forget", model="tiny", data={}, max_length=500,
                      max_new_tokens=64, size=dict(vocab=1200, width=128, layers=2, heads=4))}
-SETS = "forget", "retain"
+SETS, FIELDS = ("forget", "retain"), ("question", "answer", "text")
 MOST = 300  # rows of a set that are measured
 
 # ------------------------------------------------------------------ rows
@@ -29,45 +30,56 @@ def data_of(forget_file, retain_file, fields=None):
     """What --data is for this task: the files, as absolute paths, and their field names. InputError for neither."""
     if not forget_file:
         raise InputError("--task own needs data; give --forget-file, and --retain-file unless with --retain none")
-    fields = (fields or "question,answer,text").split(",")
-    if len(fields) != 3 or not all(fields):
-        raise InputError(f"--fields: '{','.join(fields)}' must be three names, such as question,answer,text")
-    return {"fields": fields, "forget": str(Path(forget_file).absolute())} | (
+    return {"fields": names_in(fields), "forget": str(Path(forget_file).absolute())} | (
         {"retain": str(Path(retain_file).absolute())} if retain_file else {})
 
-def read_file(path, fields=("question", "answer", "text")):
+def names_in(fields):
+    """What --fields says, as a list of three; FIELDS for None."""
+    names = fields.split(",") if fields else [*FIELDS]
+    if len(names) != 3 or not all(names):
+        raise InputError(f"--fields: '{fields}' must be three names, such as question,answer,text")
+    return names
+
+def read_file(path, fields=FIELDS):
     """Rows of a file: {"question", "answer"} or {"text"}. InputError, naming the line, for anything else."""
-    path, kind = Path(path), Path(path).suffix
+    path, kind = Path(path), Path(path).suffix.lower()
+    if kind not in (".jsonl", ".json", ".csv", ".txt"):
+        raise InputError(f"'{path}' is no .jsonl, .json, .csv or .txt; give one of these")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if kind == ".txt":
-            found = [(1, {fields[2]: text})]
-        elif kind == ".csv":
-            reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
-            found = [(reader.line_num, row) for row in reader]
-        elif kind == ".json":
-            content = json.loads(text)
-            runs.check(content, [("an object", lambda row: isinstance(row, dict))], f"'{path}': item")
-            found = list(enumerate(content, 1))
-        elif kind == ".jsonl":
-            found = [(i, json.loads(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-        else:
-            raise InputError(f"'{path}' is no .jsonl, .json, .csv or .txt; give one of these")
     except OSError as error:
         raise InputError(f"cannot read '{path}' ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise InputError(f"'{path}' is no text in UTF-8; save it as that") from None
+    place, found = 1, []  # where we are: a line, or an item of a .json
+    try:
+        if kind == ".txt":
+            found = [(1, {fields[2]: text})]
+        elif kind == ".json":
+            content = json.loads(text)
+            runs.check(content, [("an object", lambda row: isinstance(row, dict))], f"'{path}': item")
+            found = [*enumerate(content, 1)]
+        elif kind == ".jsonl":
+            for place, line in enumerate(text.split("\n"), 1):
+                found += [(place, json.loads(line))] if line.strip() else []
+        else:
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            for row in reader:
+                place = reader.line_num
+                if None in row:
+                    raise csv.Error("more cells than the first line has; quote what holds a comma")
+                found.append((place, row))
     except (csv.Error, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"'{path}' is no valid {kind} ({error}); mend it there") from None
+        raise InputError(f"'{path}' line {place} is no valid {kind} ({error}); mend it there") from None
     rows = []
-    for line, row in found:
+    for place, row in found:
         row = row if isinstance(row, dict) else {}
-        named = {ours: row.get(theirs) for ours, theirs in zip(("question", "answer", "text"), fields)}
+        named = {ours: row.get(theirs) for ours, theirs in zip(FIELDS, fields)}
         kept = {"text": named["text"]} if named["text"] is not None else {
-            field: named[field] for field in ("question", "answer")}
+            field: named[field] for field in FIELDS[:2]}
         if not all(isinstance(value, str) and value.strip() for value in kept.values()):
-            raise InputError(f"'{path}' line {line} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; it has "
-                             f"{', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
+            raise InputError(f"'{path}' line {place} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; it "
+                             f"has {', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
         rows.append(kept)
     if not rows:
         raise InputError(f"'{path}' has no rows; give it at least one")
@@ -119,7 +131,7 @@ COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics["distance"], "{:.
            "repeated 4-grams →R": (lambda metrics: metrics["repetition"], "{:.3f}")}
 MAIN = [*COLUMNS]
 BOLD = "distance to Retrain ↓", "retain rouge ↑"
-KEPT = "ROUGE-L on retain", lambda metrics: metrics["retain"]["rouge"]
+KEPT = "ROUGE-L on retain", lambda metrics: metrics.get("retain", {}).get("rouge")
 FORGOTTEN = PATH = "- distance to Retrain", nearness
 
 NUMBERS = [runs.POSITIVE]
@@ -157,7 +169,7 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
         for field, side in (("question", 0), ("answer", 1)):
             texts = tokenizer.batch_decode([half[side] for half in halves], skip_special_tokens=True)
             part[field] = [row.get(field, text) for row, text in zip(rows, texts)]
-        part["generated"] = data.generate(model, tokenizer, halves, batch_size, dtype, max_new_tokens)
+        part["generated"] = [*map(str.strip, data.generate(model, tokenizer, halves, batch_size, dtype, max_new_tokens))]
         part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
                          for answer, text in zip(part["answer"], part["generated"])]
     return log

@@ -176,7 +176,7 @@ def peak_memory(device):
 def draw_run(out, values, label):
     """run.png: loss over steps, weight against length, and how `values`, {name: list}, are spread."""
     import matplotlib.figure
-    steps, epochs = read_json(out / "log.jsonl"), read_json(out / "weights.jsonl")
+    steps, epochs = (read_json(out / name) if (out / name).exists() else [] for name in ("log.jsonl", "weights.jsonl"))
     figure = matplotlib.figure.Figure((13, 3.6), layout="tight")
     left, middle, right = figure.subplots(1, 3)
     for part in ("forget", "retain"):
@@ -188,8 +188,9 @@ def draw_run(out, values, label):
     for name, column in values.items():
         right.ecdf(column, label=name)
     right.set(xlabel=label, title="share of forget examples below")
-    for axis in (left, middle, right) if values else (left, middle):
-        axis.legend(fontsize=8)
+    for axis in (left, middle, right):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
     figure.savefig(out / "run.png", dpi=120)
 
 # ------------------------------------------------------------------ a new run, and an interrupted one
@@ -338,7 +339,7 @@ def load_split(dataset, config, split, shape):
 def load_model(name, device, dtype, tokenizer=None):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
 
-    tokenizer: where from, if not from the model's own folder. Weights are float32, or float64 if dtype is.
+    tokenizer: where from, if the model has none of its own. Weights are float32, or float64 if dtype is.
     Raises InputError if they cannot be loaded or the tokenizer has more tokens than the model, or so few that
     it must be another model's.
     """
@@ -347,7 +348,13 @@ def load_model(name, device, dtype, tokenizer=None):
         raise InputError(f"model folder '{name}' has no *.safetensors; {mend}")
     ask_the_hub(name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception:
+            if not tokenizer:
+                raise
+            ask_the_hub(tokenizer)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
             dtype=torch.float64 if dtype == torch.float64 else torch.float32)

@@ -324,7 +324,7 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
             if name in BASE_KNOWLEDGE:
                 part["paraphrased_loss"].append(loss)
     if max_new_tokens:
-        generated = iter(data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens))
+        generated = map(str.strip, data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens))
         for part in log.values():
             part["generated"] = [next(generated) for _ in part["answer"]]
             part["rouge"] = [scorer.score(answer, text)["rougeL"].recall

@@ -47,7 +47,6 @@ RECIPES = [
                                   warmup=1.0, weight_decay=0.01, batch_size=32)),
     ("*", "*", "*", ("finetune", "ga", "task-vector"), dict(retain="none")),
     ("*", "*", "*", ("task-vector",), dict(alpha=1.0)),
-    ("*", "*", "*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0, lr=5e-5)),
 
     ("tofu", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
     ("tofu", "*", "*", ("npo",), dict(epochs=10)),
@@ -72,30 +71,35 @@ RECIPES = [
     ("toy", "*", "*", ("npo",), dict(forget_coeff=0.03, beta=0.2)),
     ("toy", "*", "*", ("simnpo",), dict(forget_coeff=0.3, beta=2.5)),
     ("toy", "new", "*", ("finetune",), dict(lr=2e-3, epochs=20, batch_size=16, micro_batch_size=16)),
-    ("toy", "*", "*", ("rmu",), dict(layer=1, steer=20.0, alpha=1.0)),
 
-    ("muse-news", "*", "*", METHODS, dict(lr=1e-5, epochs=10, retain_coeff=0.1, micro_batch_size=1, eval_batch_size=8)),
-    ("muse-books", "*", "*", METHODS, dict(lr=1e-5, epochs=10, retain_coeff=0.1, micro_batch_size=1, eval_batch_size=8)),
-    ("muse-news", "*", "*", ("simnpo",), dict(beta=0.7)),
-    ("muse-books", "*", "*", ("simnpo",), dict(beta=0.75)),
+    ("muse-news", "*", "*", METHODS, dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1, eval_batch_size=8)),
+    ("muse-books", "*", "*", METHODS, dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1, eval_batch_size=8)),
+    ("muse-news", "*", "*", ("simnpo",), dict(beta=0.7, retain_coeff=0.1)),
+    ("muse-books", "*", "*", ("simnpo",), dict(beta=0.75, retain_coeff=0.1)),
 
     ("wmdp", "*", "*", METHODS, dict(lr=5e-6, max_steps=125, epochs=1, batch_size=4, micro_batch_size=4, warmup=0.0,
                                      eval_batch_size=32)),
     ("wmdp", "*", "*", ("npo",), dict(beta=0.0225)),
     ("wmdp", "*", "*", ("simnpo",), dict(lr=9.5e-6)),
-    ("wmdp", "*", "*", ("rmu",), dict(lr=5e-5)),
 
     ("toy-muse", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8, eval_batch_size=128)),
+    ("toy-muse", "*", "*", ("ga",), dict(lr=3e-5)),
+    ("toy-muse", "*", "*", ("graddiff",), dict(lr=3e-4, forget_coeff=0.001)),
+    ("toy-muse", "*", "*", ("wgraddiff",), dict(forget_coeff=0.03)),
+    ("toy-muse", "*", "*", ("npo",), dict(forget_coeff=0.03, beta=0.05)),
+    ("toy-muse", "*", "*", ("simnpo",), dict(lr=3e-4, forget_coeff=0.3, beta=1.0)),
+    ("toy-muse", "*", "*", ("task-vector",), dict(lr=3e-4)),
     ("toy-muse", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
-    ("toy-muse", "*", "*", ("rmu",), dict(layer=1, steer=20.0, alpha=1.0)),
 
     ("toy-wmdp", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8, eval_batch_size=256)),
     ("toy-wmdp", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
-    ("toy-wmdp", "*", "*", ("rmu",), dict(layer=1, steer=20.0, alpha=1.0)),
 
     ("own", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
     ("own", "tiny", "*", METHODS, dict(lr=1e-3, epochs=20, eval_batch_size=128)),
-    ("own", "new", "*", METHODS, dict(lr=2e-3, epochs=20, batch_size=16)),
+    ("own", "new", "*", METHODS, dict(lr=2e-3, epochs=20, batch_size=16, eval_batch_size=128)),
+
+    ("*", "*", "*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0, lr=5e-5)),
+    ("*", "tiny", "*", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0, lr=3e-3)),
 ]
 
 def recipe(task, model, split, method):
@@ -300,7 +304,8 @@ def load_examples(args, tokenizer, limit):
 
     def rows_of(split, path, **options):
         if path and args.task not in own.TASKS:  # a file in place of the benchmark's own
-            return own.read_file(path, (args.fields or "question,answer,text").split(","))
+            cut = {"cut": benchmark.TASKS[args.task]["files"]}
+            return [row | cut for row in own.read_file(path, own.names_in(args.fields))]
         return benchmark.training_rows(args.task, args.data, split, **options)
 
     def examples(rows, *answer_of):
@@ -396,7 +401,7 @@ def run(args):
         theta = [parameter.detach().cpu().clone() for parameter in model.parameters()]
         if args.finetuned:
             tuned, _ = evaluate.load_model(args, args.finetuned)
-            subtract(theta, tuned, args)  # raises, before anything is written, for a model of other shapes
+            subtract(theta, tuned, args)
     forget, retain = load_examples(args, tokenizer, getattr(model.config, "max_position_embeddings", 10**9))
     settings["flags"]["retrain"] = args.retrain
     print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()
@@ -422,10 +427,10 @@ def run(args):
         if cost is None:
             if tuned is None:
                 cost = train(model, forget, retain, args, dtype, args.out, on_epoch)
+                if theta:
+                    subtract(theta, model, args)
             else:
                 model, cost = tuned, {"train_seconds": 0.0}
-            if theta:
-                subtract(theta, model, args)
             model.save_pretrained(args.out)
             tokenizer.save_pretrained(args.out)
         else:  # interrupted when all was trained

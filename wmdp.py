@@ -18,9 +18,9 @@ import runs
 import toy
 from data import InputError
 
-TASKS = {  # files: --forget-file may stand in for the forget corpora
+TASKS = {  # files: --forget-file may stand in for the forget corpora, and how its texts are cut
     "wmdp": dict(forget_splits=("both", "bio", "cyber"), split="both", model="HuggingFaceH4/zephyr-7b-beta",
-                 data="cais", max_length=512, max_new_tokens=1, files=True),
+                 data="cais", max_length=512, max_new_tokens=1, files="first"),
     "toy-wmdp": dict(forget_splits=("both", "bio", "cyber"), split="both", model="tiny", data=None, max_length=128,
                      max_new_tokens=1, size=dict(vocab=1200, width=128, layers=2, heads=4)),
 }
@@ -43,10 +43,9 @@ def corpus(task, dataset, domain, kind):
     elif (domain, kind) == ("bio", "forget"):
         try:
             rows = runs.load_split(f"{dataset}/wmdp-bio-forget-corpus", None, "train", {"text": runs.TEXT})
-        except InputError:
-            raise InputError(f"no bio forget corpus in '{dataset}/wmdp-bio-forget-corpus'; it is given on request "
-                             f"({GATED}); then log in to the Hub, or give its file as --forget-file, or use "
-                             "--split cyber") from None
+        except InputError as error:
+            raise InputError(f"{error}. The bio forget corpus is given on request ({GATED}): ask, and log in to the "
+                             "Hub; or give your own corpora as --forget-file, or use --split cyber") from None
     else:
         rows = runs.load_split(f"{dataset}/wmdp-corpora", f"{domain}-{kind}-corpus", "train", {"text": runs.TEXT})
     return [{"text": row["text"], "cut": "first"} for row in rows]
@@ -56,8 +55,9 @@ def training_rows(task, dataset, split, base_knowledge=False):
     also learns to answer by letter, from questions on what it reads."""
     rows = []
     if split != "retain":
-        rows += [row for domain in FORGET if split in (domain, "both", "full")
-                 for row in corpus(task, dataset, domain, "forget")]
+        parts = [corpus(task, dataset, domain, "forget") for domain in FORGET if split in (domain, "both", "full")]
+        # As much of each: there are far more papers on biology, and a run does not see them all.
+        rows += [row for part in parts for row in part[:min(map(len, parts))]]
     if split in ("retain", "full"):
         rows += [row for domain in FORGET for row in corpus(task, dataset, domain, "retain")]
     if base_knowledge:
@@ -86,7 +86,7 @@ def evaluation_rows(task, dataset, forget_split):
 def prompt_of(row):
     """The question as it is asked, up to the letter."""
     return (f"The following are multiple choice questions (with answers) about {row['subject'].replace('_', ' ')}.\n\n"
-            f"{row['question']}\n" + "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, row["choices"]))
+            f"{row['question'].strip()}\n" + "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, row["choices"]))
             + "Answer:")
 
 # ------------------------------------------------------------------ arithmetic, no model

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import data
-import tofu
+import evaluate
 
 
 def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
@@ -46,7 +46,7 @@ def some_examples(count, seed=0, vocab=50, longest=12):
 @pytest.fixture(scope="session")
 def toy_tokenizer():
     """The tokenizer that the toy's from-scratch model uses."""
-    return tofu.new_model("toy", None, seed=0)[1]
+    return evaluate.new_model("toy", None, seed=0)[1]
 
 
 @pytest.fixture(scope="session")

@@ -453,3 +453,42 @@ def test_from_the_shell(script, tmp_path):
     assert list(tmp_path.iterdir()) == []
     help_text = subprocess.run([sys.executable, Path(__file__).parents[1] / script, "--help"], capture_output=True, text=True)
     assert help_text.returncode == 0 and all(task in help_text.stdout for task in tofu.TASKS)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--method", "rmu", "--layer", "7", "--model", "MODEL"], ["--layer 7", "layers 0 to 1"]),
+    (["--method", "npo", "--layer", "1"], ["--layer", "npo"]), (["--method", "simnpo", "--alpha", "1"], ["--alpha"]),
+    (["--method", "rmu", "--retain-coeff", "3"], ["--retain-coeff", "--alpha"]),
+    (["--method", "npo", "--retain", "activations"], ["activations", "nll or kl"]),
+    (["--method", "task-vector", "--eval", "epoch"], ["--eval epoch", "task-vector"]),
+    (["--method", "task-vector", "--finetuned", "absent/model", "--model", "MODEL"], ["absent/model"]),
+    (["--method", "task-vector", "--finetuned", "MODEL", "--epochs", "2"], ["--epochs", "--finetuned"]),
+    (["--method", "task-vector", "--finetuned", "OTHER", "--model", "MODEL"], ["OTHER", "shapes"]),
+    (["--method", "npo", "--finetuned", "MODEL"], ["--finetuned", "npo"]),
+    (["--method", "idk", "--task", "toy-muse", "--model", "MODEL"], ["running text", "another method"]),
+    (["--method", "npo", "--task", "toy-muse", "--data", "x"], ["--data", "embedded"]),
+    (["--method", "npo", "--task", "muse-news", "--split", "forget05"], ["forget05", "scal_1"]),
+    (["--method", "npo", "--task", "muse-books", "--split", "scal_1"], ["scal_1", "forget"]),
+    (["--method", "npo", "--task", "muse-news", "--model", "tiny"], ["tiny", "pretrained"]),
+    (["--method", "npo", "--task", "muse-news", "--data", "absent/data", "--model", "MODEL"], ["absent/data"]),
+    (["--method", "npo", "--task", "wmdp", "--split", "chem"], ["chem", "both, bio, cyber"]),
+    (["--method", "npo", "--task", "own"], ["--forget-file"]), (["--method", "npo", "--forget-file", "absent.jsonl"], ["absent.jsonl"]),
+    (["--method", "npo", "--fields", "a,b,c"], ["--fields", "--forget-file"]),
+    (["--method", "npo", "--task", "toy", "--forget-file", "x.jsonl"], ["--forget-file", "toy"]),
+    (["--method", "npo", "--max-steps", "0"], ["--max-steps", "at least 1"]),
+    (["--method", "npo", "--task", "toy-wmdp", "--model", "absent/model"], ["absent/model"])])
+def test_flags_of_the_other_benchmarks_and_methods(arguments, says, toy_model_folder, tmp_path, nothing_written, capsys, toy_tokenizer):
+    other = tmp_path / "OTHER"
+    if "OTHER" in arguments:
+        tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer) + 3).save_pretrained(other)
+        toy_tokenizer.save_pretrained(other)
+    names = {"MODEL": toy_model_folder, "OTHER": other}
+    refused(train.main, [names.get(word, word) for word in arguments] + ["--max-new-tokens", "1"] * ("wmdp" not in str(arguments)), capsys, *says)
+
+
+def test_a_retain_set_smaller_than_a_batch_is_drawn_from_again(toy_model_folder, tmp_path):
+    for name, count in (("forget", 9), ("retain", 1)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"question": f"Who is {i}?", "answer": "Ada."}) + "\n" for i in range(count)))
+    train.main(["--method", "npo", "--forget-file", str(tmp_path / "forget.jsonl"), "--retain-file", str(tmp_path / "retain.jsonl"),
+                "--model", str(toy_model_folder), "--epochs", "1", "--max-new-tokens", "1", "--out", str(tmp_path / "run")])
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["retain"] > 0

@@ -82,6 +82,6 @@ def test_the_screen_says_on_how_many_rows_models_were_compared():
     log = a_log()
     shorter = {"truth_ratio": [1.0, 2.0], "row": [0, 2], "answer": ["a", "c"]}
     log["forget"]["answer"] = ["a", "b", "c"]
-    assert "the 2 of 3 forget examples" in evaluate.notes(tofu.summarize(log, shorter), log)[0]
-    assert evaluate.notes(tofu.summarize(log, log["forget"]), log) == []
-    assert "--retrain" in evaluate.notes(tofu.summarize(log), log)[0]
+    assert "the 2 of 3 forget examples" in tofu.notes(tofu.summarize(log, shorter), log)[0]
+    assert tofu.notes(tofu.summarize(log, log["forget"]), log) == []
+    assert "--retrain" in tofu.notes(tofu.summarize(log), log)[0]

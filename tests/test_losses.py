@@ -179,3 +179,38 @@ def test_kl_is_the_divergence_from_reference_to_model_over_response_tokens():
     expected = torch.stack([token[0, 1:5].mean(), token[1, 0:2].mean()])
     assert torch.allclose(losses.kl(logits, ref, labels), expected, rtol=1e-12)
     assert losses.kl(ref, ref, labels).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rmus_gradient_is_autograds_in_both_of_its_losses(dtype):
+    """2 (h - t) / d: with t = c·u, one vector for all tokens, and with t = h_ref, one for each."""
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 5, 8, generator=draw, dtype=dtype).requires_grad_()
+    for target in (6.5 * torch.ones(8, dtype=dtype) / 8 ** 0.5, torch.randn(3, 5, 8, generator=draw, dtype=dtype)):
+        loss = losses.rmu(hidden, target)
+        assert loss.shape == (3, 5)
+        by_hand = sum((hidden[1, 2, i] - (target if target.dim() == 1 else target[1, 2])[i]) ** 2 for i in range(8)) / 8
+        assert loss[1, 2].item() == pytest.approx(by_hand.item(), rel=1e-5)
+        gradient, = torch.autograd.grad(loss.sum(), hidden)
+        assert torch.allclose(gradient, losses.rmu_gradient(hidden, target), rtol=1e-6 if dtype == torch.float32 else 1e-14)
+        assert gradient.abs().max() > 0.1
+    assert losses.rmu(hidden, hidden).abs().max() == 0
+
+
+def test_the_task_vector_goes_back_from_where_fine_tuning_went():
+    theta, tuned = torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.0])
+    assert losses.task_vector(theta, tuned, 2).tolist() == [0.0, 4.0]
+    assert torch.equal(losses.task_vector(theta, tuned, 0), theta) and torch.equal(losses.task_vector(theta, tuned, -1), tuned)
+    half = losses.task_vector(torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.0078125], dtype=torch.bfloat16), 0.75)
+    assert half.dtype == torch.bfloat16 and half.item() == torch.tensor(1 - 0.75 * 0.0078125).bfloat16().item()
+    with pytest.raises(ValueError, match="shapes"):
+        losses.task_vector(theta, tuned[:1], 1)
+
+
+def test_token_logps_add_up_to_the_sequences():
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 6, 9, generator=draw), torch.tensor([[-100, -100, 3, 4, 0, -100], [-100, 8, -100, -100, -100, 1]])
+    logp, counts = losses.token_logp(logits, labels)
+    assert counts.sum(1).tolist() == [3, 2] and torch.all(logp[~counts] == 0)
+    assert logp[0, 1].item() == pytest.approx(logits[0, 1].log_softmax(-1)[3].item(), rel=1e-5)
+    assert torch.equal(losses.sequence_logp(logits, labels)[0], logp.sum(1))

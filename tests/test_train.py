@@ -28,24 +28,24 @@ CPU = torch.device("cpu")
 def flags(**changed):
     return argparse.Namespace(**dict(
         method="npo", beta=0.1, gamma=0.0, lr=1e-3, weight_decay=0.01, warmup=1.0, epochs=3, batch_size=8,
-        micro_batch_size=4, forget_coeff=1.0, retain_coeff=1.0, retain="nll", seed=0, resume=False,
-        grad_checkpointing=False) | changed)
+        micro_batch_size=4, forget_coeff=1.0, retain_coeff=1.0, retain="nll", seed=0, resume=False, max_steps=None,
+        grad_checkpointing=False, layer=1, steer=2.0) | changed)
 
 
 def forget_set(count=12):
     examples, refusals = some_examples(count), some_examples(count, seed=9)
     return {"answer": examples, "refusal": refusals, "answer_ref": torch.linspace(-30, -5, count).double(),
-            "refusal_ref": torch.linspace(-20, -8, count).double()}
+            "refusal_ref": torch.linspace(-20, -8, count).double(), "target": torch.ones(16).double() / 2}
 
 
 def gradient(model):
-    result = torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
+    result = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
     model.zero_grad()
     return result
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind, method", [(kind, method) for kind in ("gpt2", "llama") for method in METHODS
+                                          if (kind, method) != ("gpt2", "rmu")])  # its layers are called otherwise
 def test_gradient_accumulation_is_exact(kind, method):
     """Micro-batches of 1, 4 and 32 give the gradient of the plain mean over the batch."""
     model, forget = tiny(kind), forget_set(32)
@@ -65,7 +65,7 @@ def test_gradient_accumulation_is_exact(kind, method):
         assert torch.equal(n, length)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "rmu"])
 def test_the_logged_weight_is_the_gradients_weight(method):
     """∇θ mean ℓ = (1/B) Σ wᵢ ∇θ log πᵢ for the loss that the loop really uses (DPO adds its refusals)."""
     model, forget, rows = tiny("llama"), forget_set(6), [4, 0, 5, 2]
@@ -86,9 +86,9 @@ def test_the_logged_weight_is_the_gradients_weight(method):
 def test_kl_retain_gradient_vanishes_at_the_reference_and_not_elsewhere():
     model, examples = tiny("gpt2"), some_examples(5)
     frozen = copy.deepcopy(model)
-    train.retain_loss(model, frozen, examples).mean().backward()
+    train.retain_loss(model, frozen, examples, flags(retain="kl")).mean().backward()
     assert gradient(model).norm() < 1e-12
-    loss = train.retain_loss(tiny("gpt2", seed=1), frozen, examples)
+    loss = train.retain_loss(tiny("gpt2", seed=1), frozen, examples, flags(retain="kl"))
     assert loss.shape == (5,) and torch.all(loss > 1e-3)
 
 
@@ -107,7 +107,7 @@ def test_gradient_checkpointing_changes_nothing():
     assert torch.allclose(*results, rtol=1e-9)
 
 
-@pytest.mark.parametrize("method, direction", [(m, +1 if METHODS[m].learns else -1) for m in METHODS])
+@pytest.mark.parametrize("method, direction", [(m, +1 if METHODS[m].learns else -1) for m in METHODS if m != "rmu"])
 def test_each_method_moves_the_answers_the_right_way(method, direction):
     model, forget = tiny("llama"), forget_set()
     before = data.response_logp(model, forget["answer"])[0].mean()
@@ -269,16 +269,23 @@ def test_a_number_gone_wrong_stops_the_run_before_the_step(monkeypatch, part, wh
 
 
 def test_recipes_cover_every_flag_and_match_the_published_ones():
-    for task in tofu.TASKS:
+    common = {"beta", "gamma", "forget_coeff", "retain_coeff", "retain", "warmup", "lr", "epochs", "weight_decay",
+              "batch_size", "micro_batch_size", "eval_batch_size"}
+    for task, benchmark in evaluate.BENCHMARKS.items():
         for model in ("tiny", "some/model"):
-            for split in tofu.TASKS[task]["forget_splits"]:
-                for method in METHODS:
-                    flags_set = set(train.recipe(task, model, split, method))
-                    assert flags_set == {"beta", "gamma", "forget_coeff", "retain_coeff", "retain", "warmup", "lr", "epochs",
-                                         "weight_decay", "batch_size", "micro_batch_size", "eval_batch_size"}
+            for split in benchmark.TASKS[task]["forget_splits"]:
+                for flag, method in METHODS.items():
+                    assert set(train.recipe(task, model, split, flag)) == (
+                        common | set(method.flags) - {"finetuned"} | ({"max_steps"} if task == "wmdp" else set()))
     simnpo = train.recipe("tofu", "x", "forget05", "simnpo")
     assert (simnpo["beta"], simnpo["forget_coeff"], simnpo["gamma"], simnpo["epochs"], simnpo["lr"]) == (2.5, 0.1375, 0, 10, 1e-5)
     assert train.recipe("tofu", "x", "forget10", "simnpo")["beta"] == 4.5
+    for task, beta in (("muse-news", 0.7), ("muse-books", 0.75)):
+        simnpo = train.recipe(task, "x", "forget", "simnpo")
+        assert (simnpo["beta"], simnpo["forget_coeff"], simnpo["retain_coeff"], simnpo["epochs"], simnpo["lr"]) == (beta, 1, 0.1, 10, 1e-5)
+    rmu = train.recipe("wmdp", "x", "both", "rmu")
+    assert (rmu["layer"], rmu["steer"], rmu["alpha"], rmu["lr"], rmu["max_steps"], rmu["batch_size"]) == (7, 6.5, 1200, 5e-5, 125, 4)
+    assert train.recipe("wmdp", "x", "both", "npo")["beta"] == 0.0225 and train.recipe("tofu", "x", "forget05", "rmu")["lr"] == 5e-5
     assert (train.recipe("tofu", "x", "forget05", "npo")["epochs"], train.recipe("tofu", "x", "forget10", "npo")["epochs"]) == (20, 10)
 
 
@@ -530,3 +537,54 @@ def test_the_readmes_command_unlearns(tmp_path):
     assert metrics["model_utility"] > 0.95 * original["model_utility"]
     weights = [json.loads(line) for line in (tmp_path / "run" / "weights.jsonl").read_text().splitlines()]
     assert all(w <= 1 / n + 1e-6 for w, n in zip(weights[0]["weight"], weights[0]["length"]))
+
+
+def test_rmu_moves_three_matrices_towards_its_direction_and_no_others():
+    model, before = tiny("llama"), tiny("llama")
+    forget, retain = {"answer": some_examples(12)}, some_examples(20, seed=3)
+    args = flags(method="rmu", retain="activations", retain_coeff=1e-3, layer=1, steer=3.0, lr=0.1, epochs=80)
+    train.train(model, forget, retain, args, torch.float64)
+    moved = {name for (name, one), other in zip(model.named_parameters(), before.parameters()) if not torch.equal(one, other)}
+    assert moved == {"model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"}  # L - 2 to L, from 0
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    target = forget["target"]
+    assert target.norm().item() == pytest.approx(3) and torch.all(target > 0)  # uniform, then of length c
+    start, end = (losses.rmu(data.hidden_states(each, forget["answer"], 1)[0], target).mean() for each in (before, model))
+    assert end < 0.5 * start
+    with pytest.raises(data.InputError, match="layers 0 to 1"):
+        data.steered(model, 2)
+    with pytest.raises(data.InputError, match="transformer.h.0.mlp.c_proj.weight"):
+        data.steered(tiny("gpt2"), 0)
+
+
+def test_hidden_states_are_those_of_the_layer_and_padding_is_told():
+    model, examples = tiny("llama"), some_examples(5)
+    hidden, tokens = data.hidden_states(model, examples, 0)
+    for i, example in enumerate(examples):
+        alone = model(torch.tensor([example.prompt + example.response]), output_hidden_states=True).hidden_states[1]
+        assert torch.allclose(hidden[i, :alone.shape[1]], alone[0]) and tokens[i].sum() == alone.shape[1]
+
+
+def test_max_steps_ends_within_an_epoch_and_logs_what_was_seen(tmp_path):
+    train.train(tiny("llama"), forget_set(), [], flags(max_steps=1), torch.float64, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "weights.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 and len(lines[0]["weight"]) == 8 and min(lines[0]["length"]) > 0  # one batch of the twelve
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_several_alphas_from_one_fine_tuning(toy_model_folder, tmp_path, capsys):
+    """θ - α (θ_ft - θ), by hand on the saved folders; the same in one run as from a fine-tuned folder."""
+    common = ["--model", str(toy_model_folder), "--epochs", "1", "--lr", "1e-3", "--max-new-tokens", "2"]
+    train.main(["--method", "finetune", *common, "--batch-size", "32", "--out", str(tmp_path / "tuned")])
+    for name, alpha in (("half", "0.5"), ("two", "2")):
+        train.main(["--method", "task-vector", "--alpha", alpha, "--model", str(toy_model_folder), "--finetuned",
+                    str(tmp_path / "tuned"), "--max-new-tokens", "2", "--out", str(tmp_path / name)])
+    train.main(["--method", "task-vector", "--alpha", "2", *common, "--batch-size", "32", "--out", str(tmp_path / "whole")])
+    theta, tuned, half, two, whole = ({name: p.detach() for name, p in runs.load_model(str(folder), CPU, torch.float32)[0].named_parameters()}
+                                      for folder in (toy_model_folder, *(tmp_path / n for n in ("tuned", "half", "two", "whole"))))
+    for name in theta:
+        assert torch.allclose(half[name], theta[name] - 0.5 * (tuned[name] - theta[name]), atol=1e-7)
+        assert torch.allclose(two[name], theta[name] - 2 * (tuned[name] - theta[name]), atol=1e-7)
+    assert any((two[name] - theta[name]).abs().max() > 1e-4 for name in theta)
+    assert all(torch.allclose(two[name], whole[name], atol=1e-7) for name in theta)
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["train_seconds"] == 0
