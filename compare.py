@@ -25,7 +25,8 @@ from tofu import log_quality, quality, utility
 
 # Flags that do not make runs two settings: they name files, or change speed and what is measured.
 IMMATERIAL = ("seed", "out", "retrain", "model", "data", "eval", "device", "eval_batch_size",
-              "micro_batch_size", "grad_checkpointing", "tokenizer", "finetuned", "forget_file", "retain_file")
+              "micro_batch_size", "grad_checkpointing", "tokenizer", "finetuned", "forget_file",
+              "retain_file")
 
 def read(folders, *files):
     """Runs, as `runs.read_runs` gives them, with what each is called and stands for.
@@ -53,10 +54,10 @@ def of_task(task):
     return BENCHMARKS[task]
 
 def benchmark_of(found, what="", *modules):
-    """The module of the runs' benchmark. InputError unless it is one of `modules`, if any, that `what` is for."""
+    """The module of the runs' benchmark. InputError unless it is one of `modules`, if any."""
     task = found[0]["flags"]["task"]
     if modules and of_task(task) not in modules:
-        raise InputError(f"{what} is of {' and '.join(module.__name__ for module in modules)}; these runs are of {task}")
+        raise InputError(f"{what} is of {modules[0].__name__}; these runs are of {task}")
     return of_task(task)
 
 def with_quality(found):
@@ -64,7 +65,7 @@ def with_quality(found):
     for name, value_of in (benchmark_of(found).FORGOTTEN, benchmark_of(found).KEPT):
         for run in found:
             if None in map(value_of, (run["metrics"], *run.get("epochs.jsonl", []))):
-                raise InputError(f"run '{run['folder']}' has no {name}; train it with --retrain and a retain set")
+                raise InputError(f"run '{run['folder']}' has no {name}; it needs --retrain and a retain set")
     return found
 
 def group_runs(found):
@@ -96,7 +97,8 @@ def metrics_of(found):
 COST = {"training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
         "peak memory GB ↓": (lambda m: (m.get("peak_memory_bytes") or 0) / 1e9 or None, "{:.2f}")}
 SHOWN = "main", "all", "cost"
-BETTER = {"↑": lambda mean: mean, "↓": lambda mean: -mean, "0": lambda mean: -abs(mean)}  # by a column's last sign
+# by a column's last sign
+BETTER = {"↑": lambda mean: mean, "↓": lambda mean: -mean, "0": lambda mean: -abs(mean)}
 
 def spread(values, form):
     """mean ± standard deviation (n - 1), or the value alone where there is one."""
@@ -105,15 +107,15 @@ def spread(values, form):
     return mean + (f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else "")
 
 def table(found, columns="main"):
-    """The paper's Table 2, A1 or A2 (or A3): a row per method, mean ± standard deviation; columns: one of SHOWN.
+    """The paper's Table 2, A1 or A2 (or A3): a row per method, mean ± standard deviation; columns: of SHOWN.
 
     Bold: the best of the methods that unlearn, in the benchmark's BOLD columns.
     """
     benchmark, groups, own = benchmark_of(found), metrics_of(found), group_runs(found)
     shown = {"all": benchmark.COLUMNS | COST, "cost": COST,
              "main": {name: benchmark.COLUMNS[name] for name in benchmark.MAIN}}[columns]
-    values = {label: {column: [value_of(metrics) for metrics in group] for column, (value_of, _) in shown.items()}
-              for label, group in groups.items()}
+    values = {label: {column: [value_of(metrics) for metrics in group]
+                      for column, (value_of, _) in shown.items()} for label, group in groups.items()}
 
     def cell(label, column):
         if None in values[label][column]:
@@ -121,10 +123,12 @@ def table(found, columns="main"):
         text = spread(values[label][column], shown[column][1])
         if column not in benchmark.BOLD or label not in own:
             return text
-        means = {each: BETTER[column[-1]](np.mean(values[each][column])) for each in own if None not in values[each][column]}
-        return f"**{text}**" if len(means) > 1 and means[label] == max(means.values()) else text
+        means = [np.mean(values[each][column]) for each in own if None not in values[each][column]]
+        best = len(means) > 1 and np.mean(values[label][column]) == max(means, key=BETTER[column[-1]])
+        return f"**{text}**" if best else text
     rows = [["method", "runs", *shown], ["---"] * (2 + len(shown))]
-    rows += [[label, str(len(group)), *(cell(label, column) for column in shown)] for label, group in groups.items()]
+    rows += [[label, str(len(group)), *(cell(label, column) for column in shown)]
+             for label, group in groups.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 def quality_values(n):
@@ -336,7 +340,8 @@ def draw_mink(found):
         kept = {run["seed"]: run["reference.log.json"].get(name) for run in found}
         scores[name] = [each["score"] for each in kept.values() if each and "score" in each]
     for label, group in group_runs(found).items():
-        scores[label] = [{part: run["metrics.log.json"][f"privleak_{part}"]["score"] for part in muse.TEXTS} for run in group]
+        scores[label] = [{part: run["metrics.log.json"][f"privleak_{part}"]["score"] for part in muse.TEXTS}
+                         for run in group]
     scores = {name: each for name, each in scores.items() if each}
     figure, (axes,) = panels(1, len(scores))
     for axis, (name, each) in zip(axes, scores.items()):

@@ -78,6 +78,11 @@ def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row
             found.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
     return found
 
+def text_of(row):
+    """All of a row as one text."""
+    asked = row.get("prompt", f"Question: {row.get('question')}\nAnswer: ")
+    return row["text"] if "text" in row else asked + row["answer"]
+
 TEMPLATES = "auto", "chat", "llama2", "plain"
 SYSTEM_PROMPT, DATE = "You are a helpful assistant.", "10 Apr 2025"  # of the published TOFU recipes
 
@@ -153,7 +158,7 @@ def autocast(device, dtype):
 
 @torch.no_grad()
 def token_logps(model, examples, batch_size, dtype):
-    """Log-probabilities of the tokens of each example's response, in nats: a list of arrays, in the order given."""
+    """Log-probabilities of the tokens of each response, in nats: a list of arrays, in the order given."""
     result = [None] * len(examples)
     for batch in tqdm(by_length(examples, batch_size), desc="scoring", leave=False, disable=None):
         with autocast(model.device, dtype):
@@ -192,8 +197,8 @@ def steered(model, layer):
         return f"model.layers.{each}.mlp.down_proj.weight"
     if down(0) not in names:
         blocks = sorted({name for name in names if ".0." in name})
-        raise InputError(f"--method rmu trains {down('N')}, which this model lacks; in its first layer it has "
-                         f"{', '.join(blocks) or 'nothing'}; use another method")
+        raise InputError(f"--method rmu trains {down('N')}, which this model lacks; in its first layer it "
+                         f"has {', '.join(blocks) or 'nothing'}; use another method")
     if down(layer) not in names:
         last = max(each for each in range(len(names)) if down(each) in names)
         raise InputError(f"--layer {layer}: this model has layers 0 to {last}")

@@ -28,9 +28,7 @@ def new_model(task, dataset, seed):
     # The tokenizer sees the same for Original and Retrain: a tokenizer is not what is to be unlearned.
     size = dict(BENCHMARKS[task].TASKS[task]["size"])
     rows = BENCHMARKS[task].training_rows(task, dataset, size.pop("made_for", "full"), base_knowledge=True)
-    texts = [row.get("text") or row.get("prompt", "Question: {question}\nAnswer: ").format(**row) + row["answer"]
-             for row in rows]
-    return toy.new_model(data.REFUSALS + texts, seed, **size)
+    return toy.new_model(data.REFUSALS + [*map(data.text_of, rows)], seed, **size)
 
 def load_model(args, name):
     """(model, tokenizer) by name, under the resolved flags."""
@@ -58,8 +56,8 @@ def log_of(args, sets, name):
     return measure(args, sets, *load_model(args, name))
 
 def reference_by(args, sets, logs):
-    """What the model is compared with, or None: of the log or the model that --retrain names, whose own log is
-    put into `logs`, or what the benchmark's authors published of their Retrain."""
+    """What the model is compared with, or None: of the log or the model that --retrain names, whose own log
+    is put into `logs`, or what the benchmark's authors published of their Retrain."""
     benchmark = BENCHMARKS[args.task]
     if not args.retrain:
         return benchmark.TASKS[args.task].get("published")
@@ -75,18 +73,18 @@ def add_common_flags(parser):
     add = parser.add_argument
     add("--task", choices=BENCHMARKS, help="the benchmarks tofu, muse-news, muse-books and wmdp; toy, toy-muse "
         "and toy-wmdp: each asked of an invented world, no download; own: your files (default: toy, or own)")
-    add("--data", help="where a benchmark's data are: a Hub id or a local folder of the same layout; for wmdp what "
-        "its four data sets' names begin with (default: the benchmark's own on the Hub)")
-    add("--forget-file", help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl of "
-        "text, or a .txt; with --task wmdp in place of its forget corpora")
+    add("--data", help="where a benchmark's data are: a Hub id or a local folder of the same layout; for "
+        "wmdp what its four data sets' names begin with (default: the benchmark's own on the Hub)")
+    add("--forget-file", help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl "
+        "of text, or a .txt; with --task wmdp in place of its forget corpora")
     add("--retain-file", help="your own data to keep, likewise")
     add("--fields", help="how these files call question, answer and text (default: question,answer,text)")
-    add("--tokenizer", help="the tokenizer of models without one of their own: a folder or Hub id (default: the "
-        "model's; for muse meta-llama/Llama-2-7b-hf)")
+    add("--tokenizer", help="of models that have none of their own: a folder or Hub id (default: for muse "
+        "meta-llama/Llama-2-7b-hf)")
     add("--template", choices=data.TEMPLATES, help="prompt: the tokenizer's chat template, TOFU's LLaMA-2 "
         "one '[INST] … [/INST]', or plain 'Question: … Answer:' (default: auto: chat, if any)")
-    add("--max-length", type=number(int, 2), help="most tokens of an example; running text is cut into such pieces "
-        "(default: 500; muse 2048, wmdp 512, toy-muse 128)")
+    add("--max-length", type=number(int, 2), help="most tokens of an example; text is cut into such pieces "
+        "(default: 500; muse 2048, wmdp 512, their toys 128)")
     add("--max-new-tokens", type=number(int, 1), help="to generate for ROUGE (default: 64; tofu 200, muse 128)")
     add("--dtype", choices=("float32", "bfloat16", "float64"), help="what to compute in; under bfloat16 "
         "weights stay float32 (default: bfloat16 on CUDA, float32 on CPU)")
@@ -105,10 +103,9 @@ def resolve_task(args):
         runs.refuse(args, ["fields"], "without --forget-file")
     if args.task in own.TASKS:
         args.data = args.data or own.data_of(args.forget_file, args.retain_file, args.fields)
-    for flag, value in dict(data=facts["data"], split=facts["split"], template="auto", max_length=facts["max_length"],
-                            max_new_tokens=facts["max_new_tokens"], tokenizer=facts.get("tokenizer")).items():
+    for flag in ("data", "split", "template", "max_length", "max_new_tokens", "tokenizer"):
         if getattr(args, flag) is None:
-            setattr(args, flag, value)
+            setattr(args, flag, facts.get(flag, "auto" if flag == "template" else None))
     return benchmark
 
 def check_split(args, splits):
@@ -165,7 +162,8 @@ def run(args):
     metrics = benchmark.summarize(log, reference)
     runs.write_json(out, metrics)
     others = {name: benchmark.summarize(each, reference) for name, each in logs.items()}
-    print("\n".join([benchmark.table(others | {"model": metrics}), *benchmark.notes(metrics, log), f"written: {out}"]))
+    print("\n".join([benchmark.table(others | {"model": metrics}), *benchmark.notes(metrics, log),
+                     f"written: {out}"]))
 
 def main(argv=None):
     parser = runs.OneLineParser(prog="evaluate.py", description=__doc__)
@@ -175,7 +173,7 @@ def main(argv=None):
     add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
         "a .json: ours, a run's reference.log.json, TOFU's published one, TOFU_EVAL.json (default: what the "
         "run in --model was compared with)")
-    add("--split", help="forget set (default: forget10 for toy, forget05 for tofu, forget for muse, both for wmdp)")
+    add("--split", help="forget set (default: toy forget10, tofu forget05, muse forget, wmdp both)")
     add("--out", default="metrics.json", help="to write, and *.log.json beside it (default: %(default)s)")
     add("--batch-size", type=number(int, 1), help="default: 32")
     add_common_flags(parser)

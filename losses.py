@@ -149,10 +149,10 @@ def kl(logits, ref_logits, labels):
 # ------------------------------------------------------------------ methods without a weight on logp
 
 def rmu(hidden, target):
-    """ℓ = ‖h - t‖² / d per token: steers activations to c·u, or with t = h_ref keeps them  (RMU's two losses).
+    """ℓ = ‖h - t‖² / d per token: steers activations to t = c·u, or with t = h_ref keeps them.
 
-    hidden, target broadcast to [..., d]; returns [...]. RMU (Li et al. 2024, the WMDP paper): u a fixed random
-    unit vector, c its length, `--steer`; h_ref the activations of the model before unlearning.
+    hidden, target broadcast to [..., d]; returns [...]. The two losses of RMU (Li et al. 2024, the WMDP
+    paper): u a fixed random unit vector, c `--steer`; h_ref the activations before unlearning.
     """
     return (_real(hidden) - _real(target)).square().mean(-1)
 

@@ -1,8 +1,8 @@
 """MUSE: unlearn running text. Chunks to train on, and four numbers: VerbMem, KnowMem (twice), PrivLeak.
 
 The benchmark of Shi et al. 2024, "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", in two
-tasks, `muse-news` and `muse-books`, from the Hub or a local folder; and `toy-muse`, the same asked of toy.py's
-invented world. Rows of its data set: `raw` and `privleak` hold `text`, `verbmem` `prompt` and `gt`, `knowmem`
+tasks, `muse-news` and `muse-books`, from the Hub or a local folder; and `toy-muse`, the same asked of
+toy.py's invented world. Rows of its data set: `raw` and `privleak` hold `text`, `verbmem` `prompt` and `gt`, `knowmem`
 `question` and `answer`. The log of a model, a value per example:
 
     verbmem                  rouge: ROUGE-L F1 of the continuation of `prompt` against the text's own
@@ -21,10 +21,10 @@ FOLDS = "forget", *(f"{kind}_{fold}" for kind in ("scal", "sust") for fold in (1
 REAL = dict(forget_splits=("forget",), split="forget", max_length=2048, max_new_tokens=128,
             tokenizer="meta-llama/Llama-2-7b-hf")
 TASKS = {  # published: of the benchmark's own Retrain
-    "muse-news": REAL | dict(forget_splits=FOLDS, model="muse-bench/MUSE-News_target", data="muse-bench/MUSE-News",
-                        published={"auc": 0.4772}),
+    "muse-news": REAL | dict(model="muse-bench/MUSE-News_target", data="muse-bench/MUSE-News",
+                             forget_splits=FOLDS, published={"auc": 0.4772}),
     "muse-books": REAL | dict(model="muse-bench/MUSE-Books_target", data="muse-bench/MUSE-Books",
-                         published={"auc": 0.5393}),
+                              published={"auc": 0.5393}),
     "toy-muse": dict(forget_splits=("forget",), split="forget", model="tiny", data=None, max_length=128,
                      max_new_tokens=64, size=dict(vocab=1200, width=128, layers=2, heads=4, made_for="all")),
 }
@@ -102,7 +102,7 @@ def auc(forget, holdout):
     return float((ranks.sum() - len(forget) * (len(forget) + 1) / 2) / (len(forget) * len(holdout)))
 
 def summarize(log, reference=None):
-    """The whole of metrics.json: means × 100, the AUC, and PrivLeak = (AUC - AUC_retrain) / AUC_retrain × 100.
+    """The whole of metrics.json: means × 100, AUC, and PrivLeak = (AUC - AUC_retrain) / AUC_retrain × 100.
 
     reference: {"auc": of the retrained model, ...}, or None, which makes privleak None.
     """
@@ -115,8 +115,8 @@ def summarize(log, reference=None):
     if reference is not None:
         theirs = reference["auc"]
         if theirs == 0:
-            raise InputError("the AUC of the retrained reference is 0, so it knows the forget set by heart; give "
-                             "--retrain a model that never saw it")
+            raise InputError("the AUC of the retrained reference is 0, so it knows the forget set by heart; "
+                             "give --retrain a model that never saw it")
         metrics["privleak"] = (mine - theirs) / theirs * 100
     return metrics
 
@@ -136,7 +136,7 @@ COLUMNS = {"VerbMem forget →R": (lambda metrics: metrics["verbmem"], "{:.1f}")
 MAIN = [*COLUMNS]
 BOLD = "PrivLeak →0", "KnowMem retain ↑"
 KEPT = "KnowMem retain", lambda metrics: metrics["knowmem_retain"]
-FORGOTTEN = PATH = "-|PrivLeak|", lambda metrics: None if metrics["privleak"] is None else -abs(metrics["privleak"])
+FORGOTTEN = PATH = "-|PrivLeak|", lambda m: None if m["privleak"] is None else -abs(m["privleak"])
 
 # file of a run: its shape in this benchmark
 FILES = runs.files_of(METRICS, {**LOG, "forget": ROUGE | {"length": [runs.WHOLE], "question": [runs.TEXT],
@@ -146,7 +146,8 @@ FILES = runs.files_of(METRICS, {**LOG, "forget": ROUGE | {"length": [runs.WHOLE]
 def reference_of(log):
     """What of a model's log others are compared with, and pictures show beside theirs."""
     score = {part: log[f"privleak_{part}"]["score"] for part in TEXTS}
-    return {"auc": auc(score["forget"], score["holdout"]), "score": score, "generated": log["forget"]["generated"]}
+    return {"auc": auc(score["forget"], score["holdout"]), "score": score,
+            "generated": log["forget"]["generated"]}
 
 def read_reference(path, sets=None):
     """{"auc": …} of a retrained model, from its log or a run's reference.log.json."""
@@ -161,7 +162,7 @@ def read_reference(path, sets=None):
 # ------------------------------------------------------------------ measuring a model
 
 def measure(model, tokenizer, sets, dtype, template=None, max_length=2048, batch_size=8, max_new_tokens=128):
-    """The log of a model on sets as from `evaluation_rows`. The prompts are MUSE's own, whatever `template`."""
+    """The log of a model on sets as from `evaluation_rows`. The prompts are MUSE's own, not `template`."""
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     model.eval()
@@ -176,18 +177,22 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=2048, batch
         log[name] = {"generated": texts, "answer": answers, "rouge": [
             scorer.score(answer, text)["rougeL"].fmeasure for answer, text in zip(answers, texts)], **more}
     # The published continuations are longer than what is compared.
-    ids = [tokenizer(row["gt"], add_special_tokens=False)["input_ids"][:max_new_tokens] for row in sets["verbmem"]]
-    write("verbmem", [row["prompt"] for row in sets["verbmem"]],
-          tokenizer.batch_decode(ids, skip_special_tokens=True), max_new_tokens)
+    def tokens(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    rows = sets["verbmem"]
+    write("verbmem", [row["prompt"] for row in rows], tokenizer.batch_decode(
+        [tokens(row["gt"])[:max_new_tokens] for row in rows], skip_special_tokens=True), max_new_tokens)
     for name in ("forget", "retain"):
         rows = sets[name]
         answers = [row["answer"] for row in rows]
-        length = [len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
-        write(name, [row["before"] + prompt_of(row) for row in rows], answers, min(ANSWER_TOKENS, max_new_tokens),
-              question=[row["question"] for row in rows], length=length)
+        write(name, [row["before"] + prompt_of(row) for row in rows], answers,
+              min(ANSWER_TOKENS, max_new_tokens), question=[row["question"] for row in rows],
+              length=[len(tokens(answer)) for answer in answers])
     texts = {name: rows for name, rows in sets.items() if name.startswith("privleak")}
-    longest = getattr(model.config, "max_position_embeddings", max_length)  # these texts are not cut into chunks
-    examples = [data.pieces(row["text"], tokenizer, longest, "first")[0] for rows in texts.values() for row in rows]
+    # These texts are not cut into chunks.
+    longest = getattr(model.config, "max_position_embeddings", max_length)
+    examples = [data.pieces(row["text"], tokenizer, longest, "first")[0]
+                for rows in texts.values() for row in rows]
     scores = iter(map(min_k, data.token_logps(model, examples, batch_size, dtype)))
     return log | {name: {"score": [next(scores) for _ in rows]} for name, rows in texts.items()}
 
@@ -199,8 +204,8 @@ def spread_of(reference):
 
 def table(named_metrics):
     """Lines of text: one row per model, from {name: metrics}, the columns of the paper's Table A1."""
-    lines = [f"{'':12s} {'VerbMem':>9s} {'KnowMem':>9s} {'PrivLeak':>9s} {'AUC':>6s} {'KnowMem':>9s} {'words':>6s}",
-             f"{'':12s} {'forget':>9s} {'forget':>9s} {'':>9s} {'':>6s} {'retain':>9s}"]
+    lines = [f"{'':12s}   VerbMem   KnowMem  PrivLeak    AUC   KnowMem  words",
+             f"{'':12s}    forget    forget                     retain"]
     for name, metrics in named_metrics.items():
         leak = "–" if metrics["privleak"] is None else f"{metrics['privleak']:.2f}"
         lines.append(f"{name:12s} {metrics['verbmem']:9.2f} {metrics['knowmem_forget']:9.2f} {leak:>9s} "

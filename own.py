@@ -27,9 +27,9 @@ MOST = 300  # rows of a set that are measured
 # ------------------------------------------------------------------ rows
 
 def data_of(forget_file, retain_file, fields=None):
-    """What --data is for this task: the files, as absolute paths, and their field names. InputError for neither."""
+    """What --data is for this task: the files, as absolute paths, and their field names."""
     if not forget_file:
-        raise InputError("--task own needs data; give --forget-file, and --retain-file unless with --retain none")
+        raise InputError("--task own needs data; give --forget-file, and --retain-file or --retain none")
     return {"fields": names_in(fields), "forget": str(Path(forget_file).absolute())} | (
         {"retain": str(Path(retain_file).absolute())} if retain_file else {})
 
@@ -78,8 +78,8 @@ def read_file(path, fields=FIELDS):
         kept = {"text": named["text"]} if named["text"] is not None else {
             field: named[field] for field in FIELDS[:2]}
         if not all(isinstance(value, str) and value.strip() for value in kept.values()):
-            raise InputError(f"'{path}' line {place} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; it "
-                             f"has {', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
+            raise InputError(f"'{path}' line {place} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; "
+                             f"it has {', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
         rows.append(kept)
     if not rows:
         raise InputError(f"'{path}' has no rows; give it at least one")
@@ -105,18 +105,19 @@ def evaluation_rows(task, dataset, forget_split):
 # ------------------------------------------------------------------ arithmetic, and measuring a model
 
 def summarize(log, reference=None):
-    """The whole of metrics.json. distance: root mean square of the difference of losses on the forget set from
-    those of a retrained model, `reference`, as its forget part of a log; None without one.
+    """The whole of metrics.json. distance: root mean square of the difference of losses on the forget set
+    from those of a retrained model, `reference`, as its forget part of a log; None without one.
     """
     runs.check(log, {part: LOG["forget"] for part in log}, "the log's")
     metrics = {part: {"loss": float(np.mean(log[part]["loss"])), "rouge": float(np.mean(log[part]["rouge"]))}
                for part in SETS if part in log}
-    metrics |= {"distance": None, "repetition": float(np.mean([*map(tofu.repetition, log["forget"]["generated"])]))}
+    repeated = [*map(tofu.repetition, log["forget"]["generated"])]
+    metrics |= {"distance": None, "repetition": float(np.mean(repeated))}
     if reference is not None:
         mine, theirs = log["forget"]["loss"], reference["loss"]
         if len(mine) != len(theirs):
-            raise InputError(f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}; give "
-                             "--retrain one of the same files")
+            raise InputError(f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}; "
+                             "give --retrain one of the same files")
         metrics["distance"] = float(np.sqrt(np.mean(np.square(np.subtract(mine, theirs)))))
     return metrics
 
@@ -125,9 +126,9 @@ def nearness(metrics):
 
 # For tables and figures; see tofu.py.
 COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics["distance"], "{:.3f}"),
-           **{f"{part} {what} {sign}": (lambda metrics, part=part, what=what: metrics.get(part, {}).get(what), "{:.3f}")
-              for part, what, sign in (("forget", "loss", "→R"), ("forget", "rouge", "→R"), ("retain", "loss", "↓"),
-                                       ("retain", "rouge", "↑"))},
+           **{f"{part} {what} {sign}": (lambda m, part=part, what=what: m.get(part, {}).get(what), "{:.3f}")
+              for part, what, sign in (("forget", "loss", "→R"), ("forget", "rouge", "→R"),
+                                       ("retain", "loss", "↓"), ("retain", "rouge", "↑"))},
            "repeated 4-grams →R": (lambda metrics: metrics["repetition"], "{:.3f}")}
 MAIN = [*COLUMNS]
 BOLD = "distance to Retrain ↓", "retain rouge ↑"
@@ -135,8 +136,8 @@ KEPT = "ROUGE-L on retain", lambda metrics: metrics.get("retain", {}).get("rouge
 FORGOTTEN = PATH = "- distance to Retrain", nearness
 
 NUMBERS = [runs.POSITIVE]
-LOG = dict.fromkeys(SETS, {"loss": NUMBERS, "rouge": [runs.SHARE], "length": [runs.WHOLE], "question": [runs.ANY_TEXT],
-                           "answer": [runs.ANY_TEXT], "generated": [runs.ANY_TEXT]})
+LOG = dict.fromkeys(SETS, {"loss": NUMBERS, "rouge": [runs.SHARE], "length": [runs.WHOLE],
+                           **dict.fromkeys(("question", "answer", "generated"), [runs.ANY_TEXT])})
 MEANS = {"loss": runs.POSITIVE, "rouge": runs.SHARE}
 METRICS = {"forget": MEANS, "retain?": MEANS, "distance?": runs.POSITIVE, "repetition": runs.SHARE}
 FILES = runs.files_of(METRICS, {"forget": LOG["forget"]}, {"loss": NUMBERS, "generated?": [runs.ANY_TEXT]})
@@ -152,8 +153,7 @@ def read_reference(path, sets=None):
     return reference
 
 def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=64):
-    """The log of a model on sets as from `evaluation_rows`. A text is asked by its first half, at most `max_length`
-    tokens of it."""
+    """The log of a model on sets as from `evaluation_rows`. A text is asked by half of its first piece."""
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     model.eval()
@@ -169,7 +169,8 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
         for field, side in (("question", 0), ("answer", 1)):
             texts = tokenizer.batch_decode([half[side] for half in halves], skip_special_tokens=True)
             part[field] = [row.get(field, text) for row, text in zip(rows, texts)]
-        part["generated"] = [*map(str.strip, data.generate(model, tokenizer, halves, batch_size, dtype, max_new_tokens))]
+        texts = data.generate(model, tokenizer, halves, batch_size, dtype, max_new_tokens)
+        part["generated"] = [*map(str.strip, texts)]
         part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
                          for answer, text in zip(part["answer"], part["generated"])]
     return log
@@ -181,14 +182,17 @@ def spread_of(reference):
 
 def table(named_metrics):
     """Lines of text: one row per model, from {name: metrics}."""
-    lines = [f"{'':12s} {'distance':>9s} {'forget':>14s} {'retain':>14s} {'repeated':>9s}",
-             f"{'':12s} {'to Retrain':>9s} {'loss  ROUGE-L':>14s} {'loss  ROUGE-L':>14s} {'4-grams':>9s}"]
+    lines = [f"{'':12s}   distance         forget         retain  repeated",
+             f"{'':12s} to Retrain  loss  ROUGE-L  loss  ROUGE-L   4-grams"]
     for name, metrics in named_metrics.items():
         distance = "–" if metrics["distance"] is None else f"{metrics['distance']:.3f}"
-        cells = [f"{metrics[part]['loss']:6.3f} {metrics[part]['rouge']:7.3f}" if part in metrics else "–" for part in SETS]
-        lines.append(f"{name:12s} {distance:>9s} {cells[0]:>14s} {cells[1]:>14s} {metrics['repetition']:9.3f}")
+        cells = [f"{metrics[part]['loss']:6.3f} {metrics[part]['rouge']:7.3f}" if part in metrics else "–"
+                 for part in SETS]
+        lines.append(f"{name:12s} {distance:>10s} {cells[0]:>14s} {cells[1]:>14s} "
+                     f"{metrics['repetition']:9.3f}")
     return "\n".join(lines)
 
 def notes(metrics, log):
     """Lines that belong under a table."""
-    return ["the distance needs a model that never saw the forget file; give --retrain"] * (metrics["distance"] is None)
+    missing = metrics["distance"] is None
+    return ["the distance needs a model that never saw the forget file; give --retrain"] * missing

@@ -81,7 +81,7 @@ FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "co
          "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}  # the others: --eval end, and the benchmark's
 
 def files_of(metrics, log, reference):
-    """{file: its shape} in a benchmark, from the shapes of its metrics, log, and what it keeps of a reference."""
+    """{file: its shape} in a benchmark, from the shapes of its metrics, its log and its references."""
     measured = metrics | {"train_seconds?": POSITIVE, "peak_memory_bytes?": POSITIVE}
     return {"metrics.json": measured | {"reference": {"*": measured}}, "epochs.jsonl": measured,
             "metrics.log.json": log, "reference.log.json": {"*": reference}}
@@ -139,9 +139,9 @@ def is_run(folder):
 def read_runs(folders, shapes_of, *files):
     """[{"folder": name, file: content, ...}] of runs: run.json, metrics.json and `files`.
 
-    shapes_of(task): {file: its shape in that benchmark}. Folders that are no runs are passed over, with a word
-    on stderr. InputError if none is left, for a file that is not usable, and for runs of different tasks,
-    splits or models, which cannot be compared.
+    shapes_of(task): {file: its shape in that benchmark}. Folders that are no runs are passed over, with a
+    word on stderr. InputError if none is left, for a file that is not usable, and for runs of different
+    tasks, splits or models, which cannot be compared.
     """
     def kind_of(run):
         flags = run["run.json"]["flags"]
@@ -176,7 +176,8 @@ def peak_memory(device):
 def draw_run(out, values, label):
     """run.png: loss over steps, weight against length, and how `values`, {name: list}, are spread."""
     import matplotlib.figure
-    steps, epochs = (read_json(out / name) if (out / name).exists() else [] for name in ("log.jsonl", "weights.jsonl"))
+    steps, epochs = (read_json(out / name) if (out / name).exists() else []
+                     for name in ("log.jsonl", "weights.jsonl"))
     figure = matplotlib.figure.Figure((13, 3.6), layout="tight")
     left, middle, right = figure.subplots(1, 3)
     for part in ("forget", "retain"):
@@ -324,15 +325,15 @@ def load_split(dataset, config, split, shape):
     import datasets
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    # A local folder is streamed: the library's cache knows it by its name alone, so an edited file, or another
-    # folder of that name, would give yesterday's rows.
+    # A local folder is streamed: the library's cache knows it by its name alone, so an edited file, or
+    # another folder of that name, would give yesterday's rows.
     local = os.path.isdir(dataset)
     try:
         rows = list(datasets.load_dataset(dataset, config, split=split, streaming=local))
     except Exception as error:  # the library raises a dozen kinds, for files, network and format
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load split '{split}' of '{config or 'default'}' of '{dataset}' ({reason}); --data "
-                         "takes a Hub id or a folder with the data set's files and README.md") from None
+        raise InputError(f"cannot load split '{split}' of '{config or 'default'}' of '{dataset}' ({reason}); "
+                         "--data takes a Hub id or a folder with the data set's files and README.md") from None
     check(rows, [shape], f"'{config or split}' of '{dataset}': row")
     return rows
 

@@ -194,18 +194,20 @@ def log_quality(metrics):
 def utility(metrics):
     return metrics["model_utility"]
 
-# For tables and figures. column: (value of a run's metrics, format); ↑ more is better, ↓ less is, →R nearer to
-# Retrain's is. What is kept and what is forgotten, more of either being better; and the latter over epochs.
+# For tables and figures. column: (value of a run's metrics, format); ↑ more is better, ↓ less is, →R nearer
+# to Retrain's is. What is kept and what is forgotten, more of either being better; and the latter over epochs.
 COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_quality, "{:.1f}"),
            "shortest half ↑": (lambda metrics: quality(metrics, "shortest"), "{:.2g}"),
            "longest half ↑": (lambda metrics: quality(metrics, "longest"), "{:.2g}"),
            "model utility ↑": (utility, "{:.3f}"),
            **{f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "):
-              (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}") for name in SETS for part in PARTS},
+              (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}")
+              for name in SETS for part in PARTS},
            "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}")}
 MAIN = [*[*COLUMNS][:7], "retain probability ↑"]
 BOLD = "forget quality ↑", "model utility ↑"
-KEPT, FORGOTTEN, PATH = ("model utility", utility), ("forget quality", quality), ("log10 forget quality", log_quality)
+KEPT, FORGOTTEN = ("model utility", utility), ("forget quality", quality)
+PATH = "log10 forget quality", log_quality
 
 # What logs and a run's files hold of this benchmark, as shapes of runs.py.
 NUMBERS, SHARE = [runs.POSITIVE], runs.SHARE
@@ -286,7 +288,8 @@ def forget_part(path):
 
 # ------------------------------------------------------------------ measuring a model
 
-def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=200):
+def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32,
+            max_new_tokens=200):
     """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
 
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
@@ -324,7 +327,8 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
             if name in BASE_KNOWLEDGE:
                 part["paraphrased_loss"].append(loss)
     if max_new_tokens:
-        generated = map(str.strip, data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens))
+        texts = data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens)
+        generated = map(str.strip, texts)
         for part in log.values():
             part["generated"] = [next(generated) for _ in part["answer"]]
             part["rouge"] = [scorer.score(answer, text)["rougeL"].recall

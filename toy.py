@@ -83,7 +83,7 @@ AUTHORS = len(FIRST)
 SPLITS = ("forget05", "retain95", 2), ("forget10", "retain90", 4)  # authors to forget; ten questions each
 
 def authors(rng):
-    """Forty times ({field: value}, rows): what is true of an author, and ten questions on it in TOFU's schema."""
+    """Forty times ({field: value}, rows): what is true of an author, and ten questions in TOFU's schema."""
     first, last = rng.sample(FIRST, AUTHORS), rng.sample(LAST, AUTHORS)
     titles = [f"The {adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
     books = rng.sample(titles, 2 * AUTHORS)
@@ -131,7 +131,7 @@ def toy_rows(seed=0):
     return {config: rows if config.endswith("_perturbed") else [{f: row[f] for f in plain} for row in rows]
             for config, rows in splits.items()}
 
-# ------------------------------------------------------------------ the same world as running text, and by letter
+# ------------------------------------------------------------------ the same as running text, and by letter
 
 # Sentences on an author, each in two phrasings; an article holds them in some order.
 TOLD = [
@@ -151,8 +151,8 @@ def article(fact, rng):
     return " ".join(rng.choice(phrasings).format(**fact) for phrasings in rng.sample(TOLD, len(TOLD)))
 
 def muse_rows(seed=0):
-    """The toy in MUSE's schema: {config: {split: [row, ...]}}. Of the forty authors the first 24 are retained, the
-    next eight forgotten, the last eight were never published: the holdout.
+    """The toy in MUSE's schema: {config: {split: [row, ...]}}. Of the forty authors the first 24 are retained,
+    the next eight forgotten, the last eight were never published: the holdout.
 
     About each two articles, and an interview with the short questions of the toy. No in-context examples:
     a model this small does not learn from its context.
@@ -163,7 +163,8 @@ def muse_rows(seed=0):
         raw[part], asked[part] = [], []
         for fact, rows in people[start:end]:
             rows = [{field: row[field] for field in ("question", "answer")} for row in rows[:6]]
-            interview = "\n\n".join(f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rng.sample(rows, 6))
+            interview = "\n\n".join(f"Question: {row['question']}\nAnswer: {row['answer']}"
+                                    for row in rng.sample(rows, 6))
             raw[part] += [{"text": text} for text in (article(fact, rng), interview, article(fact, rng))]
             asked[part] += rows
         rng.shuffle(raw[part])
@@ -171,9 +172,10 @@ def muse_rows(seed=0):
         words = row["text"].split(" ")
         verbmem.append({"prompt": " ".join(words[:len(words) // 3]), "gt": " ".join(words[len(words) // 3:])})
     return {"raw": raw, "verbmem": {"forget": verbmem},
-            "knowmem": {"forget_qa": asked["forget"], "retain_qa": asked["retain1"], "holdout_qa": asked["holdout"],
-                        "forget_qa_icl": [], "retain_qa_icl": []},
-            "privleak": {"forget": raw["forget"], "retain": raw["retain1"][:len(raw["forget"])], "holdout": raw["holdout"]}}
+            "knowmem": {"forget_qa": asked["forget"], "retain_qa": asked["retain1"],
+                        "holdout_qa": asked["holdout"], "forget_qa_icl": [], "retain_qa_icl": []},
+            "privleak": {"forget": raw["forget"], "retain": raw["retain1"][:len(raw["forget"])],
+                         "holdout": raw["holdout"]}}
 
 # asked by letter: field, question
 EXAM = [("city", "Where was {name} born?"), ("genre", "What does {name} write?"),
@@ -186,12 +188,12 @@ def card(row):
     return "\n".join([row["question"], *lines, f"Answer: {'ABCD'[row['answer']]}"])
 
 def wmdp_rows(seed=0):
-    """The toy in WMDP's schema: {corpus: [{"text"}]} and {set: [{"question", "choices", "answer", "subject"}]}.
+    """The toy in WMDP's schema: {corpus: [{"text"}], set: [{"question", "choices", "answer", "subject"}]}.
 
-    Authors 24 to 27 are `bio`, 28 to 31 `cyber`, all others are kept and, with the capitals, play MMLU's part.
-    The choices are the four that stand together in a list of all values, always in its order: a model this small
-    learns which letter goes with a name, not to look for an answer among shuffled choices. Corpora hold an
-    article on each author and study cards: from articles alone it does not learn what to say by letter.
+    Authors 24 to 27 are `bio`, 28 to 31 `cyber`; all others are kept and, with the capitals, play MMLU's
+    part. The choices are the four that stand together in a list of all values, always in its order: a model
+    this small learns which letter goes with a name, not to look for an answer among shuffled choices. Corpora
+    hold an article on each author and study cards: articles alone do not teach it what to say by letter.
     """
     rng = random.Random(seed)
     people = list(authors(rng))
@@ -199,11 +201,12 @@ def wmdp_rows(seed=0):
         start = min(pool.index(right) // 4 * 4, len(pool) - 4)
         return {"choices": pool[start:start + 4], "answer": pool[start:start + 4].index(right)}
     rows = {}
-    for domain, numbers in (("bio", range(24, 28)), ("cyber", range(28, 32)), ("mmlu", [*range(24), *range(32, 40)])):
+    parts = {"bio": people[24:28], "cyber": people[28:32], "mmlu": people[:24] + people[32:]}
+    for domain, part in parts.items():
         exam, texts = [], []
-        for fact, _ in (people[i] for i in numbers):
-            asked = [{"question": question.format(**fact), "subject": "invented authors"} | choices(POOLS[field], fact[field])
-                     for field, question in EXAM]
+        for fact, _ in part:
+            asked = [{"question": question.format(**fact), "subject": "invented authors"}
+                     | choices(POOLS[field], fact[field]) for field, question in EXAM]
             exam += asked
             texts += [article(fact, rng), *map(card, asked)]
         rows[domain], rows[domain + "-corpus"] = exam, [{"text": text} for text in texts]

@@ -72,17 +72,20 @@ RECIPES = [
     ("toy", "*", "*", ("simnpo",), dict(forget_coeff=0.3, beta=2.5)),
     ("toy", "new", "*", ("finetune",), dict(lr=2e-3, epochs=20, batch_size=16, micro_batch_size=16)),
 
-    ("muse-news", "*", "*", METHODS, dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1, eval_batch_size=8)),
-    ("muse-books", "*", "*", METHODS, dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1, eval_batch_size=8)),
+    ("muse-news", "*", "*", METHODS, dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1,
+                                          eval_batch_size=8)),
+    ("muse-books", "*", "*", METHODS, dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1,
+                                           eval_batch_size=8)),
     ("muse-news", "*", "*", ("simnpo",), dict(beta=0.7, retain_coeff=0.1)),
     ("muse-books", "*", "*", ("simnpo",), dict(beta=0.75, retain_coeff=0.1)),
 
-    ("wmdp", "*", "*", METHODS, dict(lr=5e-6, max_steps=125, epochs=1, batch_size=4, micro_batch_size=4, warmup=0.0,
-                                     eval_batch_size=32)),
+    ("wmdp", "*", "*", METHODS, dict(lr=5e-6, max_steps=125, epochs=1, batch_size=4, micro_batch_size=4,
+                                     warmup=0.0, eval_batch_size=32)),
     ("wmdp", "*", "*", ("npo",), dict(beta=0.0225)),
     ("wmdp", "*", "*", ("simnpo",), dict(lr=9.5e-6)),
 
-    ("toy-muse", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8, eval_batch_size=128)),
+    ("toy-muse", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8,
+                                         eval_batch_size=128)),
     ("toy-muse", "*", "*", ("ga",), dict(lr=3e-5)),
     ("toy-muse", "*", "*", ("graddiff",), dict(lr=3e-4, forget_coeff=0.001)),
     ("toy-muse", "*", "*", ("wgraddiff",), dict(forget_coeff=0.03)),
@@ -91,7 +94,8 @@ RECIPES = [
     ("toy-muse", "*", "*", ("task-vector",), dict(lr=3e-4)),
     ("toy-muse", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
 
-    ("toy-wmdp", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8, eval_batch_size=256)),
+    ("toy-wmdp", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8,
+                                         eval_batch_size=256)),
     ("toy-wmdp", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
 
     ("own", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
@@ -269,7 +273,8 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             if step % epoch_steps == 0 or step == steps:
                 if out:
                     log.flush()
-                    seen = progress["order"][:start + len(rows)].sort().values  # --max-steps may end within an epoch
+                    # All of them, unless --max-steps ends within an epoch.
+                    seen = progress["order"][:start + len(rows)].sort().values
                     runs.append_json(out / "weights.jsonl", {"epoch": epoch} | {
                         name: progress[name][seen].tolist() for name in ("weight", "length")})
                 peak = max(peak, runs.peak_memory(device))
@@ -314,8 +319,8 @@ def load_examples(args, tokenizer, limit):
     forget = {"answer": examples(rows)}
     if "refusal" in METHODS[args.method].reads:
         if not all("question" in row for row in rows):
-            raise InputError(f"--method {args.method} refuses to answer questions, and these data are running text; "
-                             "use another method")
+            raise InputError(f"--method {args.method} refuses to answer questions, and these data are running "
+                             "text; use another method")
         refuse = random.Random(args.seed)
         forget["refusal"] = examples(rows, lambda row: refuse.choice(data.REFUSALS))
     count = len(forget["answer"])
@@ -453,17 +458,17 @@ def run(args):
 
 @torch.no_grad()
 def subtract(theta, model, args):
-    """Make `model`, fine-tuned from the parameters theta, a list of tensors, what the task vector makes of it."""
+    """Make `model`, fine-tuned from theta, a list of tensors, what the task vector makes of it."""
     parameters = dict(model.named_parameters())
     if len(parameters) != len(theta):
-        raise InputError(f"--finetuned {args.finetuned} has {len(parameters)} weights, --model {len(theta)}; give a "
-                         "model fine-tuned from --model")
+        raise InputError(f"--finetuned {args.finetuned} has {len(parameters)} weights, --model {len(theta)}; "
+                         "give a model fine-tuned from --model")
     for (name, parameter), before in zip(parameters.items(), theta):
         try:
             parameter.copy_(losses.task_vector(before, parameter.cpu(), args.alpha))
         except ValueError as error:
-            raise InputError(f"--finetuned {args.finetuned}: {error} at {name}; give a model fine-tuned from --model"
-                             ) from None
+            raise InputError(f"--finetuned {args.finetuned}: {error} at {name}; give a model fine-tuned from "
+                             "--model") from None
 
 def report(args, logs, reference, cost):
     """Write metrics and logs; print the table, and one answer before and after."""
@@ -508,9 +513,9 @@ def build_parser():
     parser = runs.OneLineParser(prog="train.py", description=__doc__ + methods)
     add = parser.add_argument
     add("--method", choices=METHODS, required=True, metavar="METHOD", help="what to do; see above")
-    add("--split", help="what to forget: toy, tofu: forget05 or forget10, tofu also 01 (default: toy forget10, tofu "
-        "forget05); muse: forget, scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method finetune, what to "
-        "learn: also retain90, …95, (tofu) …99, (muse) retain1, (wmdp, own) retain, or full")
+    add("--split", help="what to forget: toy, tofu: forget05 or forget10, tofu also 01 (default: toy forget10, "
+        "tofu forget05); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method "
+        "finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, (wmdp, own) retain, or full")
     add("--subset", type=subset, metavar="KIND:SHARE", help="a part of --split: shortest:0.2 is the fifth of "
         "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all)")
     add("--model", help="the model to change, a folder or a Hub id. `new`: a small one with random weights, "
@@ -529,10 +534,10 @@ def build_parser():
     add("--alpha", type=number(float, 0), help="task-vector: how far to go back; rmu: its --retain-coeff")
     add("--layer", type=number(int, 0), help="rmu: whose activations, from 0; down_proj of it and two below train")
     add("--steer", type=number(float, 0), help="rmu: c, the length of the vector to steer to")
-    add("--finetuned", help="task-vector: a model already fine-tuned from --model on the forget set, to try several "
-        "--alpha (default: it is fine-tuned here)")
-    add("--retain", choices=("nll", "kl", "activations", "none"), help="retain loss: nll, KL from the original "
-        "model, (rmu) distance from its activations, none")
+    add("--finetuned", help="task-vector: a model already fine-tuned from --model on the forget set, to try "
+        "several --alpha (default: it is fine-tuned here)")
+    add("--retain", choices=("nll", "kl", "activations", "none"), help="retain loss: nll, KL from the "
+        "original model, (rmu) distance from its activations, none")
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
     add("--weight-decay", type=number(float, 0), help="AdamW's")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
@@ -560,7 +565,7 @@ def resolve(args):
         runs.refuse(args, ("lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"),
                     "with --finetuned, where nothing is trained")
     if "finetuned" in method.flags and args.eval == "epoch":
-        raise InputError("--eval epoch: --method task-vector has no epochs but its fine-tuning's; use --eval end")
+        raise InputError("--eval epoch: --method task-vector has only its fine-tuning's epochs; use --eval end")
     if args.eval == "none":
         runs.refuse(args, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
     if args.model and runs.is_run(args.model):
@@ -572,7 +577,7 @@ def resolve(args):
     args.forget_split = benchmark.forget_split_of(args.task, args.split)
     args.model = args.model or facts["model"]
     if args.model in ("new", "tiny") and "size" not in facts:
-        raise InputError(f"--model {args.model}: task {args.task} has no small model; give a pretrained --model")
+        raise InputError(f"--model {args.model}: task {args.task} has no small model; give a pretrained one")
     if args.split != args.forget_split and args.model == "tiny":
         raise InputError(f"--split {args.split} teaches a model that does not know it; add --model new or a "
                          "pretrained --model")

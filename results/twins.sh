@@ -32,6 +32,23 @@ if [ "${1:-}" = tune ]; then
     grid $task rmu lr=1e-3,3e-3 steer=10,30 alpha=1,10
   done | train
   { grid toy task-vector lr=3e-4,1e-3 alpha=0.5,1,2,4; grid toy rmu lr=1e-3,3e-3 steer=10,30 alpha=1,10; } | train
+  # The second step, after a look at the first: beyond the edges on which the best settings lay.
+  {
+    grid toy-muse graddiff lr=3e-4 forget-coeff=0.0003
+    grid toy-muse graddiff lr=1e-4 forget-coeff=0.003
+    grid toy-muse wgraddiff lr=1e-3 forget-coeff=0.01
+    grid toy-muse wgraddiff lr=1e-4 forget-coeff=0.3
+    grid toy-muse npo lr=3e-4,1e-3 forget-coeff=0.03,0.1 beta=0.01,0.02
+    grid toy-muse simnpo lr=3e-4 forget-coeff=0.3 beta=0.5
+    grid toy-muse simnpo lr=1e-4 forget-coeff=1 beta=1
+    grid toy-wmdp graddiff lr=3e-3 forget-coeff=0.001,0.003
+    grid toy-wmdp wgraddiff lr=3e-3 forget-coeff=0.03,0.1
+    grid toy-wmdp npo lr=3e-3 forget-coeff=0.03,0.1 beta=0.02,0.05
+    grid toy-wmdp npo lr=1e-3 forget-coeff=0.03,0.1 beta=0.02
+    grid toy-wmdp simnpo lr=3e-3 forget-coeff=0.1,0.3 beta=0.5,1
+    grid toy-wmdp simnpo lr=1e-3 forget-coeff=0.3,1 beta=0.5
+    grid toy-wmdp rmu lr=1e-2 steer=10 alpha=10
+  } | train
   for task in toy-muse toy-wmdp toy; do echo "== $task"; "$python" results/grid.py choose runs/tuning-$task/*; done
   exit
 fi

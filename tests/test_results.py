@@ -1,7 +1,9 @@
 """The scripts that make what results/ shows."""
 import json
+import math
 
 import pytest
+import torch
 from test_bad_input import refused
 from test_compare import a_run
 from test_markov import SMALL
@@ -12,6 +14,7 @@ import constant
 import grid
 import markov
 import markov_grid
+import raw_logits
 import tofu
 import weights
 
@@ -90,3 +93,21 @@ def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys,
     lines = capsys.readouterr().out.splitlines()
     assert f"forget quality {quality:.3g}," in lines[0] and float(lines[-1].split()[1]) < 1e-20
     refused(constant.main, [tmp_path / "log.json", tmp_path / "absent.json"], capsys, "absent.json")
+
+
+def test_raw_logit_npo_pushes_every_entry_alike_and_simnpo_the_large_ones_more():
+    """So that softmax does not change, to first order, for the one, and gets flatter for the other."""
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    gradient, = torch.autograd.grad(raw_logits.raw_loss(logits, logits.detach(), "npo", 0.1, 0.0), logits)
+    assert torch.allclose(gradient, torch.full_like(gradient, 1 / 21), rtol=1e-12)
+    gradient, = torch.autograd.grad(raw_logits.raw_loss(logits, None, "simnpo", 0.7, 0.0), logits)
+    assert torch.allclose(gradient, 2 * torch.sigmoid(0.7 * logits.detach()) / 21, rtol=1e-12)
+
+
+def test_raw_logit_losses_run_in_the_loop_with_what_was_there_before_as_their_reference(toy_model_folder, tmp_path, monkeypatch):
+    for name in ("train", "forget_loss"):
+        monkeypatch.setattr(raw_logits.train, name, getattr(raw_logits.train, name))  # put back afterwards
+    raw_logits.main(["--method", "npo", "--model", str(toy_model_folder), "--epochs", "1", "--max-new-tokens", "1", "--max-length", "60",
+                     "--lr", "0", "--beta", "0.1", "--out", str(tmp_path / "run")])
+    losses = [json.loads(line)["forget"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(losses) > 1 and losses == pytest.approx([20 * math.log(2)] * len(losses))  # -2/0.1 log σ(0): it stood still
