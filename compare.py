@@ -25,8 +25,7 @@ from tofu import log_quality, quality, utility
 
 # Flags that do not make runs two settings: they name files, or change speed and what is measured.
 IMMATERIAL = ("seed", "out", "retrain", "model", "data", "eval", "device", "eval_batch_size",
-              "micro_batch_size", "grad_checkpointing", "tokenizer", "finetuned", "forget_file",
-              "retain_file")
+              "micro_batch_size", "grad_checkpointing", "tokenizer", "forget_file", "retain_file")
 
 def read(folders, *files):
     """Runs, as `runs.read_runs` gives them, with what each is called and stands for.
@@ -173,8 +172,8 @@ def answers(found, count):
             lines.append(f"{label:>{width}s}  {tofu.repetition(texts[order[place]]):4.2f}  {text}")
     lines += ["", "beside each answer: its share of repeated 4-grams. Mean over all forget answers and runs:"]
     for label, texts in shown.items():
-        shares = [run["metrics"].get("repetition") or 0.0 for run in groups.get(label, [])]
-        share = spread(shares or [np.mean([*map(tofu.repetition, texts)])], "{:.3f}")
+        said = [run["metrics.log.json"]["forget"]["generated"] for run in groups.get(label, [])] or [texts]
+        share = spread([np.mean([*map(tofu.repetition, each)]) for each in said], "{:.3f}")
         lines.append(f"{label:>{width}s}  {share}")
     return "\n".join(lines)
 
@@ -338,17 +337,16 @@ def draw_mink(found):
     scores = {}  # {model: [{part: scores}]}
     for name in ("Original", "Retrain"):
         kept = {run["seed"]: run["reference.log.json"].get(name) for run in found}
-        scores[name] = [each["score"] for each in kept.values() if each and "score" in each]
+        scores[name] = [each for each in kept.values() if each and "privleak_forget" in each]
     for label, group in group_runs(found).items():
-        scores[label] = [{part: run["metrics.log.json"][f"privleak_{part}"]["score"] for part in muse.TEXTS}
-                         for run in group]
+        scores[label] = [run["metrics.log.json"] for run in group]
     scores = {name: each for name, each in scores.items() if each}
     figure, (axes,) = panels(1, len(scores))
     for axis, (name, each) in zip(axes, scores.items()):
         for part, colour in zip(muse.TEXTS, ("C3", "C2", "black")):
-            values = np.concatenate([one[part] for one in each])
+            values = np.concatenate([one[f"privleak_{part}"]["score"] for one in each])
             axis.hist(values, bins=30, density=True, alpha=0.4, color=colour, label=part)
-        areas = [muse.auc(one["forget"], one["holdout"]) for one in each]
+        areas = [muse.reference_of({"forget": {"generated": []}} | one)["auc"] for one in each]
         axis.set_title(f"{name}: AUC {spread(areas, '{:.2f}')}", fontsize=9)
         axis.set(xlabel="Min-40% score (nats)", ylabel="density")
         axis.legend(fontsize=7)

@@ -101,8 +101,10 @@ def resolve_task(args):
         runs.refuse(args, ["forget_file", "retain_file"], f"with --task {args.task}, which has data")
     if not args.forget_file:
         runs.refuse(args, ["fields"], "without --forget-file")
-    if args.task in own.TASKS:
-        args.data = args.data or own.data_of(args.forget_file, args.retain_file, args.fields)
+    if args.task in own.TASKS and isinstance(args.data, str):
+        raise InputError("--data has no use with --task own; give --forget-file and --retain-file")
+    if args.task in own.TASKS and (args.forget_file or not args.data):
+        args.data = own.data_of(args.forget_file, args.retain_file, args.fields)
     for flag in ("data", "split", "template", "max_length", "max_new_tokens", "tokenizer"):
         if getattr(args, flag) is None:
             setattr(args, flag, facts.get(flag, "auto" if flag == "template" else None))
@@ -118,7 +120,8 @@ def inherit(args):
     flags = flags | {"split": None if flags["model"] == "new" else flags["forget_split"]}
     if args.forget_file:
         return  # other data than the run's
-    for flag in ("task", "data", "template", "max_length", "max_new_tokens", "split", "retrain"):
+    for flag in ("task", "data", "forget_file", "fields", "retain_file", "tokenizer", "template", "max_length",
+                 "max_new_tokens", "split", "retrain"):
         if getattr(args, flag) is None:
             setattr(args, flag, flags.get(flag))
         if getattr(args, flag) != flags.get(flag):
@@ -142,8 +145,9 @@ def run(args):
         runs.refuse(args, ("data", "forget_file", "retain_file", "fields", "split", "template", "max_length",
                            "max_new_tokens", "tokenizer", "dtype", "device", "batch_size"),
                     "with --log, where nothing is measured")
-        benchmark = BENCHMARKS[args.task or "tofu"]
-        reference = benchmark.read_reference(args.retrain) if args.retrain else None
+        benchmark, facts = BENCHMARKS[args.task or "tofu"], BENCHMARKS[args.task or "tofu"].TASKS
+        reference = (benchmark.read_reference(args.retrain) if args.retrain else
+                     facts[args.task or "tofu"].get("published"))
         log = (tofu if benchmark is tofu else runs).read_log(args.log)
         if "forget_truth_ratio" in log:
             raise InputError(f"--log: '{args.log}' holds truth ratios, which --retrain can use, but not the "
@@ -154,7 +158,8 @@ def run(args):
         benchmark = resolve_task(args)
         check_split(args, benchmark.TASKS[args.task]["forget_splits"])
         runs.resolve_device(args)
-        args.forget_split, args.eval_batch_size = args.split, args.batch_size or 32
+        args.forget_split = args.split
+        args.eval_batch_size = args.batch_size or benchmark.TASKS[args.task].get("batch_size", 32)
         sets = benchmark.evaluation_rows(args.task, args.data, args.split)
         reference = reference_by(args, sets, logs)
         log = measure(args, sets, *load_model(args, args.model))
@@ -175,7 +180,7 @@ def main(argv=None):
         "run in --model was compared with)")
     add("--split", help="forget set (default: toy forget10, tofu forget05, muse forget, wmdp both)")
     add("--out", default="metrics.json", help="to write, and *.log.json beside it (default: %(default)s)")
-    add("--batch-size", type=number(int, 1), help="default: 32")
+    add("--batch-size", type=number(int, 1), help="default: 32, for muse 8")
     add_common_flags(parser)
     runs.run_command(parser, argv, run)
 

@@ -18,7 +18,7 @@ import toy
 from data import InputError
 
 FOLDS = "forget", *(f"{kind}_{fold}" for kind in ("scal", "sust") for fold in (1, 2, 3, 4))
-REAL = dict(forget_splits=("forget",), split="forget", max_length=2048, max_new_tokens=128,
+REAL = dict(forget_splits=("forget",), split="forget", max_length=2048, max_new_tokens=128, batch_size=8,
             tokenizer="meta-llama/Llama-2-7b-hf")
 TASKS = {  # published: of the benchmark's own Retrain
     "muse-news": REAL | dict(model="muse-bench/MUSE-News_target", data="muse-bench/MUSE-News",
@@ -141,20 +141,21 @@ FORGOTTEN = PATH = "-|PrivLeak|", lambda m: None if m["privleak"] is None else -
 # file of a run: its shape in this benchmark
 FILES = runs.files_of(METRICS, {**LOG, "forget": ROUGE | {"length": [runs.WHOLE], "question": [runs.TEXT],
                                                           "answer": [runs.TEXT]}},
-                      REFERENCE | {"generated?": [runs.ANY_TEXT], "score": {part: NUMBERS for part in TEXTS}})
+                      REFERENCE | {"generated?": [runs.ANY_TEXT],
+                                   **{f"privleak_{part}?": {"score": NUMBERS} for part in TEXTS}})
 
 def reference_of(log):
     """What of a model's log others are compared with, and pictures show beside theirs."""
-    score = {part: log[f"privleak_{part}"]["score"] for part in TEXTS}
-    return {"auc": auc(score["forget"], score["holdout"]), "score": score,
-            "generated": log["forget"]["generated"]}
+    part = {f"privleak_{part}": log[f"privleak_{part}"] for part in TEXTS}
+    return part | {"auc": auc(*(part[f"privleak_{each}"]["score"] for each in ("forget", "holdout"))),
+                   "generated": log["forget"]["generated"]}
 
 def read_reference(path, sets=None):
     """{"auc": …} of a retrained model, from its log or a run's reference.log.json."""
     log = runs.read_log(path)
     if "privleak_forget" in log:
-        runs.check(log, {f"privleak_{part}": {"score": NUMBERS} for part in TEXTS}, f"'{path}':")
-        return {"auc": auc(*(log[f"privleak_{part}"]["score"] for part in ("forget", "holdout")))}
+        runs.check(log, LOG, f"'{path}':")
+        return reference_of(log)
     reference = log.get("Retrain", log)
     runs.check(reference, REFERENCE, f"'{path}':")
     return reference
@@ -200,7 +201,7 @@ SPREAD = "Min-40% score of forget texts, nats"
 
 def spread_of(reference):
     """What run.png shows the distribution of, from `reference_of` a log."""
-    return reference["score"]["forget"] if "score" in reference else []
+    return reference["privleak_forget"]["score"]
 
 def table(named_metrics):
     """Lines of text: one row per model, from {name: metrics}, the columns of the paper's Table A1."""

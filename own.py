@@ -108,7 +108,7 @@ def summarize(log, reference=None):
     """The whole of metrics.json. distance: root mean square of the difference of losses on the forget set
     from those of a retrained model, `reference`, as its forget part of a log; None without one.
     """
-    runs.check(log, {part: LOG["forget"] for part in log}, "the log's")
+    runs.check(log, {"forget": LOG["forget"], "retain?": LOG["retain"]}, "the log's")
     metrics = {part: {"loss": float(np.mean(log[part]["loss"])), "rouge": float(np.mean(log[part]["rouge"]))}
                for part in SETS if part in log}
     repeated = [*map(tofu.repetition, log["forget"]["generated"])]

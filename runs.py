@@ -146,7 +146,8 @@ def read_runs(folders, shapes_of, *files):
     def kind_of(run):
         flags = run["run.json"]["flags"]
         start = run["run.json"].get("start") or flags
-        return " ".join((flags["task"], flags["forget_split"], start["family"]))
+        files = flags.get("data") if isinstance(flags.get("data"), dict) else flags.get("forget_file")
+        return " ".join((flags["task"], flags["forget_split"], start["family"], *([str(files)] if files else [])))
     found = []
     for folder in map(str, folders):
         if Path(folder).is_dir() and not is_run(folder):

@@ -89,13 +89,18 @@ RECIPES = [
     ("toy-muse", "*", "*", ("ga",), dict(lr=3e-5)),
     ("toy-muse", "*", "*", ("graddiff",), dict(lr=3e-4, forget_coeff=0.001)),
     ("toy-muse", "*", "*", ("wgraddiff",), dict(forget_coeff=0.03)),
-    ("toy-muse", "*", "*", ("npo",), dict(forget_coeff=0.03, beta=0.05)),
+    ("toy-muse", "*", "*", ("npo",), dict(forget_coeff=0.1, beta=0.02)),
     ("toy-muse", "*", "*", ("simnpo",), dict(lr=3e-4, forget_coeff=0.3, beta=1.0)),
     ("toy-muse", "*", "*", ("task-vector",), dict(lr=3e-4)),
     ("toy-muse", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
 
     ("toy-wmdp", "*", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8,
                                          eval_batch_size=256)),
+    ("toy-wmdp", "*", "*", ("ga",), dict(lr=1e-4)),
+    ("toy-wmdp", "*", "*", ("graddiff",), dict(forget_coeff=0.003)),
+    ("toy-wmdp", "*", "*", ("wgraddiff",), dict(forget_coeff=0.03)),
+    ("toy-wmdp", "*", "*", ("npo",), dict(lr=3e-3, forget_coeff=0.03, beta=0.02)),
+    ("toy-wmdp", "*", "*", ("simnpo",), dict(lr=3e-3, forget_coeff=0.3, beta=0.5)),
     ("toy-wmdp", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
 
     ("own", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
@@ -104,6 +109,7 @@ RECIPES = [
 
     ("*", "*", "*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0, lr=5e-5)),
     ("*", "tiny", "*", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0, lr=3e-3)),
+    ("toy-wmdp", "tiny", "*", ("rmu",), dict(alpha=1.0)),
 ]
 
 def recipe(task, model, split, method):
@@ -225,7 +231,8 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                 "order": zeros.long(), "weight": zeros, "length": zeros.long()}
     if out and args.resume:
         runs.load_state(out, model, optimizer, draw, progress)
-        runs.forget_lines(out, progress["step"], progress["step"] // epoch_steps)
+        done = progress["step"].item()
+        runs.forget_lines(out, done, math.inf if done >= steps else done // epoch_steps)
     saved, saving, peak = clock, 0.0, 0
 
     log = open(out / "log.jsonl", "a", encoding="utf-8") if out else io.StringIO()
@@ -303,24 +310,21 @@ def check_finite(step, part, loss, model):
 
 # ------------------------------------------------------------------ a run: before, during and after the loop
 
+def training_rows(args, split, path, **options):
+    """Rows of a split of the task, or of the user's file in its place."""
+    benchmark = evaluate.BENCHMARKS[args.task]
+    if path and args.task not in own.TASKS:
+        cut = {"cut": benchmark.TASKS[args.task]["files"]}
+        return [row | cut for row in own.read_file(path, own.names_in(args.fields))]
+    return benchmark.training_rows(args.task, args.data, split, **options)
+
 def load_examples(args, tokenizer, limit):
     """(forget, retain) as `train` takes them."""
-    benchmark = evaluate.BENCHMARKS[args.task]
-
-    def rows_of(split, path, **options):
-        if path and args.task not in own.TASKS:  # a file in place of the benchmark's own
-            cut = {"cut": benchmark.TASKS[args.task]["files"]}
-            return [row | cut for row in own.read_file(path, own.names_in(args.fields))]
-        return benchmark.training_rows(args.task, args.data, split, **options)
-
     def examples(rows, *answer_of):
         return data.examples_of(rows, tokenizer, args.template, min(limit, args.max_length), *answer_of)
-    rows = rows_of(args.split, args.forget_file, base_knowledge=args.model == "new")
+    rows = training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new")
     forget = {"answer": examples(rows)}
     if "refusal" in METHODS[args.method].reads:
-        if not all("question" in row for row in rows):
-            raise InputError(f"--method {args.method} refuses to answer questions, and these data are running "
-                             "text; use another method")
         refuse = random.Random(args.seed)
         forget["refusal"] = examples(rows, lambda row: refuse.choice(data.REFUSALS))
     count = len(forget["answer"])
@@ -331,8 +335,8 @@ def load_examples(args, tokenizer, limit):
             order = sorted(range(count), key=lambda i: len(forget["answer"][i].response))
         kept = sorted(order[:max(1, round(float(share) * count))])
         forget = {side: [every[i] for i in kept] for side, every in forget.items()}
-    kept = benchmark.retain_split(args.forget_split)
-    return forget, examples(rows_of(kept, args.retain_file)) if args.retain != "none" else []
+    kept = evaluate.BENCHMARKS[args.task].retain_split(args.forget_split)
+    return forget, examples(training_rows(args, kept, args.retain_file)) if args.retain != "none" else []
 
 def from_scratch(split, args, part):
     """Folder of a run in the cache that taught a new model `split`: Original for full, else Retrain."""
@@ -341,7 +345,8 @@ def from_scratch(split, args, part):
     for flag in ("task", "data", "seed", "template", "max_length", "max_new_tokens", "dtype", "device"):
         setattr(lesson, flag, getattr(args, flag))
     resolve(lesson).eval = "none" if args.eval == "none" else "end"
-    rows = [benchmark.training_rows(args.task, args.data, each, True) for each in ("full", split)]
+    made_for = benchmark.TASKS[args.task]["size"].get("made_for", "full")
+    rows = [benchmark.training_rows(args.task, args.data, each, True) for each in (made_for, split)]
     made_of = [runs.FORMAT, rows, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs,
                lesson.batch_size, lesson.template, lesson.max_length, lesson.dtype]
     cache = Path(os.environ.get("MINUNLEARN_CACHE") or Path.home() / ".cache" / "minunlearn")
@@ -379,6 +384,10 @@ def run(args):
     cost = runs.check_same_run(args.out, settings["flags"]).get("cost") if args.resume else None
 
     # Everything that can be wrong with the user's files shows here, before anything is written to --out.
+    if "refusal" in METHODS[args.method].reads and not all(
+            "question" in row for row in training_rows(args, args.split, args.forget_file)):
+        raise InputError(f"--method {args.method} refuses to answer questions, and these data are running text; "
+                         "use another method")
     sets, reference, logs, before, original = None, None, {}, "Original", args.model
     if args.eval != "none":
         sets = benchmark.evaluation_rows(args.task, args.data, args.forget_split)
@@ -391,7 +400,7 @@ def run(args):
         reference = evaluate.reference_by(args, sets, logs)
     if args.model == "tiny":
         original = from_scratch("full", args, 1)
-        if args.retrain is None and sets:
+        if args.retrain is None and sets and not (args.task in own.TASKS and "retain" not in args.data):
             args.retrain = from_scratch(benchmark.retain_split(args.forget_split), args, 2)
         print(f"[3/3] {args.method}: Original forgets {args.split}")
     if args.model == "new":
@@ -416,6 +425,8 @@ def run(args):
     if sets and args.retrain and reference is None:
         reference = evaluate.reference_by(args, sets, logs)
 
+    if logs and reference:
+        benchmark.summarize(next(iter(logs.values())), reference)  # raises for a reference of another kind
     if args.overwrite and args.out.exists():
         shutil.rmtree(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -449,6 +460,8 @@ def run(args):
         values = {name: benchmark.spread_of(benchmark.reference_of(log)) for name, log in logs.items()}
         runs.draw_run(args.out, values, benchmark.SPREAD)
     except Diverged as error:
+        if theta:
+            raise InputError(f"{error}. Its fine-tuning ended there, so no model was saved") from None
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
@@ -494,6 +507,7 @@ def report(args, logs, reference, cost):
 
 # ------------------------------------------------------------------ the command
 
+TRAINING = "lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"
 OWN_FLAGS = set.union(*(method.own_flags for method in METHODS.values()))  # of some methods, not of all
 
 def subset(text):
@@ -561,9 +575,10 @@ def resolve(args):
     runs.refuse(args, OWN_FLAGS - method.own_flags, f"with --method {args.method}")
     if "layer" in method.flags:
         runs.refuse(args, ["retain_coeff"], "with --method rmu, which calls it --alpha")
+        if args.retain == "none":
+            runs.refuse(args, ["alpha"], "without a retain loss")
     if args.finetuned:
-        runs.refuse(args, ("lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"),
-                    "with --finetuned, where nothing is trained")
+        runs.refuse(args, TRAINING, "with --finetuned, where nothing is trained")
     if "finetuned" in method.flags and args.eval == "epoch":
         raise InputError("--eval epoch: --method task-vector has only its fine-tuning's epochs; use --eval end")
     if args.eval == "none":
@@ -592,14 +607,18 @@ def resolve(args):
     args.retain = args.retain or defaults["retain"]
     if args.retain == "none":
         runs.refuse(args, ["retain_coeff"], "without a retain loss")
+    if args.task in own.TASKS and args.retain != "none" and "retain" not in args.data:
+        raise InputError("nothing to retain; give --retain-file, or --retain none")
     if args.retain == "activations" and "layer" not in method.flags:
         raise InputError(f"--retain activations: --method {args.method} has no layer; use nll or kl")
     for flag, value in defaults.items():
+        if args.finetuned and flag in TRAINING:
+            continue
         if getattr(args, flag) is None and flag not in OWN_FLAGS - method.own_flags:
             setattr(args, flag, value)
     if "layer" in method.flags:
         args.retain_coeff = args.alpha
-    if args.micro_batch_size > args.batch_size:
+    if not args.finetuned and args.micro_batch_size > args.batch_size:
         raise InputError(f"--micro-batch-size {args.micro_batch_size} is larger than --batch-size; lower it")
     if args.resume and not args.out:
         raise InputError("--resume needs --out, the folder of the interrupted run")

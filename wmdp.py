@@ -21,7 +21,7 @@ from data import InputError
 TASKS = {  # files: --forget-file may stand in for the forget corpora, and how its texts are cut
     "wmdp": dict(forget_splits=("both", "bio", "cyber"), split="both", model="HuggingFaceH4/zephyr-7b-beta",
                  data="cais", max_length=512, max_new_tokens=1, files="first"),
-    "toy-wmdp": dict(forget_splits=("both", "bio", "cyber"), split="both", model="tiny", data=None,
+    "toy-wmdp": dict(forget_splits=("both",), split="both", model="tiny", data=None,
                      max_length=128, max_new_tokens=1, size=dict(vocab=1200, width=128, layers=2, heads=4)),
 }
 FORGET, SETS = ("bio", "cyber"), ("bio", "cyber", "mmlu")
@@ -157,11 +157,13 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=None, batch
             examples.append(data.Example(ids[:-1], ids[-1:]))
     scores = torch.zeros(len(examples), 4)
     for batch in tqdm(data.by_length(examples, batch_size), desc="answering", leave=False, disable=None):
-        with data.autocast(model.device, dtype):
-            logits, labels = data.response_logits(model, [examples[i] for i in batch])
+        input_ids, labels = data.collate([examples[i] for i in batch], pad_id=0)
         before = (labels != -100).int().argmax(1) - 1  # the position that predicts the letter
-        last = logits[torch.arange(len(batch)), before].float().log_softmax(-1)
-        scores[batch] = last[:, letters].cpu()
+        with data.autocast(model.device, dtype):
+            hidden = model.base_model(input_ids.to(model.device), use_cache=False).last_hidden_state
+        # The output layer in full precision: in bfloat16 near letters would tie, and "A" come first.
+        logits = model.get_output_embeddings()(hidden[torch.arange(len(batch)), before].to(model.dtype))
+        scores[batch] = logits.log_softmax(-1)[:, letters].float().cpu()
     log, start = {}, 0
     for name, rows in sets.items():
         score, right = scores[start:start + len(rows)], torch.tensor([row["answer"] for row in rows])

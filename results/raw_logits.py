@@ -33,8 +33,8 @@ def forget_loss(model, forget, rows, args):
     found = []
     for i, z, label in zip(rows, logits, labels):
         z = z[:-1][label[1:] != -100].float()
-        reference = REFERENCE.setdefault(i, z.detach().clone())
-        found.append((raw_loss(z, reference, args.method, args.beta, args.gamma), z.detach().mean(), torch.tensor(len(z))))
+        reference = REFERENCE.setdefault(i, z.detach().clone()) if args.method == "npo" else None
+        found.append((raw_loss(z, reference, args.method, args.beta, args.gamma), z.detach().mean(), torch.tensor(len(z), device=z.device)))
     return [torch.stack(column) for column in zip(*found)]
 
 
@@ -42,8 +42,9 @@ def main(argv=None):
     """train.py with the other losses; their reference is what the model says before its first step."""
     def with_reference(model, forget, retain, args, *rest):
         REFERENCE.clear()
-        with torch.no_grad():
-            forget_loss(model, forget, list(range(len(forget["answer"]))), args)
+        if args.method == "npo":
+            with torch.no_grad():
+                forget_loss(model, forget, list(range(len(forget["answer"]))), args)
         return loop(model, forget, retain, args, *rest)
     loop = train.train
     train.train, train.forget_loss = with_reference, forget_loss

@@ -123,10 +123,11 @@ def test_relearning_compares_with_its_base_whatever_the_model(tmp_path, capsys):
 
 def test_answers_average_over_the_runs_of_a_method(tmp_path, capsys):
     runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]
-    metrics = json.loads((runs[1] / "metrics.json").read_text())
-    (runs[1] / "metrics.json").write_text(json.dumps(metrics | {"repetition": 0.6}))
+    log = json.loads((runs[1] / "metrics.log.json").read_text())
+    log["forget"]["generated"] = ["a b c d a b c d a b c d"] * 12  # 4 distinct of 9; the other run has 4 of 5
+    (runs[1] / "metrics.log.json").write_text(json.dumps(log))
     compare.main(["answers", *map(str, runs)])
-    assert capsys.readouterr().out.splitlines()[-1].strip() == "NPO  0.400 ± 0.283"
+    assert capsys.readouterr().out.splitlines()[-1].strip() == f"NPO  {(0.2 + 5 / 9) / 2:.3f} ± {(5 / 9 - 0.2) / 2 ** 0.5:.3f}"
 
 
 def test_a_terminal_without_arrows(tmp_path):
