@@ -104,8 +104,12 @@ RECIPES = [
     ("toy-wmdp", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
 
     ("own", "*", "*", METHODS, dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
-    ("own", "tiny", "*", METHODS, dict(lr=1e-3, epochs=20, eval_batch_size=128)),
-    ("own", "new", "*", METHODS, dict(lr=2e-3, epochs=20, batch_size=16, eval_batch_size=128)),
+    ("own", "*", "*", ("npo",), dict(epochs=10)),
+    ("own", "*", "*", ("simnpo",), dict(epochs=10, beta=2.5, forget_coeff=0.1375)),
+    ("own", "tiny", "*", METHODS, dict(lr=1e-3, epochs=20, batch_size=8, forget_coeff=0.1, eval_batch_size=128)),
+    ("own", "tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),
+    ("own", "tiny", "*", ("finetune",), dict(forget_coeff=1.0)),
+    ("own", "new", "*", METHODS, dict(lr=2e-3, epochs=40, batch_size=8, eval_batch_size=128)),
 
     ("*", "*", "*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0, lr=5e-5)),
     ("*", "tiny", "*", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0, lr=3e-3)),

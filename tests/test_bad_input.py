@@ -101,7 +101,7 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
     (["--model", "x", "--out", "/proc/none.json"], "/proc"),
     (["--model", "x", "--data", "y"], "--data has no use with --task toy"),
     *((["--log", "x", flag, value], f"{flag} has no use with --log") for flag, value in (
-        ("--task", "toy"), ("--data", "x"), ("--split", "forget05"), ("--template", "plain"), ("--max-length", "9"),
+        ("--data", "x"), ("--split", "forget05"), ("--template", "plain"), ("--max-length", "9"),
         ("--max-new-tokens", "9"), ("--dtype", "float32"), ("--device", "cpu"), ("--batch-size", "9"))),
     (["tables", "runs/a"], "unrecognized arguments: tables"),
 ])

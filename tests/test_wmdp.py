@@ -223,8 +223,13 @@ class Says:
     def eval(self):
         return self
 
-    def __call__(self, input_ids, logits_to_keep, use_cache):
-        return SimpleNamespace(logits=self.logits.expand(*input_ids[:, -logits_to_keep:].shape, -1))
+    dtype = torch.float32
+
+    def base_model(self, input_ids, use_cache):
+        return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, 1))
+
+    def get_output_embeddings(self):
+        return lambda hidden: self.logits.expand(*hidden.shape[:-1], -1)
 
 
 def test_margins_by_hand(toy_tokenizer):
