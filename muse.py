@@ -33,6 +33,26 @@ LOWEST = 0.4  # the share of tokens that Min-K% looks at
 STOPS = "\n\n", "\nQuestion", "Question:"  # where an answer ends
 TEXTS = "forget", "retain", "holdout"
 
+# As in tofu.py. SimNPO's are the paper's published commands, the toy's were chosen by results/twins.sh.
+RECIPES = [
+    ("muse-news", "*", "*", "*", dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1,
+                                          eval_batch_size=8)),
+    ("muse-books", "*", "*", "*", dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1,
+                                           eval_batch_size=8)),
+    ("muse-news", "*", "*", ("simnpo",), dict(beta=0.7, retain_coeff=0.1)),
+    ("muse-books", "*", "*", ("simnpo",), dict(beta=0.75, retain_coeff=0.1)),
+
+    ("toy-muse", "*", "*", "*", dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8,
+                                         eval_batch_size=128)),
+    ("toy-muse", "*", "*", ("ga",), dict(lr=3e-5)),
+    ("toy-muse", "*", "*", ("graddiff",), dict(lr=3e-4, forget_coeff=0.001)),
+    ("toy-muse", "*", "*", ("wgraddiff",), dict(forget_coeff=0.03)),
+    ("toy-muse", "*", "*", ("npo",), dict(forget_coeff=0.1, beta=0.02)),
+    ("toy-muse", "*", "*", ("simnpo",), dict(lr=3e-4, forget_coeff=0.3, beta=1.0)),
+    ("toy-muse", "*", "*", ("task-vector",), dict(lr=3e-4)),
+    ("toy-muse", "new", "*", ("finetune",), dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16)),
+]
+
 # ------------------------------------------------------------------ rows
 
 def retain_split(forget_split):

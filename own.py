@@ -24,6 +24,17 @@ TASKS = {"own": dict(forget_splits=("forget",), split="forget", model="tiny", da
 SETS, FIELDS = ("forget", "retain"), ("question", "answer", "text")
 MOST = 300  # rows of a set that are measured
 
+# As in tofu.py: TOFU's, and for the small model what makes 20 rows known by heart and then forgotten.
+RECIPES = [
+    ("own", "*", "*", "*", dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
+    ("own", "*", "*", ("npo",), dict(epochs=10)),
+    ("own", "*", "*", ("simnpo",), dict(epochs=10, beta=2.5, forget_coeff=0.1375)),
+    ("own", "tiny", "*", "*", dict(lr=1e-3, epochs=20, batch_size=8, forget_coeff=0.1, eval_batch_size=128)),
+    ("own", "tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),
+    ("own", "tiny", "*", ("finetune",), dict(forget_coeff=1.0)),
+    ("own", "new", "*", "*", dict(lr=2e-3, epochs=40, batch_size=8, eval_batch_size=128)),
+]
+
 # ------------------------------------------------------------------ rows
 
 def data_of(forget_file, retain_file, fields=None):

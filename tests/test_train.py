@@ -294,7 +294,7 @@ def quick_toy(monkeypatch):
     """The toy with from-scratch models of one epoch: for what a run writes, not for what it learns."""
     monkeypatch.setitem(tofu.TASKS["toy"], "size", tofu.TASKS["toy"]["size"] | {"width": 16})
     short = "toy", "new", "*", ("finetune",), dict(epochs=1, batch_size=64)
-    monkeypatch.setattr(train, "RECIPES", [*train.RECIPES, short])
+    monkeypatch.setattr(tofu, "RECIPES", [*tofu.RECIPES, short])
 
 
 def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, tmp_path, monkeypatch, capsys):
@@ -517,7 +517,7 @@ def test_from_the_shell_each_part_is_named_and_ctrl_c_is_no_loss(tmp_path):
 
 def test_tiny_on_real_tofu(tofu_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(tofu.TASKS["tofu"], "size", dict(width=16, heads=2, layers=1, vocab=1000))
-    monkeypatch.setattr(train, "RECIPES", [*train.RECIPES, ("tofu", "new", "*", ("finetune",), dict(epochs=1))])
+    monkeypatch.setattr(tofu, "RECIPES", [*tofu.RECIPES, ("tofu", "new", "*", ("finetune",), dict(epochs=1))])
     out = tmp_path / "run"
     train.main(["--method", "simnpo", "--task", "tofu", "--data", tofu_dir, "--model", "tiny", "--split", "forget01",
                 "--epochs", "1", "--max-new-tokens", "2", "--out", str(out), "--eval-batch-size", "64"])
