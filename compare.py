@@ -97,7 +97,7 @@ COST = {"training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}
         "peak memory GB ↓": (lambda m: (m.get("peak_memory_bytes") or 0) / 1e9 or None, "{:.2f}")}
 SHOWN = "main", "all", "cost"
 # by a column's last sign
-BETTER = {"↑": lambda mean: mean, "↓": lambda mean: -mean, "0": lambda mean: -abs(mean)}
+BETTER = {"↑": lambda mean: mean, "↓": lambda mean: -mean}
 
 def spread(values, form):
     """mean ± standard deviation (n - 1), or the value alone where there is one."""
