@@ -51,7 +51,7 @@ METHODS = {
                   losses.npo, losses.npo_weight),
     "simnpo": Method("SimNPO", "C2", "Eq. 4: bounded, per token, without a reference",
                      losses.simnpo, losses.simnpo_weight),
-    "task-vector": Method("Task Vector", "C7", "fine-tunes, then goes the other way: θ − α (θ_ft − θ)",
+    "task-vector": Method("Task Vector", "deeppink", "fine-tunes, then goes the other way: θ − α (θ_ft − θ)",
                           losses.nll, losses.nll_weight, learns=True, flags=("alpha", "finetuned")),
     "rmu": Method("RMU", "C9", "steers one layer's activations to a random direction: ‖h − c·u‖² / d",
                   losses.rmu, losses.rmu_gradient, flags=("layer", "steer", "alpha")),
