@@ -46,12 +46,12 @@ def test_evaluate_command_on_a_model_and_on_its_own_log(toy_model_folder, tmp_pa
 
 def test_a_runs_log_is_reused_for_the_same_questions_only(tmp_path, toy_tokenizer, monkeypatch):
     sets = {name: rows[:2] for name, rows in tofu.evaluation_rows("toy", None, "forget10").items()}
-    flags = dict(task="toy", template="auto", max_length=500, max_new_tokens=3, dtype="float32", device="cpu", eval_batch_size=8)
+    flags = dict(task="toy", template="auto", max_length=500, max_new_tokens=3, dtype="float32", device="cpu", eval_batch_size=8, tokenizer=None)
     run = a_run(tmp_path / "run")
     log = json.loads((run / "metrics.log.json").read_text())
     settings = json.loads((run / "run.json").read_text())
     model = tiny("llama", vocab=len(toy_tokenizer)).float()
-    monkeypatch.setattr(runs, "load_model", lambda name, device, dtype: (model, toy_tokenizer))
+    monkeypatch.setattr(runs, "load_model", lambda name, device, dtype, tokenizer: (model, toy_tokenizer))
 
     def reused(sets=sets, **changed):
         args = argparse.Namespace(**flags | changed)
