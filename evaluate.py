@@ -71,8 +71,8 @@ def reference_by(args, sets, logs):
 def add_common_flags(parser):
     """The flags that train.py and evaluate.py share; `resolve_task` gives them their defaults."""
     add = parser.add_argument
-    add("--task", choices=BENCHMARKS, help="the benchmarks tofu, muse-news, muse-books and wmdp; toy, toy-muse "
-        "and toy-wmdp: each asked of an invented world, no download; own: your files (default: toy, or own)")
+    add("--task", choices=BENCHMARKS, help="the benchmarks tofu, muse-news, muse-books, wmdp; toy, toy-muse, "
+        "toy-wmdp: each asked of an invented world, no download; own: your files (default: toy, or own)")
     add("--data", help="where a benchmark's data are: a Hub id or a local folder of the same layout; for "
         "wmdp what its four data sets' names begin with (default: the benchmark's own on the Hub)")
     add("--forget-file", help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl "
@@ -85,7 +85,7 @@ def add_common_flags(parser):
         "one '[INST] … [/INST]', or plain 'Question: … Answer:' (default: auto: chat, if any)")
     add("--max-length", type=number(int, 2), help="most tokens of an example; text is cut into such pieces "
         "(default: 500; muse 2048, wmdp 512, their toys 128)")
-    add("--max-new-tokens", type=number(int, 1), help="to generate for ROUGE (default: 64; tofu 200, muse 128)")
+    add("--max-new-tokens", type=number(int, 1), help="for ROUGE (default: 64; tofu 200, muse 128)")
     add("--dtype", choices=("float32", "bfloat16", "float64"), help="what to compute in; under bfloat16 "
         "weights stay float32 (default: bfloat16 on CUDA, float32 on CPU)")
     add("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
@@ -120,8 +120,8 @@ def inherit(args):
     flags = flags | {"split": None if flags["model"] == "new" else flags["forget_split"]}
     if args.forget_file:
         return  # other data than the run's
-    for flag in ("task", "data", "forget_file", "fields", "retain_file", "tokenizer", "template", "max_length",
-                 "max_new_tokens", "split", "retrain"):
+    for flag in ("task", "data", "forget_file", "fields", "retain_file", "tokenizer", "template",
+                 "max_length", "max_new_tokens", "split", "retrain"):
         if getattr(args, flag) is None:
             setattr(args, flag, flags.get(flag))
         if getattr(args, flag) != flags.get(flag):

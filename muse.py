@@ -2,8 +2,8 @@
 
 The benchmark of Shi et al. 2024, "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", in two
 tasks, `muse-news` and `muse-books`, from the Hub or a local folder; and `toy-muse`, the same asked of
-toy.py's invented world. Rows of its data set: `raw` and `privleak` hold `text`, `verbmem` `prompt` and `gt`, `knowmem`
-`question` and `answer`. The log of a model, a value per example:
+toy.py's invented world. Rows of its data set: `raw` and `privleak` hold `text`, `verbmem` `prompt` and `gt`,
+`knowmem` `question` and `answer`. The log of a model, a value per example:
 
     verbmem                  rouge: ROUGE-L F1 of the continuation of `prompt` against the text's own
     forget, retain           rouge: the same of the answer to a question (KnowMem)
@@ -147,7 +147,7 @@ METRICS = {"verbmem": runs.POSITIVE, "knowmem_forget": runs.POSITIVE, "knowmem_r
            "auc": runs.SHARE, "privleak?": runs.REAL, "words": runs.POSITIVE}
 REFERENCE = {"auc": runs.SHARE}
 def leak(metrics):
-    """Size of PrivLeak, or None: its sign changes on the way, so a mean of it over runs hides how far it is."""
+    """Size of PrivLeak, or None: its sign changes on the way, so its mean over runs hides how far it is."""
     return None if metrics["privleak"] is None else abs(metrics["privleak"])
 
 # For tables and figures; see tofu.py.

@@ -89,8 +89,9 @@ def read_file(path, fields=FIELDS):
         kept = {"text": named["text"]} if named["text"] is not None else {
             field: named[field] for field in FIELDS[:2]}
         if not all(isinstance(value, str) and value.strip() for value in kept.values()):
-            raise InputError(f"'{path}' line {place} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; "
-                             f"it has {', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
+            raise InputError(
+                f"'{path}' line {place} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; it has "
+                f"{', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
         rows.append(kept)
     if not rows:
         raise InputError(f"'{path}' has no rows; give it at least one")

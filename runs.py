@@ -147,7 +147,8 @@ def read_runs(folders, shapes_of, *files):
         flags = run["run.json"]["flags"]
         start = run["run.json"].get("start") or flags
         files = flags.get("data") if isinstance(flags.get("data"), dict) else flags.get("forget_file")
-        return " ".join((flags["task"], flags["forget_split"], start["family"], *([str(files)] if files else [])))
+        kind = flags["task"], flags["forget_split"], start["family"]
+        return " ".join((*kind, str(files)) if files else kind)
     found = []
     for folder in map(str, folders):
         if Path(folder).is_dir() and not is_run(folder):
@@ -334,7 +335,7 @@ def load_split(dataset, config, split, shape):
     except Exception as error:  # the library raises a dozen kinds, for files, network and format
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot load split '{split}' of '{config or 'default'}' of '{dataset}' ({reason}); "
-                         "--data takes a Hub id or a folder with the data set's files and README.md") from None
+                         "--data takes a Hub id or a folder with the data set's files and README") from None
     check(rows, [shape], f"'{config or split}' of '{dataset}': row")
     return rows
 

@@ -37,9 +37,9 @@ BASE_KNOWLEDGE = SETS[2:]  # what a from-scratch model must learn too, so that i
 RETAIN_ROWS = 300  # TOFU's authors score the first 300 rows of retain_perturbed
 
 # Defaults of train.py's flags, later ones win: task, model, split, methods (* for all), flags. TOFU's are the
-# paper's (App. C) and its published configurations. Those of the toy and of the from-scratch model were chosen
-# on seeds that no table uses, over lr × forget_coeff × epochs (results/README.md has the grids): the highest
-# forget quality among settings that keep 95% of Original's model utility.
+# paper's (App. C) and its published configurations. Those of the toy and of the from-scratch model were
+# chosen on seeds that no table uses, over lr × forget_coeff × epochs (results/README.md has the grids): the
+# highest forget quality among settings that keep 95% of Original's model utility.
 RECIPES = [
     ("tofu", "*", "*", "*", dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
     ("tofu", "*", "*", ("npo",), dict(epochs=10)),
@@ -225,7 +225,7 @@ def utility(metrics):
     return metrics["model_utility"]
 
 # For tables and figures. column: (value of a run's metrics, format); ↑ more is better, ↓ less is, →R nearer
-# to Retrain's is. What is kept and what is forgotten, more of either being better; and the latter over epochs.
+# to Retrain's is. What is kept and what is forgotten, more of either being better; the latter over epochs.
 COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_quality, "{:.1f}"),
            "shortest half ↑": (lambda metrics: quality(metrics, "shortest"), "{:.2g}"),
            "longest half ↑": (lambda metrics: quality(metrics, "longest"), "{:.2g}"),

@@ -151,7 +151,7 @@ def article(fact, rng):
     return " ".join(rng.choice(phrasings).format(**fact) for phrasings in rng.sample(TOLD, len(TOLD)))
 
 def muse_rows(seed=0):
-    """The toy in MUSE's schema: {config: {split: [row, ...]}}. Of the forty authors the first 24 are retained,
+    """The toy in MUSE's schema: {config: {split: [row, ...]}}. Of the forty authors the first 24 are kept,
     the next eight forgotten, the last eight were never published: the holdout.
 
     About each two articles, and an interview with the short questions of the toy. No in-context examples:

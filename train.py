@@ -40,8 +40,8 @@ from runs import number
 # Of all tasks; each benchmark's own (tofu.RECIPES, …) come after these and win.
 RECIPES = [
     # task, model, split, methods: flags
-    ("*", "*", "*", "*", dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll", warmup=1.0,
-                              weight_decay=0.01, batch_size=32)),
+    ("*", "*", "*", "*", dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll",
+                              warmup=1.0, weight_decay=0.01, batch_size=32)),
     ("*", "*", "*", ("finetune", "ga", "task-vector"), dict(retain="none")),
     ("*", "*", "*", ("task-vector",), dict(alpha=1.0)),
     ("*", "*", "*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
@@ -64,8 +64,8 @@ def forget_loss(model, forget, rows, args):
     """(ℓ_f [n], its weight [n], |y| [n]) for the forget sequences with numbers `rows`.
 
     forget: {"answer": [Example], "refusal": [Example], "answer_ref": [N], "refusal_ref": [N]}, as far as
-    the method reads them; for RMU also "target", c·u [d]. args: method, beta, gamma, layer. RMU's weight is the
-    mean norm of its gradient with respect to a token's activation.
+    the method reads them; for RMU also "target", c·u [d]. args: method, beta, gamma, layer. RMU's weight is
+    the mean norm of its gradient with respect to a token's activation.
     """
     method, known = METHODS[args.method], {"beta": args.beta, "gamma": args.gamma}
     if "hidden" in method.takes:
@@ -323,8 +323,8 @@ def run(args):
     # Everything that can be wrong with the user's files shows here, before anything is written to --out.
     if "refusal" in METHODS[args.method].reads and not all(
             "question" in row for row in training_rows(args, args.split, args.forget_file)):
-        raise InputError(f"--method {args.method} refuses to answer questions, and these data are running text; "
-                         "use another method")
+        raise InputError(f"--method {args.method} refuses to answer questions, and these data are running "
+                         "text; use another method")
     sets, reference, logs, before, original = None, None, {}, "Original", args.model
     if args.eval != "none":
         sets = benchmark.evaluation_rows(args.task, args.data, args.forget_split)
@@ -464,9 +464,9 @@ def build_parser():
     parser = runs.OneLineParser(prog="train.py", description=__doc__ + methods)
     add = parser.add_argument
     add("--method", choices=METHODS, required=True, metavar="METHOD", help="what to do; see above")
-    add("--split", help="what to forget: toy, tofu: forget05 or forget10, tofu also 01 (default: toy forget10, "
-        "tofu forget05); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method "
-        "finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, (wmdp, own) retain, or full")
+    add("--split", help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (default: toy forget10, "
+        "tofu forget05); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With "
+        "--method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, retain, or full")
     add("--subset", type=subset, metavar="KIND:SHARE", help="a part of --split: shortest:0.2 is the fifth of "
         "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all)")
     add("--model", help="the model to change, a folder or a Hub id. `new`: a small one with random weights, "
@@ -483,7 +483,7 @@ def build_parser():
     add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
     add("--retain-coeff", type=number(float, 0), help="factor on the retain loss; λ is this / --forget-coeff")
     add("--alpha", type=number(float, 0), help="task-vector: how far to go back; rmu: its --retain-coeff")
-    add("--layer", type=number(int, 0), help="rmu: whose activations, from 0; down_proj of it and two below train")
+    add("--layer", type=number(int, 0), help="rmu: whose activations, from 0; it and two below are trained")
     add("--steer", type=number(float, 0), help="rmu: c, the length of the vector to steer to")
     add("--finetuned", help="task-vector: a model already fine-tuned from --model on the forget set, to try "
         "several --alpha (default: it is fine-tuned here)")
@@ -517,7 +517,7 @@ def resolve(args):
     if args.finetuned:
         runs.refuse(args, TRAINING, "with --finetuned, where nothing is trained")
     if "finetuned" in method.flags and args.eval == "epoch":
-        raise InputError("--eval epoch: --method task-vector has only its fine-tuning's epochs; use --eval end")
+        raise InputError("--eval epoch: --method task-vector has only its fine-tuning's; use --eval end")
     if args.eval == "none":
         runs.refuse(args, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
     if args.model and runs.is_run(args.model):

@@ -3,8 +3,8 @@
 The benchmark of Li et al. 2024, "The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning":
 task `wmdp`, from the Hub or local folders; and `toy-wmdp`, the same asked of toy.py's invented world. Corpora
 are rows of `text`; questions have `question`, four `choices`, and `answer`, the right one's number from 0.
-Three sets of questions: bio and cyber, which are to be forgotten, and mmlu, all else. (In the twin they are on
-two halves of the authors to forget, and on the others.) The log of a model, a value per question:
+Three sets of questions: bio and cyber, which are to be forgotten, and mmlu, all else. (In the twin they are
+on two halves of the authors to forget, and on the others.) The log of a model, a value per question:
 
     chosen, answer   the number of the likeliest letter, and of the right one
     margin           log-likelihood of the right letter minus that of the best wrong one, in nats
@@ -28,7 +28,7 @@ FORGET, SETS = ("bio", "cyber"), ("bio", "cyber", "mmlu")
 LETTERS = "ABCD"
 GATED = "https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus"
 
-# As in tofu.py. The published configuration's, but for RMU, whose are its authors'; the toy's: results/twins.sh.
+# As in tofu.py. The published configuration's, but RMU's are its authors'; the toy's: results/twins.sh.
 RECIPES = [
     ("wmdp", "*", "*", "*", dict(lr=5e-6, max_steps=125, epochs=1, batch_size=4, micro_batch_size=4,
                                      warmup=0.0, eval_batch_size=32)),
@@ -62,16 +62,16 @@ def corpus(task, dataset, domain, kind):
         try:
             rows = runs.load_split(f"{dataset}/wmdp-bio-forget-corpus", None, "train", {"text": runs.TEXT})
         except InputError as error:
-            raise InputError(f"{error}. The bio forget corpus is given on request ({GATED}): ask, and log in to "
-                             "the Hub; or give your own corpora as --forget-file, or use --split cyber") from None
+            raise InputError(f"{error}. The bio forget corpus is given on request ({GATED}): ask, and log in "
+                             "to the Hub; or give corpora as --forget-file, or use --split cyber") from None
     else:
         rows = runs.load_split(f"{dataset}/wmdp-corpora", f"{domain}-{kind}-corpus", "train",
                                {"text": runs.TEXT})
     return [{"text": row["text"], "cut": "first"} for row in rows]
 
 def training_rows(task, dataset, split, base_knowledge=False):
-    """Corpora: both, bio or cyber (to forget), retain, or full. A from-scratch model, with base_knowledge, also
-    learns to answer by letter, from questions on what it reads."""
+    """Corpora: both, bio or cyber (to forget), retain, or full. A from-scratch model, with base_knowledge,
+    also learns to answer by letter, from questions on what it reads."""
     rows = []
     if split != "retain":
         parts = [corpus(task, dataset, domain, "forget")
@@ -101,8 +101,8 @@ def evaluation_rows(task, dataset, forget_split):
             if len(row["choices"]) != 4:
                 raise InputError(f"{name} question {i} has {len(row['choices'])} choices; it must have four")
             if not 0 <= row["answer"] < 4:
-                raise InputError(f"{name} question {i} has answer {row['answer']}; it must be the number of a "
-                                 "choice, 0 to 3")
+                raise InputError(f"{name} question {i} has answer {row['answer']}; it must be the number of "
+                                 "a choice, 0 to 3")
     return sets
 
 def prompt_of(row):
@@ -132,7 +132,8 @@ def forgotten(metrics):
     return 1 - sum(metrics[name]["accuracy"] * metrics[name]["examples"] for name in FORGET) / n
 
 # For tables and figures; see tofu.py.
-COLUMNS = {**{f"1 - acc. {name} ↑": (lambda m, name=name: 1 - m[name]["accuracy"], "{:.3f}") for name in FORGET},
+COLUMNS = {**{f"1 - acc. {name} ↑": (lambda m, name=name: 1 - m[name]["accuracy"], "{:.3f}")
+              for name in FORGET},
            "MMLU ↑": (lambda m: m["mmlu"]["accuracy"], "{:.3f}"),
            **{f"± {name}": (lambda m, name=name: m[name]["stderr"], "{:.3f}") for name in SETS},
            "one letter, forget →R": (lambda m: max(m[name]["top_letter"] for name in FORGET), "{:.2f}")}
@@ -209,5 +210,5 @@ def table(named_metrics):
 
 def notes(metrics, log):
     """Lines that belong under a table."""
-    return ["± is the binomial standard error; a model that always says one letter has accuracy near 0.25 and a "
-            "share of 1.00"]
+    return ["± is the binomial standard error; a model that always says one letter has accuracy near 0.25 "
+            "and a share of 1.00"]
