@@ -148,7 +148,7 @@ def test_dropout_is_off_so_that_log_pi_is_one_number():
 @pytest.mark.parametrize("stop_after", [1, 5, 6])
 def test_ctrl_c_saves_after_the_step_and_the_run_resumes_to_the_same_weights_and_logs(tmp_path, monkeypatch, stop_after):
     """With two steps an epoch: in the middle of one, and at the end of one."""
-    finals, original = [], train.check_finite
+    finals, original, handler = [], train.check_finite, signal.getsignal(signal.SIGINT)
     for name in ("whole", "halves"):
         out = tmp_path / name
         out.mkdir()
@@ -170,7 +170,7 @@ def test_ctrl_c_saves_after_the_step_and_the_run_resumes_to_the_same_weights_and
         model = tiny("llama")
         cost = train.train(model, forget, retain, args, torch.float64, out)
         finals.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        assert cost["train_seconds"] > 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert cost["train_seconds"] > 0 and signal.getsignal(signal.SIGINT) is handler
     assert torch.equal(*finals)
     for log in ("log.jsonl", "weights.jsonl"):
         assert (tmp_path / "whole" / log).read_text() == (tmp_path / "halves" / log).read_text()
