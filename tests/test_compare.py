@@ -290,3 +290,13 @@ def test_runs_of_a_task_that_is_not_known(tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main(["table", str(run)])
     assert "magic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task, field", [("own", "data"), ("toy-wmdp", "forget_file")])
+def test_runs_on_other_files_are_not_compared(task, field, tmp_path, capsys):
+    files = [{"forget": name, "fields": []} if field == "data" else name for name in ("a.jsonl", "b.jsonl")]
+    runs = [another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)]
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["table", *map(str, runs)])
+    assert stop.value.code == 2 and "b.jsonl" in capsys.readouterr().err
+    assert table_of(capsys, runs[0])[4].startswith("| NPO | 1 |")

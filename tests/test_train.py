@@ -588,3 +588,32 @@ def test_several_alphas_from_one_fine_tuning(toy_model_folder, tmp_path, capsys)
     assert any((two[name] - theta[name]).abs().max() > 1e-4 for name in theta)
     assert all(torch.allclose(two[name], whole[name], atol=1e-7) for name in theta)
     assert json.loads((tmp_path / "two" / "metrics.json").read_text())["train_seconds"] == 0
+
+
+def test_rmus_retain_loss_is_a_mean_over_tokens_not_padding():
+    model, frozen, examples = tiny("llama"), tiny("llama", seed=1), some_examples(5)
+    loss = train.retain_loss(model, frozen, examples, flags(retain="activations"))
+    for i, example in enumerate(examples):
+        h, h_ref = (data.hidden_states(each, [example], 1)[0] for each in (model, frozen))
+        assert loss[i].item() == pytest.approx((h - h_ref).square().mean().item(), rel=1e-9) and loss[i] > 0
+
+
+def test_alpha_is_rmus_retain_coefficient():
+    parse = train.build_parser().parse_args
+    assert train.resolve(parse(["--method", "rmu", "--alpha", "7"])).retain_coeff == 7
+    args = train.resolve(parse(["--method", "rmu", "--model", "some/model", "--task", "wmdp"]))
+    assert (args.retain_coeff, args.layer, args.steer, args.retain, args.max_steps) == (1200, 7, 6.5, "activations", 125)
+    assert train.resolve(parse(["--method", "rmu", "--task", "wmdp", "--epochs", "2"])).max_steps is None
+    assert train.resolve(parse(["--method", "task-vector", "--alpha", "7"])).retain_coeff == 1
+
+
+def test_resuming_after_the_last_step_of_a_part_of_an_epoch_keeps_its_weights(tmp_path):
+    forget, out = forget_set(), tmp_path
+
+    def interrupt(epoch):
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tiny("llama"), forget, [], flags(max_steps=1), torch.float64, out, on_epoch=interrupt)
+    before = (out / "weights.jsonl").read_text()
+    train.train(tiny("llama"), forget_set(), [], flags(max_steps=1, resume=True), torch.float64, out)
+    assert (out / "weights.jsonl").read_text() == before and before.count("\n") == 1
