@@ -210,7 +210,8 @@ def test_states_are_saved_by_time_and_take_at_most_a_twentieth_of_it(tmp_path, m
     assert all(later - earlier - 100 > 2000 for earlier, later in zip(saved, saved[1:]))
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method, retain_by", [("npo", "nll"), ("npo", "kl"), ("rmu", "activations"), ("task-vector", "nll")])
+def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(method, retain_by, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 0)
     class Interrupt(Exception):
         pass
@@ -224,11 +225,11 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(tmp_path, monke
         out = tmp_path / name
         out.mkdir()
         model, forget, retain = tiny("llama"), forget_set(), some_examples(20, seed=3)
-        args = flags(epochs=5)
+        args = flags(method=method, retain=retain_by, epochs=5)
         if name == "halves":
             with pytest.raises(Interrupt):
                 train.train(model, forget, retain, args, torch.float64, out, on_epoch=interrupt)
-            model, args = tiny("llama"), flags(epochs=5, resume=True)
+            model, args = tiny("llama"), flags(method=method, retain=retain_by, epochs=5, resume=True)
             assert (out / "resume.safetensors").exists()
         train.train(model, forget, retain, args, torch.float64, out)
         finals.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
