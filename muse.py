@@ -36,14 +36,14 @@ TEXTS = "forget", "retain", "holdout"
 # As in tofu.py. SimNPO's are the paper's published commands, the toy's were chosen by results/twins.sh.
 RECIPES = [
     ("muse-news", "*", "*", "*", dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1,
-                                          eval_batch_size=8)),
+                                      eval_batch_size=8)),
     ("muse-books", "*", "*", "*", dict(lr=1e-5, epochs=10, batch_size=4, micro_batch_size=1,
-                                           eval_batch_size=8)),
+                                       eval_batch_size=8)),
     ("muse-news", "*", "*", ("simnpo",), dict(beta=0.7, retain_coeff=0.1)),
     ("muse-books", "*", "*", ("simnpo",), dict(beta=0.75, retain_coeff=0.1)),
 
     ("toy-muse", "*", "*", "*", dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8,
-                                         eval_batch_size=128)),
+                                     eval_batch_size=128)),
     ("toy-muse", "*", "*", ("ga",), dict(lr=3e-5)),
     ("toy-muse", "*", "*", ("graddiff",), dict(lr=3e-4, forget_coeff=0.001)),
     ("toy-muse", "*", "*", ("wgraddiff",), dict(forget_coeff=0.03)),
@@ -64,8 +64,7 @@ def forget_split_of(task, split):
 
 def load_rows(task, dataset, config, split):
     """Rows of a split of one configuration, as dicts. InputError if it is missing, empty or lacks a field."""
-    shape = {"raw": {"text": runs.TEXT}, "privleak": {"text": runs.TEXT},
-             "verbmem": {"prompt": runs.TEXT, "gt": runs.TEXT},
+    shape = {"verbmem": {"prompt": runs.TEXT, "gt": runs.TEXT},
              "knowmem": {"question": runs.TEXT, "answer": runs.TEXT}}.get(config, {"text": runs.TEXT})
     if task == "toy-muse":
         return toy.muse_rows()[config][split]
@@ -127,7 +126,7 @@ def summarize(log, reference=None):
     reference: {"auc": of the retrained model, ...}, or None, which makes privleak None.
     """
     runs.check(log, LOG, "the log's")
-    mine = auc(*(log[f"privleak_{part}"]["score"] for part in ("forget", "holdout")))
+    mine = reference_of(log)["auc"]
     metrics = {name: 100 * float(np.mean(log[part]["rouge"])) for name, part in (
         ("verbmem", "verbmem"), ("knowmem_forget", "forget"), ("knowmem_retain", "retain"))}
     metrics |= {"auc": mine, "privleak": None,
@@ -146,6 +145,7 @@ LOG = {"verbmem": ROUGE, "forget": ROUGE, "retain": ROUGE,
 METRICS = {"verbmem": runs.POSITIVE, "knowmem_forget": runs.POSITIVE, "knowmem_retain": runs.POSITIVE,
            "auc": runs.SHARE, "privleak?": runs.REAL, "words": runs.POSITIVE}
 REFERENCE = {"auc": runs.SHARE}
+
 def leak(metrics):
     """Size of PrivLeak, or None: its sign changes on the way, so its mean over runs hides how far it is."""
     return None if metrics["privleak"] is None else abs(metrics["privleak"])
@@ -232,8 +232,8 @@ def table(named_metrics):
     lines = [f"{'':12s}   VerbMem   KnowMem  PrivLeak    AUC   KnowMem  words",
              f"{'':12s}    forget    forget                     retain"]
     for name, metrics in named_metrics.items():
-        leak = "–" if metrics["privleak"] is None else f"{metrics['privleak']:.2f}"
-        lines.append(f"{name:12s} {metrics['verbmem']:9.2f} {metrics['knowmem_forget']:9.2f} {leak:>9s} "
+        shown = "–" if metrics["privleak"] is None else f"{metrics['privleak']:.2f}"
+        lines.append(f"{name:12s} {metrics['verbmem']:9.2f} {metrics['knowmem_forget']:9.2f} {shown:>9s} "
                      f"{metrics['auc']:6.3f} {metrics['knowmem_retain']:9.2f} {metrics['words']:6.1f}")
     return "\n".join(lines)
 

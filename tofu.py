@@ -48,7 +48,7 @@ RECIPES = [
     ("tofu", "*", "forget10", ("simnpo",), dict(beta=4.5, forget_coeff=0.125)),
 
     ("tofu", "tiny", "*", "*", dict(lr=1e-3, epochs=5, forget_coeff=0.1, micro_batch_size=32,
-                                        eval_batch_size=256)),
+                                    eval_batch_size=256)),
     ("tofu", "tiny", "*", ("finetune", "ga"), dict(lr=3e-4, forget_coeff=1.0)),
     ("tofu", "tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),
     ("tofu", "tiny", "*", ("npo",), dict(epochs=10, beta=0.05)),
@@ -323,7 +323,7 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
     """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
 
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
-    the answer). max_new_tokens=0 skips generation, and with it rouge and generated.
+    the answer).
     """
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
@@ -356,13 +356,12 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
             part["length"].append(len(example.response))
             if name in BASE_KNOWLEDGE:
                 part["paraphrased_loss"].append(loss)
-    if max_new_tokens:
-        texts = data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens)
-        generated = map(str.strip, texts)
-        for part in log.values():
-            part["generated"] = [next(generated) for _ in part["answer"]]
-            part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
-                             for answer, text in zip(part["answer"], part["generated"])]
+    texts = data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens)
+    generated = map(str.strip, texts)
+    for part in log.values():
+        part["generated"] = [next(generated) for _ in part["answer"]]
+        part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
+                         for answer, text in zip(part["answer"], part["generated"])]
     return log
 
 SPREAD = "log10 truth ratio"

@@ -476,8 +476,8 @@ def build_parser():
     add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
         "a .json (default: none; with --model tiny it is made on the spot)")
     evaluate.add_common_flags(parser)
-    add = parser.add_argument_group("recipe", "Defaults depend on task, model, split and method (RECIPES in "
-                                    "train.py); a run prints what it resolved.").add_argument
+    add = parser.add_argument_group("recipe", "Defaults depend on task, model, split and method (RECIPES here and in "
+                                    "the benchmark's file); a run prints what it resolved.").add_argument
     add("--beta", type=number(float, 0), help=f"temperature of {taking('beta')}; 0 is the limit of GA")
     add("--gamma", type=number(float, 0), help=f"margin of {taking('gamma')}, Eq. 4 (β · published code's)")
     add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")

@@ -31,12 +31,12 @@ GATED = "https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus"
 # As in tofu.py. The published configuration's, but RMU's are its authors'; the toy's: results/twins.sh.
 RECIPES = [
     ("wmdp", "*", "*", "*", dict(lr=5e-6, max_steps=125, epochs=1, batch_size=4, micro_batch_size=4,
-                                     warmup=0.0, eval_batch_size=32)),
+                                 warmup=0.0, eval_batch_size=32)),
     ("wmdp", "*", "*", ("npo",), dict(beta=0.0225)),
     ("wmdp", "*", "*", ("simnpo",), dict(lr=9.5e-6)),
 
     ("toy-wmdp", "*", "*", "*", dict(lr=1e-3, epochs=20, batch_size=8, micro_batch_size=8,
-                                         eval_batch_size=256)),
+                                     eval_batch_size=256)),
     ("toy-wmdp", "*", "*", ("ga",), dict(lr=1e-4)),
     ("toy-wmdp", "*", "*", ("graddiff",), dict(forget_coeff=0.003)),
     ("toy-wmdp", "*", "*", ("wgraddiff",), dict(forget_coeff=0.03)),
