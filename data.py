@@ -8,9 +8,11 @@ text the prompt is the one token that begins it, the response all others.
 below it stands what else a model is asked about examples, and the refusals that IDK and DPO teach.
 """
 import contextlib
+import functools
 from typing import NamedTuple
 
 import torch
+import torch.utils.checkpoint
 import transformers
 from tqdm import tqdm
 
@@ -135,20 +137,49 @@ def by_length(examples, size):
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].response))
     return [order[start:start + size] for start in range(0, len(order), size)]
 
-def response_logits(model, examples):
-    """(logits, labels), [B, K, V] and [B, K], from the first response position of any example on.
+CHUNK = 2**25  # logits at a time: 128 MB in float32
 
-    The output layer is the largest product in a small model and the largest tensor in any; prompts
-    carry no loss, so they get no logits.
+def over_responses(models, examples, of):
+    """of(logits [n, V] of each model, targets [n]) -> [n] at the response positions: a tensor [|y|] per example.
+
+    The output layer is the largest product in a small model and makes the largest tensor in any, so it sees no
+    prompt and no padding, and no more than CHUNK logits at once: when there are more, each chunk's are forgotten
+    and computed again on the way back. Differentiable.
     """
-    input_ids, labels = (rows.to(model.device) for rows in collate(examples, pad_id=0))
-    # One position before the first response token, because it predicts that token.
-    keep = input_ids.shape[1] - min(len(example.prompt) for example in examples) + 1
-    return model(input_ids, logits_to_keep=keep, use_cache=False).logits, labels[:, -keep:]
+    input_ids, labels = collate(examples, pad_id=0)
+    targets = labels.roll(-1, 1).flatten()  # the position before a token predicts it
+    chosen = (targets != -100).nonzero()[:, 0]
+    def there(tensor):
+        return tensor.to(models[0].device, non_blocking=True)
+    input_ids, chosen, targets = there(input_ids), there(chosen), there(targets[chosen])
+    outputs = [model.get_decoder()(input_ids, use_cache=False) for model in models]
+    hidden = [output.last_hidden_state.flatten(0, 1).index_select(0, chosen) for output in outputs]
+
+    def chunk(targets, *hidden):
+        return of(*map(output_layer, models, outputs, hidden), targets)
+    size = max(1, CHUNK // models[0].config.get_text_config().vocab_size)
+    if len(targets) > size:
+        chunk = functools.partial(torch.utils.checkpoint.checkpoint, chunk, use_reentrant=False)
+    parts = [chunk(*part) for part in zip(targets.split(size), *(each.split(size) for each in hidden))]
+    return torch.cat(parts).split([len(example.response) for example in examples])
+
+def output_layer(model, outputs, hidden):
+    """Logits [n, V] of hidden states [n, d], with whatever scale or cap the model puts on them.
+
+    By its own forward, in which the decoder gives back `outputs`, what it gave before, with these hidden states.
+    """
+    decoder, outputs.last_hidden_state = model.get_decoder(), hidden[None]
+    decoder.forward = lambda *_, **__: outputs
+    try:
+        return model.forward(torch.zeros(1, 1, dtype=torch.int64, device=hidden.device), use_cache=False).logits[0]
+    finally:
+        del decoder.forward
 
 def response_logp(model, examples):
     """(log πθ(y|x), |y|) of examples under a causal language model, both [B]. Differentiable."""
-    return losses.sequence_logp(*response_logits(model, examples))
+    logp = [tokens.sum() for tokens in over_responses([model], examples, losses.token_logp)]
+    length = torch.tensor([len(example.response) for example in examples])
+    return torch.stack(logp), length.to(model.device, non_blocking=True)
 
 # ------------------------------------------------------------------ what else a model is asked
 
@@ -162,9 +193,9 @@ def token_logps(model, examples, batch_size, dtype):
     result = [None] * len(examples)
     for batch in tqdm(by_length(examples, batch_size), desc="scoring", leave=False, disable=None):
         with autocast(model.device, dtype):
-            logp, counts = losses.token_logp(*response_logits(model, [examples[i] for i in batch]))
-        for i, row, keep in zip(batch, logp.cpu(), counts.cpu()):
-            result[i] = row[keep].numpy()
+            logp = over_responses([model], [examples[i] for i in batch], losses.token_logp)
+        for i, tokens in zip(batch, logp):
+            result[i] = tokens.cpu().numpy()
     return result
 
 def mean_losses(model, examples, batch_size, dtype):

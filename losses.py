@@ -35,23 +35,19 @@ def _check(beta, gamma=0.0):
 
 # ------------------------------------------------------------------ from tokens to sequences
 
-def token_logp(logits, labels):
-    """(log-probability of each token in nats, where it counts), both [B, T-1].
-
-    logits [B, T, V]; labels [B, T], aligned with the input ids as in transformers: -100 where there
-    is no loss (0 in the first result), and the shift by one happens in here.
-    """
-    targets = labels[:, 1:]
-    return -F.cross_entropy(_real(logits[:, :-1]).flatten(0, 1), targets.flatten(), ignore_index=-100,
-                            reduction="none").view(targets.shape), targets != -100
+def token_logp(logits, targets):
+    """Log-probability of each token in nats: logits [..., V] and targets [...] give [...]; 0 where a target is -100."""
+    return -F.cross_entropy(_real(logits).flatten(0, -2), targets.flatten(), ignore_index=-100,
+                            reduction="none").view(targets.shape)
 
 def sequence_logp(logits, labels):
-    """(logp [B] in nats, length [B], int64) of each response; the one place where tokens become sequences.
+    """(logp [B] in nats, length [B], int64) of each response, from the logits of all positions.
 
-    Arguments as for `token_logp`. A row without labels gets length 0, which no loss below accepts.
+    logits [B, T, V]; labels [B, T], aligned with the input ids as in transformers: -100 where there is no loss,
+    and the shift by one happens in here. A row without labels gets length 0, which no loss below accepts.
     """
-    logp, counts = token_logp(logits, labels)
-    return logp.sum(-1), counts.sum(-1)
+    targets = labels[:, 1:]
+    return token_logp(logits[:, :-1], targets).sum(-1), (targets != -100).sum(-1)
 
 # ------------------------------------------------------------------ losses that raise the loss of y
 
@@ -134,17 +130,14 @@ def nll_weight(logp, length):
     """w = -1 / |y|"""
     return -torch.ones_like(_real(logp)) / length
 
-def kl(logits, ref_logits, labels):
-    """Mean over a response's tokens of KL(πref ‖ πθ) between next-token distributions, in nats.
+def kl(logits, ref_logits):
+    """KL(πref ‖ πθ) between next-token distributions, in nats: logits, ref_logits [..., V] give [...].
 
-    logits, ref_logits [B, T, V]; labels [B, T] as for `sequence_logp`. Returns [B]. TOFU's other
-    retain loss (Maini et al. 2024). It sees whole distributions, so it has no weight on logp.
+    Its mean over a response's tokens is TOFU's other retain loss (Maini et al. 2024). It sees whole distributions,
+    so it has no weight on logp.
     """
-    mask = labels[:, 1:] != -100
-    log_pi = F.log_softmax(_real(logits[:, :-1]), -1)
-    log_ref = F.log_softmax(_real(ref_logits[:, :-1]), -1)
-    token_kl = F.kl_div(log_pi, log_ref, log_target=True, reduction="none").sum(-1)
-    return (token_kl * mask).sum(-1) / mask.sum(-1)
+    log_pi, log_ref = F.log_softmax(_real(logits), -1), F.log_softmax(_real(ref_logits), -1)
+    return F.kl_div(log_pi, log_ref, log_target=True, reduction="none").sum(-1)
 
 # ------------------------------------------------------------------ methods without a weight on logp
 

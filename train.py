@@ -91,10 +91,9 @@ def retain_loss(model, frozen, examples, args):
         with torch.no_grad():
             ref_hidden, _ = data.hidden_states(frozen, examples, args.layer)
         return (losses.rmu(hidden, ref_hidden) * tokens).sum(1) / tokens.sum(1)
-    logits, labels = data.response_logits(model, examples)
-    with torch.no_grad():
-        ref_logits, _ = data.response_logits(frozen, examples)
-    return losses.kl(logits, ref_logits, labels)
+    divergence = data.over_responses([model, frozen], examples,
+                                     lambda logits, ref_logits, targets: losses.kl(logits, ref_logits))
+    return torch.stack([tokens.mean() for tokens in divergence])
 
 def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype):
     """Add the gradient of coefficient · mean ℓ over `examples`, a micro-batch at a time.
@@ -141,7 +140,7 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                 return data.response_logp(model, [examples[i] for i in rows])
             forget[side + "_ref"], _ = look(forget[side], reference, args.micro_batch_size, device, dtype)
     responses = forget[next(iter(method.reads))]
-    frozen = copy.deepcopy(model).eval() if retain and args.retain in ("kl", "activations") else None
+    frozen = copy.deepcopy(model).eval().requires_grad_(False) if retain and args.retain in ("kl", "activations") else None
     if "layer" in method.flags:
         changed = data.steered(model, args.layer)
         for name, parameter in model.named_parameters():

@@ -29,10 +29,9 @@ def forget_loss(model, forget, rows, args):
     """In place of train.forget_loss; as weight it logs the mean logit."""
     if args.method not in ("npo", "simnpo"):
         return ours(model, forget, rows, args)
-    logits, labels = data.response_logits(model, [forget["answer"][i] for i in rows])
+    logits = data.over_responses([model], [forget["answer"][i] for i in rows], lambda logits, targets: logits.float())
     found = []
-    for i, z, label in zip(rows, logits, labels):
-        z = z[:-1][label[1:] != -100].float()
+    for i, z in zip(rows, logits):
         reference = REFERENCE.setdefault(i, z.detach().clone()) if args.method == "npo" else None
         found.append((raw_loss(z, reference, args.method, args.beta, args.gamma), z.detach().mean(), torch.tensor(len(z), device=z.device)))
     return [torch.stack(column) for column in zip(*found)]

@@ -1,8 +1,12 @@
 """Examples, padding, and their log-probabilities."""
 import pytest
+import torch
+import transformers
 from conftest import some_examples, tiny
 
 import data
+import losses
+import losses
 from data import InputError
 
 CHAT = ("{% for m in messages %}{% if m.role == 'system' %}<s>{{ m.content }} {{ date_string }}\n{% else %}"
@@ -72,11 +76,38 @@ def test_padding_and_company_change_nothing(kind):
         assert alone.item() == pytest.approx(logp[i].item(), rel=1e-12) and n == length[i] == len(example.response)
 
 
-def test_the_output_layer_sees_no_position_before_the_first_response():
-    model, seen = tiny("llama"), []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[:2]))
-    data.response_logp(model, [data.Example([1] * 20, [2, 3, 0]), data.Example([1] * 22, [2, 0])])
-    assert seen == [(2, 5)]  # 24 positions, of which the first 19 predict prompts only
+ARCHITECTURES = {"gpt2": {}, "llama": {}, "qwen2": {}, "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24}, "phi": {},
+                 "gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8}, "cohere": {"logit_scale": 0.3},
+                 "granite": {"logits_scaling": 7.0}, "gpt_neox": {}, "bloom": {}}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_only_the_responses_reach_the_output_layer_whatever_the_model_does_to_its_logits(kind, monkeypatch):
+    """log π and its gradient against all logits of the model's own forward, whole and in chunks of four positions."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, bos_token_id=0, eos_token_id=0, **ARCHITECTURES[kind])
+    model, examples = transformers.AutoModelForCausalLM.from_config(config).double().eval(), some_examples(7)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    input_ids, labels = data.collate(examples, 0)
+    logits = model(input_ids, use_cache=False).logits
+    assert kind != "gemma2" or 2.5 < logits.abs().max() <= 3
+    def results(logp):
+        return logp.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(logp.square().sum(), list(model.parameters()),
+                                                                                 allow_unused=True) if g is not None])
+    whole = results(losses.sequence_logp(logits, labels)[0])
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-2]))
+    for chunk, most in ((data.CHUNK, 10**9), (4 * 50, 4)):
+        monkeypatch.setattr(data, "CHUNK", chunk)
+        seen.clear()
+        logp, length = data.response_logp(model, examples)
+        assert sum(seen) == sum(length) == sum(len(example.response) for example in examples) and max(seen) <= most
+        for ours, theirs in zip(results(logp), whole):
+            assert ours.shape == theirs.shape and (ours - theirs).norm() <= 1e-10 * theirs.norm()
+    assert torch.equal(model(input_ids, use_cache=False).logits, logits)  # its forward is its own again
 
 
 def test_by_length_sorts_and_loses_nothing():
