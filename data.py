@@ -12,6 +12,7 @@ import functools
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.utils.checkpoint
 import transformers
 from tqdm import tqdm
@@ -134,8 +135,19 @@ def collate(examples, pad_id):
 
 def by_length(examples, size):
     """Lists of at most `size` indices, examples of like length together: the least padding."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].response))
-    return [order[start:start + size] for start in range(0, len(order), size)]
+    return shares(examples, size, 1)[0]
+
+def shares(examples, size, ranks):
+    """`by_length` for each of several processes: to each about as many tokens, and exactly as many lists, of which
+    the last may be empty, because processes take their steps together."""
+    tokens = [len(prompt) + len(response) for prompt, response in examples]
+    parts, load = [[] for _ in range(ranks)], [0] * ranks
+    for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True):
+        least = load.index(min(load))
+        parts[least].append(i)
+        load[least] += tokens[i]
+    starts = range(0, max(map(len, parts)), size)
+    return [[sorted(part, key=tokens.__getitem__)[start:start + size] for start in starts] for part in parts]
 
 CHUNK = 2**25  # logits at a time: 128 MB in float32
 
@@ -152,16 +164,21 @@ def over_responses(models, examples, of):
     def there(tensor):
         return tensor.to(models[0].device, non_blocking=True)
     input_ids, chosen, targets = there(input_ids), there(chosen), there(targets[chosen])
-    outputs = [model.get_decoder()(input_ids, use_cache=False) for model in models]
-    hidden = [output.last_hidden_state.flatten(0, 1).index_select(0, chosen) for output in outputs]
-
-    def chunk(targets, *hidden):
-        return of(*map(output_layer, models, outputs, hidden), targets)
     size = max(1, CHUNK // models[0].config.get_text_config().vocab_size)
-    if len(targets) > size:
-        chunk = functools.partial(torch.utils.checkpoint.checkpoint, chunk, use_reentrant=False)
-    parts = [chunk(*part) for part in zip(targets.split(size), *(each.split(size) for each in hidden))]
-    return torch.cat(parts).split([len(example.response) for example in examples])
+
+    def decoded(model):
+        return model.get_decoder()(input_ids, use_cache=False)
+    beside = [forward(model, functools.partial(decoded, model)) for model in models[1:]]
+
+    def compute():
+        outputs = [decoded(models[0]), *beside]
+        hidden = [output.last_hidden_state.flatten(0, 1).index_select(0, chosen) for output in outputs]
+        def chunk(targets, *hidden):
+            return of(*map(output_layer, models, outputs, hidden), targets)
+        if len(targets) > size:
+            chunk = functools.partial(torch.utils.checkpoint.checkpoint, chunk, use_reentrant=False)
+        return torch.cat([chunk(*part) for part in zip(targets.split(size), *(each.split(size) for each in hidden))])
+    return forward(models[0], compute).split([len(example.response) for example in examples])
 
 def output_layer(model, outputs, hidden):
     """Logits [n, V] of hidden states [n, d], with whatever scale or cap the model puts on them.
@@ -181,6 +198,33 @@ def response_logp(model, examples):
     length = torch.tensor([len(example.response) for example in examples])
     return torch.stack(logp), length.to(model.device, non_blocking=True)
 
+# ------------------------------------------------------------------ several processes
+
+def ranks():
+    """(number of this process, number of processes) of the job that torchrun started; (0, 1) without one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+def wait():
+    """Until all processes are here."""
+    if ranks()[1] > 1:
+        dist.barrier()
+
+def forward(model, compute):
+    """compute(), as part of the model's forward pass: in there a sharded model has its weights."""
+    return getattr(model, "as_forward", lambda compute: compute())(compute)
+
+def in_batches(of, examples, size, desc):
+    """What of(some examples) gives for each, in the order given. Several processes share the work, and all get all."""
+    rank, count = ranks()
+    found = {}
+    for batch in tqdm(by_length(examples, size)[rank::count], desc=desc, leave=False, disable=rank > 0 or None):
+        found |= zip(batch, of([examples[i] for i in batch]))
+    if count > 1:
+        parts = [None] * count
+        dist.all_gather_object(parts, found)
+        found = {i: value for part in parts for i, value in part.items()}
+    return [found[i] for i in range(len(examples))]
+
 # ------------------------------------------------------------------ what else a model is asked
 
 def autocast(device, dtype):
@@ -190,13 +234,10 @@ def autocast(device, dtype):
 @torch.no_grad()
 def token_logps(model, examples, batch_size, dtype):
     """Log-probabilities of the tokens of each response, in nats: a list of arrays, in the order given."""
-    result = [None] * len(examples)
-    for batch in tqdm(by_length(examples, batch_size), desc="scoring", leave=False, disable=None):
+    def score(batch):
         with autocast(model.device, dtype):
-            logp = over_responses([model], [examples[i] for i in batch], losses.token_logp)
-        for i, tokens in zip(batch, logp):
-            result[i] = tokens.cpu().numpy()
-    return result
+            return [tokens.cpu().numpy() for tokens in over_responses([model], batch, losses.token_logp)]
+    return in_batches(score, examples, batch_size, "scoring")
 
 def mean_losses(model, examples, batch_size, dtype):
     """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""
@@ -213,7 +254,7 @@ def hidden_states(model, examples, layer):
     hook = model.get_submodule(f"model.layers.{layer}").register_forward_hook(
         lambda module, inputs, output: kept.append(output if torch.is_tensor(output) else output[0]))
     try:
-        model.base_model(input_ids.to(model.device), use_cache=False)
+        forward(model, lambda: model.base_model(input_ids.to(model.device), use_cache=False).last_hidden_state)
     finally:
         hook.remove()
     return kept[0], (torch.arange(input_ids.shape[1]) < length[:, None]).to(model.device)
@@ -242,18 +283,14 @@ def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
         do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
         max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id)
-    prompts = [Example(example.prompt, []) for example in examples]
-    texts = [""] * len(examples)
-    for batch in tqdm(by_length(prompts, batch_size), desc="generating", leave=False, disable=None):
+    def answer(batch):
         # Padded on the left here, so that every prompt ends where its continuation begins.
-        inputs = tokenizer.pad({"input_ids": [prompts[i].prompt for i in batch]}, padding_side="left",
+        inputs = tokenizer.pad({"input_ids": [example.prompt for example in batch]}, padding_side="left",
                                return_tensors="pt").to(model.device)
         with autocast(model.device, dtype):
             output = model.generate(**inputs, generation_config=greedy)
-        answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
-        for i, answer in zip(batch, answers):
-            texts[i] = answer
-    return texts
+        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+    return in_batches(answer, [Example(example.prompt, []) for example in examples], batch_size, "generating")
 
 # ------------------------------------------------------------------ refusals, for IDK and DPO
 

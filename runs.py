@@ -10,18 +10,20 @@
     reference.log.json   the same of the models compared with, for the forget set
     epochs.jsonl         with --eval epoch: the metrics after each epoch
     run.png              loss, weights, and what the benchmark adds
-    resume.safetensors   while a run is unfinished: all that --resume needs
+    save-STEP/           while a run is unfinished: all that --resume needs, and sums.json, checksums of it
 
 This file does not know what a loss or a metric is. What the benchmark's files hold it is told as a *shape*
 (see `check`), so that a damaged or foreign file is one line and not a traceback.
 """
 import argparse
 import contextlib
+import datetime
 import hashlib
 import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +34,13 @@ import time
 from pathlib import Path
 
 import huggingface_hub
-import safetensors
-import safetensors.torch
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
+import torch.distributed.checkpoint.state_dict as state_dict
 import transformers
 
+import data
 from data import InputError
 
 FORMAT = 3  # of a run's folder; a folder of another format is refused, not guessed at
@@ -91,12 +95,16 @@ def files_of(metrics, log, reference):
 # ------------------------------------------------------------------ writing and reading back
 
 def write_json(path, content):
-    """Write a file as a whole or not at all: an interruption leaves no half of it."""
+    """Write a file as a whole or not at all: an interruption leaves no half of it. Of several processes the first does."""
+    if data.ranks()[0]:
+        return
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 def append_json(path, content):
+    if data.ranks()[0]:
+        return
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
 
@@ -206,6 +214,8 @@ def draw_run(out, values, label):
 
 def choose_folder(args, name):
     """Make args.out a Path that may be written to, by default a new runs/`name`…. Creates nothing."""
+    if args.out is None and data.ranks()[1] > 1:
+        raise InputError("--out: several processes write one folder; name it")
     if args.out is None:
         args.out = Path("runs", f"{name}-{time.strftime('%m%d-%H%M%S')}")
         while args.out.exists():
@@ -243,7 +253,7 @@ def settings_of(args):
     return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit}
 
 # What may differ when a run is resumed: it changes where and how fast, not what is computed.
-MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing"
+MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"
 
 def check_same_run(out, flags):
     """The run.json of the run to resume. InputError unless it had these flags."""
@@ -278,36 +288,79 @@ def trained(model):
     """(name, parameter) of those that a run changes."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
-def save_state(out, model, optimizer, draw, progress):
-    """All that --resume needs, in one file, replaced in one move; returns the seconds that it took.
-
-    draw: the torch.Generator; progress: {name: tensor}, where the loop stands.
-    """
-    started = time.perf_counter()
-    tensors = {"draw": draw.get_state()} | {f"progress.{name}": tensor for name, tensor in progress.items()}
+def state_of(model, optimizer, draw, progress):
+    """All that --resume needs, as {name: tensor}; an optimizer that has not stepped yet is filled in."""
+    state = {"draw": draw.get_state()} | {f"progress.{name}": tensor for name, tensor in progress.items()}
     for name, parameter in trained(model):
-        tensors[f"parameter.{name}"] = parameter.detach().contiguous()
-        tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[parameter].items()}
-    safetensors.torch.save_file(tensors, out / "resume.tmp")
-    (out / "resume.tmp").replace(out / "resume.safetensors")
+        moments = optimizer.state[parameter]
+        if not moments:
+            moments |= {"step": torch.zeros((), device=parameter.device), "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter)}
+        state |= {f"parameter.{name}": parameter.detach()} | {f"{key}.{name}": moments[key] for key in moments}
+    return state
+
+def sums_of(folder):
+    """{name: SHA-256} of the tensors' files in a save."""
+    sums = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        sums[path.name] = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**24):
+                sums[path.name].update(block)
+    return {name: found.hexdigest() for name, found in sums.items()}
+
+def saves(out):
+    """Folders of a run's saves, the newest first."""
+    return sorted(out.glob("save-*[0-9]"), reverse=True)
+
+def save_state(out, model, optimizer, draw, progress):
+    """Save all that --resume needs in OUT/save-STEP, of which the newest two are kept; returns the seconds it took.
+
+    Every process writes its shards (torch.distributed.checkpoint, in safetensors), and any number of them can
+    read it. draw: the torch.Generator; progress: {name: tensor}, where the loop stands.
+    """
+    started, (rank, ranks) = time.perf_counter(), data.ranks()
+    folder = out / f"save-{progress['step'].item():08d}"
+    unfinished = folder.with_suffix(".tmp")
+    for left in out.glob("save-*.tmp") if rank == 0 else ():
+        shutil.rmtree(left)
+    data.wait()
+    checkpoint.save(state_of(model, optimizer, draw, progress), no_dist=ranks == 1,
+                    storage_writer=checkpoint.HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
+    if rank == 0:
+        write_json(unfinished / "sums.json", sums_of(unfinished))
+        if folder.exists():  # of this very step, and damaged, or it would not be made again
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+        for old in saves(out)[2:]:
+            shutil.rmtree(old)
+    data.wait()
     return time.perf_counter() - started
 
 def load_state(out, model, optimizer, draw, progress):
-    """Undo an interruption: fill in what `save_state` saved, if it did. InputError if it does not fit."""
-    path = out / "resume.safetensors"
-    if path.exists():
+    """Undo an interruption: fill in what the newest whole save holds, if there is any. Says which are damaged.
+
+    InputError if none is whole, or it does not fit this run.
+    """
+    for folder in saves(out):
         try:
-            with safetensors.safe_open(path, "pt", device=str(model.device)) as file, torch.no_grad():
-                for name, parameter in trained(model):
-                    parameter.copy_(file.get_tensor(f"parameter.{name}"))
-                    optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}")
-                                                  for key in ("step", "exp_avg", "exp_avg_sq")}
-                for name, tensor in progress.items():
-                    tensor.copy_(file.get_tensor(f"progress.{name}"))
-                draw.set_state(file.get_tensor("draw").cpu())
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"--resume: {path} does not fit this run ({textwrap.shorten(str(error), 120)}); "
-                             "start anew with --overwrite") from None
+            if read_json(folder / "sums.json") == sums_of(folder) != {}:
+                break
+        except (OSError, ValueError, RecursionError):
+            pass
+        print(f"{folder} is damaged; going on from the one before", file=sys.stderr)
+    else:
+        if saves(out):
+            raise InputError(f"--resume: every save in {out} is damaged; start anew with --overwrite")
+        return
+    state = state_of(model, optimizer, draw, progress)
+    try:
+        checkpoint.load(state, storage_reader=checkpoint.HuggingFaceStorageReader(str(folder)),
+                        no_dist=data.ranks()[1] == 1)
+        draw.set_state(state["draw"])
+    except Exception as error:  # of the library: a kind for each way in which it may not fit
+        raise InputError(f"--resume: {folder} does not fit this run ({textwrap.shorten(str(error), 120)}); "
+                         "start anew with --overwrite") from None
 
 def forget_lines(out, step, epoch):
     """Drop what was logged after `step` steps and `epoch` whole epochs, and what a crash left of a line."""
@@ -321,6 +374,16 @@ def forget_lines(out, step, epoch):
         if (out / name).exists():
             lines = filter(kept, (out / name).read_text(encoding="utf-8").splitlines())
             (out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+def save_model(model, tokenizer, out):
+    """An ordinary save_pretrained folder; of a sharded model, gathered in the first process."""
+    rank, ranks = data.ranks()
+    whole = state_dict.get_model_state_dict(model, options=state_dict.StateDictOptions(
+        full_state_dict=True, cpu_offload=True)) if ranks > 1 else None
+    if rank == 0:
+        model.save_pretrained(out, state_dict=whole)
+        tokenizer.save_pretrained(out)
+    data.wait()
 
 # ------------------------------------------------------------------ data sets and models, local or of the Hub
 
@@ -445,6 +508,34 @@ def check_writable(folder):
     except OSError as error:
         raise InputError(f"--out: cannot write to {folder} ({error.strerror}); name another folder") from None
 
+@contextlib.contextmanager
+def processes():
+    """Joins the other processes of the job, if torchrun started one (it sets WORLD_SIZE); only the first speaks."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Long enough for the first to write a large model while the others wait.
+    dist.init_process_group(timeout=datetime.timedelta(hours=2))
+    with open(os.devnull, "w") as nowhere:
+        if dist.get_rank():
+            sys.stdout = nowhere
+        try:
+            yield
+            dist.barrier()  # without it gloo's processes sometimes abort when one leaves first
+        finally:
+            sys.stdout = sys.__stdout__
+            dist.destroy_process_group()
+
+def agreed(*flags):
+    """The flags, of which each is true if it is in any process."""
+    if data.ranks()[1] > 1:
+        together = torch.tensor([bool(flag) for flag in flags], dtype=torch.int32)
+        dist.all_reduce(together, dist.ReduceOp.MAX)
+        flags = together.tolist()
+    return flags
+
 def run_command(parser, argv, run):
     """Parse, run, and turn InputError into one line on stderr and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -455,7 +546,8 @@ def run_command(parser, argv, run):
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # retries, when there is no network
     try:
-        return run(args)
+        with processes():
+            return run(args)
     except InputError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except BrokenPipeError:  # … | head

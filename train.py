@@ -24,6 +24,8 @@ from pathlib import Path
 
 import filelock
 import torch
+import torch.distributed as dist
+import torch.distributed.fsdp as fsdp
 from tqdm import tqdm
 
 import data
@@ -78,7 +80,7 @@ def forget_loss(model, forget, rows, args):
         examples = [forget[side][i] for i in rows]
         known[prefix + "logp"], known[prefix + "length"] = data.response_logp(model, examples)
         if prefix + "ref_logp" in method.takes:
-            known[prefix + "ref_logp"] = forget[side + "_ref"][rows]
+            known[prefix + "ref_logp"] = forget[side + "_ref"][rows].to(model.device, non_blocking=True)
     given, first = [known[name] for name in method.takes], next(iter(method.reads.values()))
     return method.loss(*given), method.weight(*given), known[first + "length"], known[first + "logp"]
 
@@ -101,23 +103,46 @@ def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype
     Exact: each micro-batch adds its *sum* of losses over the whole batch's size, so that neither the
     order (sorted by length, which saves padding) nor the cut changes the gradient. loss_of maps a
     list of numbers into `examples` to (ℓ [n], ...). Returns its outputs in the order of `examples`,
-    detached.
+    detached. Several processes take a share each, by tokens, and all get all outputs.
     """
-    kept, order = [], []
-    for group in data.by_length(examples, micro_batch_size):
+    (rank, ranks), kept, order = data.ranks(), [], []
+    for group in data.shares(examples, micro_batch_size, ranks)[rank]:
         with data.autocast(device, dtype):
-            outputs = loss_of(group)
+            outputs = loss_of(group or [0])  # with nothing left to do, for the others' sake
         if torch.is_grad_enabled():
-            (coefficient * outputs[0].sum() / len(examples)).backward()
-        kept.append([output.detach() for output in outputs])
+            # Processes' gradients are averaged, and what is wanted is their sum.
+            (coefficient * ranks * outputs[0].sum() * bool(group) / len(examples)).backward()
+        kept.append([output.detach()[:len(group)] for output in outputs])
         order += group
-    back = torch.tensor(order, device=device).argsort()
-    return [torch.cat(column)[back] for column in zip(*kept)]
+    order = torch.tensor(order, device=device, dtype=torch.int64)
+    columns = [torch.cat(column) for column in zip(*kept)]
+    columns = [column.new_zeros(len(examples)).index_copy(0, order, column) for column in columns]
+    for column in columns if ranks > 1 else []:
+        dist.all_reduce(column)
+    return columns
 
 @torch.no_grad()
 def look(examples, outputs_of, micro_batch_size, device, dtype):
     """What add_gradient returns, without a gradient: how all examples fare under the model as it is."""
     return add_gradient(examples, 0, outputs_of, micro_batch_size, device, dtype)
+
+def shard(model, dtype, trained=True):
+    """Spread a model's weights, gradients and optimizer over the processes of a job, layer by layer; else nothing.
+
+    PyTorch's FSDP2: a layer's weights are gathered for its forward and its backward pass, and its gradient is
+    averaged over the processes, in float32.
+    """
+    if data.ranks()[1] > 1:
+        half = {"param_dtype": dtype, "reduce_dtype": torch.float32} if dtype == torch.bfloat16 else {}
+        options = {"mp_policy": fsdp.MixedPrecisionPolicy(**half), "reshard_after_forward": True,
+                   "mesh": dist.init_device_mesh(model.device.type, (data.ranks()[1],))}
+        for module in model.modules():
+            if type(module).__name__ in (model._no_split_modules or ()):
+                fsdp.fully_shard(module, **options)
+        model.as_forward = lambda compute: compute()
+        # What no optimizer changes may stay gathered; `over_responses` relies on it.
+        fsdp.fully_shard(model, **options | {"reshard_after_forward": trained})
+        fsdp.register_fsdp_forward_method(model, "as_forward")
 
 # ------------------------------------------------------------------ the loop
 
@@ -132,15 +157,9 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
     on_epoch(epoch) is called after each epoch, and its time is not counted. Raises Diverged, and after Ctrl-C
     KeyboardInterrupt, when all is saved.
     """
-    clock, device, method = time.perf_counter(), model.device, METHODS[args.method]
+    clock, device, method, rank = time.perf_counter(), model.device, METHODS[args.method], data.ranks()[0]
     runs.peak_memory(device)
-    for side, prefix in method.reads.items():
-        if prefix + "ref_logp" in method.takes:  # it never changes: once is enough, and no copy is kept
-            def reference(rows, examples=forget[side]):
-                return data.response_logp(model, [examples[i] for i in rows])
-            forget[side + "_ref"], _ = look(forget[side], reference, args.micro_batch_size, device, dtype)
-    responses = forget[next(iter(method.reads))]
-    frozen = copy.deepcopy(model).eval().requires_grad_(False) if retain and args.retain in ("kl", "activations") else None
+    frozen = copy.deepcopy(model).eval() if retain and args.retain in ("kl", "activations") else None
     if "layer" in method.flags:
         changed = data.steered(model, args.layer)
         for name, parameter in model.named_parameters():
@@ -148,6 +167,15 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
         draw = torch.Generator().manual_seed(args.seed)
         direction = torch.rand(model.config.hidden_size, generator=draw).to(device, model.dtype)
         forget["target"] = args.steer * direction / direction.norm()
+    shard(model, dtype)
+    if frozen:
+        shard(frozen.requires_grad_(False), dtype, trained=False)
+    for side, prefix in method.reads.items():
+        if prefix + "ref_logp" in method.takes:  # it never changes: once is enough, and no copy is kept
+            def reference(rows, examples=forget[side]):
+                return data.response_logp(model, [examples[i] for i in rows])
+            forget[side + "_ref"] = look(forget[side], reference, args.micro_batch_size, device, dtype)[0].cpu()
+    responses = forget[next(iter(method.reads))]
 
     model.train()
     for module in model.modules():
@@ -188,8 +216,8 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
         met(range(len(responses)), 0, values)
         log_path(out, 0, progress, slice(None))
 
-    log = open(out / "log.jsonl", "a", encoding="utf-8") if out else io.StringIO()
-    bar = tqdm(total=steps, initial=progress["step"].item(), desc=args.method, disable=None)
+    log = open(out / "log.jsonl", "a", encoding="utf-8") if out and rank == 0 else io.StringIO()
+    bar = tqdm(total=steps, initial=progress["step"].item(), desc=args.method, disable=rank > 0 or None)
     with log, bar, runs.deferred_interrupt() as interrupted:
         for step in range(progress["step"].item() + 1, steps + 1):
             epoch, start = 1 + (step - 1) // epoch_steps, (step - 1) % epoch_steps * args.batch_size
@@ -239,12 +267,16 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                     on_epoch(epoch)
                     model.train()
                     runs.peak_memory(device)
-            # At most a twentieth of the time goes into saving, however large the model.
-            if out and (interrupted or time.perf_counter() - saved > max(runs.SAVE_EVERY, 20 * saving)):
+            if args.save_every:
+                due = step % (args.save_every * epoch_steps) == 0
+            else:  # at most a twentieth of the time goes into saving, however large the model
+                due = time.perf_counter() - saved > max(runs.SAVE_EVERY, 20 * saving)
+            stop, due = runs.agreed(interrupted, due)
+            if out and (stop or due):
                 log.flush()
                 saving = runs.save_state(out, model, optimizer, draw, progress)
                 saved = time.perf_counter()
-            if interrupted:
+            if stop:
                 raise KeyboardInterrupt
             clock = time.perf_counter()
     model.eval().requires_grad_()
@@ -263,7 +295,8 @@ def log_path(out, epoch, progress, seen):
 def check_finite(step, part, loss, model):
     """Raise Diverged, before the optimizer steps, if a part's loss or the gradient so far is not finite."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    for what, value in (("loss", loss), ("gradient", torch.nn.utils.get_total_norm(gradients))):
+    norm = torch.nn.utils.get_total_norm(gradients)
+    for what, value in (("loss", loss), ("gradient", getattr(norm, "full_tensor", lambda: norm)())):
         if not torch.isfinite(value):
             raise Diverged(f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} "
                            "coefficient")
@@ -325,11 +358,14 @@ def from_scratch(split, args, part):
             if "cost" in runs.read_file(lesson.out, "run.json"):
                 print(f"[{part}/3] {name}: kept in {lesson.out}")
                 return str(lesson.out)
+        if data.ranks()[1] > 1:
+            raise InputError(f"--model tiny: {name} is not in the cache yet, and one process makes it; run the command "
+                             "once without torchrun")
         print(f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
               f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
               f"--{flag} DIR)", flush=True)
-        for left in ("resume.safetensors", "nothing"):
-            lesson.resume = runs.is_run(lesson.out) and (lesson.out / left).exists()
+        for resume in (True, False):
+            lesson.resume = resume and runs.is_run(lesson.out) and bool(runs.saves(lesson.out))
             if not lesson.resume:
                 shutil.rmtree(lesson.out, ignore_errors=True)
             try:
@@ -346,6 +382,8 @@ def run(args):
     """One run from resolved flags: check, load, measure what it is compared with, train, save, measure."""
     benchmark = evaluate.BENCHMARKS[args.task]
     runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
+    if data.ranks()[1] > 1 and (args.eval == "epoch" or "finetuned" in METHODS[args.method].flags):
+        raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
     device, dtype = runs.resolve_device(args)
     settings = runs.settings_of(args)
     cost = runs.check_same_run(args.out, settings["flags"]).get("cost") if args.resume else None
@@ -414,13 +452,16 @@ def run(args):
                     subtract(theta, model, args)
             else:
                 model, cost = tuned, {"train_seconds": 0.0}
-            model.save_pretrained(args.out)
-            tokenizer.save_pretrained(args.out)
+            runs.save_model(model, tokenizer, args.out)
+            if data.ranks()[1] > 1:  # each measures its share of the examples by itself, with a model that is whole
+                del model
+                model, _ = runs.load_model(str(args.out), device, dtype)
         else:  # interrupted when all was trained
             model, _ = runs.load_model(str(args.out), device, dtype)
             runs.forget_lines(args.out, math.inf, math.inf)
         runs.write_json(args.out / "run.json", settings | {"cost": cost})
-        (args.out / "resume.safetensors").unlink(missing_ok=True)
+        for save in runs.saves(args.out):
+            shutil.rmtree(save)
         if sets:
             logs[args.method] = logs.get(args.method) or evaluate.measure(args, sets, model, tokenizer)
             evaluate.judge(args, logs)
@@ -430,8 +471,7 @@ def run(args):
     except Diverged as error:
         if theta:
             raise InputError(f"{error}. Its fine-tuning ended there, so no model was saved") from None
-        model.save_pretrained(args.out)
-        tokenizer.save_pretrained(args.out)
+        runs.save_model(model, tokenizer, args.out)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"give the same command with --resume --out {args.out} to go on") from None
@@ -536,6 +576,8 @@ def build_parser():
     add("--eval", choices=("end", "epoch", "none"), default="end", help="when to measure (default: end)")
     add("--eval-batch-size", type=number(int, 1), help="examples at a time when measuring")
     add("--out", help="folder for model, logs and metrics (default: a new one under runs/)")
+    add("--save-every", type=number(int, 1), metavar="EPOCHS", help="how often to save what --resume needs; the newest "
+        "two saves are kept (default: every ten minutes, less often if that takes over a twentieth of the time)")
     add("--resume", action="store_true", help="go on with the interrupted run in --out")
     return parser
 

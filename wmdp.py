@@ -11,7 +11,6 @@ on two halves of the authors to forget, and on the others.) The log of a model, 
 """
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import data
 import runs
@@ -175,15 +174,15 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=None, batch
                 raise InputError("this tokenizer does not make ' A' to ' D' a token each, as the four-choice "
                                  "questions need; use another model")
             examples.append(data.Example(ids[:-1], ids[-1:]))
-    scores = torch.zeros(len(examples), 4)
-    for batch in tqdm(data.by_length(examples, batch_size), desc="answering", leave=False, disable=None):
-        input_ids, labels = data.collate([examples[i] for i in batch], pad_id=0)
+    def answer(batch):
+        input_ids, labels = data.collate(batch, pad_id=0)
         before = (labels != -100).int().argmax(1) - 1  # the position that predicts the letter
         with data.autocast(model.device, dtype):
             hidden = model.base_model(input_ids.to(model.device), use_cache=False).last_hidden_state
         # The output layer in full precision: in bfloat16 near letters would tie, and "A" come first.
         logits = model.get_output_embeddings()(hidden[torch.arange(len(batch)), before].to(model.dtype))
-        scores[batch] = logits.log_softmax(-1)[:, letters].float().cpu()
+        return logits.log_softmax(-1)[:, letters].float().cpu()
+    scores = torch.stack(data.in_batches(answer, examples, batch_size, "answering"))
     log, start = {}, 0
     for name, rows in sets.items():
         score, right = scores[start:start + len(rows)], torch.tensor([row["answer"] for row in rows])

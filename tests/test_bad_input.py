@@ -231,7 +231,6 @@ def test_resuming_with_other_flags_is_refused(tmp_path, capsys):
     settings = runs.settings_of(train.resolve(train.build_parser().parse_args(["--method", "npo", "--out", str(run)])))
     settings["flags"] |= {"beta": 0.7, "device": "cpu", "dtype": "float32"}
     (run / "run.json").write_text(json.dumps(settings))
-    (run / "resume.safetensors").touch()
     (run / "run.json").write_text("{")
     refused(train.main, ["--method", "npo", "--out", run, "--resume"], capsys, "run.json")
     (run / "run.json").write_text(json.dumps(settings))
@@ -276,8 +275,13 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_pat
     settings = json.loads((run / "run.json").read_text())
     assert settings.pop("cost")["train_seconds"] > 0
     (run / "run.json").write_text(json.dumps(settings))  # as before it was trained to the end
-    (run / "resume.safetensors").write_bytes(b"damaged")
-    refused(train.main, [*command, "--resume"], capsys, "resume.safetensors", "--overwrite")
+    (run / "save-00000001").mkdir()
+    (run / "save-00000001" / "shard-00001.safetensors").write_bytes(b"damaged")
+    (run / "save-00000001" / "sums.json").write_text("{}")
+    with pytest.raises(SystemExit) as end:
+        train.main([*command, "--resume"])
+    first, last = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and "save-00000001 is damaged" in first and "every save" in last and "--overwrite" in last
 
 
 @pytest.mark.parametrize("spoil, says", [

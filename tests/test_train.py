@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def flags(**changed):
     return argparse.Namespace(**dict(
         method="npo", beta=0.1, gamma=0.0, lr=1e-3, weight_decay=0.01, warmup=1.0, epochs=3, batch_size=8,
         micro_batch_size=4, forget_coeff=1.0, retain_coeff=1.0, retain="nll", seed=0, resume=False, max_steps=None,
-        grad_checkpointing=False, layer=1, steer=2.0) | changed)
+        grad_checkpointing=False, save_every=None, layer=1, steer=2.0) | changed)
 
 
 def forget_set(count=12):
@@ -206,7 +207,7 @@ def test_a_run_that_stopped_before_its_first_state_is_resumed_with_one_path(tmp_
     train.train(tiny("llama"), *common, flags(), torch.float64, tmp_path / "whole")
     with pytest.raises(Stop):
         train.train(tiny("llama"), *common, flags(), torch.float64, tmp_path / "parts", on_epoch=stop)
-    assert len(path_of(tmp_path / "parts")) == 3 and not (tmp_path / "parts" / "resume.safetensors").exists()
+    assert len(path_of(tmp_path / "parts")) == 3 and not runs.saves(tmp_path / "parts")
     train.train(tiny("llama"), *common, flags(resume=True), torch.float64, tmp_path / "parts")
     for log in ("log.jsonl", "path.jsonl"):
         assert (tmp_path / "whole" / log).read_text() == (tmp_path / "parts" / log).read_text()
@@ -306,7 +307,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(method, retain_
             with pytest.raises(Interrupt):
                 train.train(model, forget, retain, args, torch.float64, out, on_epoch=interrupt)
             model, args = tiny("llama"), flags(method=method, retain=retain_by, epochs=5, resume=True)
-            assert (out / "resume.safetensors").exists()
+            assert runs.saves(out)
         train.train(model, forget, retain, args, torch.float64, out)
         finals.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*finals)
@@ -515,13 +516,14 @@ def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, qui
     settings["flags"] |= {"device": "other"} if damage == "flags" else {}
     (original / "run.json").write_text(json.dumps(settings))
     (original / "model.safetensors").unlink()
-    (original / "resume.safetensors").write_bytes(b"junk")
+    (original / "save-00000009").mkdir()
+    (original / "save-00000009" / "shard.safetensors").write_bytes(b"junk")
     if damage == "half a run.json":
         (original / "run.json").write_text('{"format": 2, "fl')
     if damage in ("run.json", "empty"):
         (original / "run.json").unlink()
     if damage == "empty":
-        (original / "resume.safetensors").unlink()
+        shutil.rmtree(original / "save-00000009")
     train.main([*command, str(tmp_path / "second")])
     assert (original / "model.safetensors").read_bytes() == weights
     assert "cost" in json.loads((original / "run.json").read_text())
@@ -578,7 +580,7 @@ def test_an_interrupted_measurement_can_be_resumed(quick_toy, tmp_path, monkeypa
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     train.main([*command, "--resume", "--micro-batch-size", "3"])  # nothing is trained again
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
-    assert (tmp_path / "run" / "metrics.json").exists() and not (tmp_path / "run" / "resume.safetensors").exists()
+    assert (tmp_path / "run" / "metrics.json").exists() and not runs.saves(tmp_path / "run")
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
 
 
@@ -611,7 +613,7 @@ def test_from_the_shell_each_part_is_named_and_ctrl_c_is_no_loss(tmp_path):
     first.send_signal(signal.SIGINT)
     out, error = first.communicate(timeout=60)
     assert first.returncode == 130 and "Traceback" not in error and "the same command goes on" in error
-    assert not (tmp_path / "run").exists() and list((tmp_path / "cache").glob("toy-full*/resume.safetensors"))
+    assert not (tmp_path / "run").exists() and list((tmp_path / "cache").glob("toy-full*/save-*"))
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     lines = second.stdout.splitlines()
