@@ -31,6 +31,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import huggingface_hub
@@ -43,6 +44,7 @@ import transformers
 import data
 from data import InputError
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process saves as several do
 FORMAT = 3  # of a run's folder; a folder of another format is refused, not guessed at
 SAVE_EVERY = 600  # seconds between two states of an unfinished run, at least
 

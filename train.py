@@ -460,7 +460,7 @@ def run(args):
             model, _ = runs.load_model(str(args.out), device, dtype)
             runs.forget_lines(args.out, math.inf, math.inf)
         runs.write_json(args.out / "run.json", settings | {"cost": cost})
-        for save in runs.saves(args.out):
+        for save in runs.saves(args.out) if data.ranks()[0] == 0 else ():
             shutil.rmtree(save)
         if sets:
             logs[args.method] = logs.get(args.method) or evaluate.measure(args, sets, model, tokenizer)

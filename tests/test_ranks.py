@@ -1,0 +1,64 @@
+"""Several processes: what each takes, and that together they do what one does."""
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+from conftest import some_examples
+
+import data
+import runs
+import train
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_processes_share_the_tokens_and_take_as_many_steps(ranks):
+    for count in (1, 5, 32):
+        examples = some_examples(count, longest=40)
+        shares = data.shares(examples, 4, ranks)
+        assert sorted(i for share in shares for group in share for i in group) == list(range(count))
+        assert len(shares) == ranks and len({len(share) for share in shares}) == 1
+        assert all(len(group) <= 4 for share in shares for group in share)
+        tokens = [len(prompt) + len(response) for prompt, response in examples]
+        loads = [sum(tokens[i] for group in share for i in group) for share in shares]
+        assert max(loads) - min(loads) <= max(tokens)
+    assert data.shares(examples, 4, 1) == [data.by_length(examples, 4)]
+
+
+def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(toy_model_folder, tmp_path, monkeypatch):
+    """NPO with its reference, retain loss and evaluation; the model to 1e-5, as all of its logs."""
+    command = ["--method", "npo", "--model", str(toy_model_folder), "--epochs", "2", "--batch-size", "9", "--micro-batch-size",
+               "4", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "2", "--out"]
+    train.main([*command, str(tmp_path / "one")])
+    log_path = train.log_path
+
+    def interrupt(out, epoch, *rest):
+        log_path(out, epoch, *rest)
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(train, "log_path", interrupt)
+    with pytest.raises(SystemExit):
+        train.main([*command, str(tmp_path / "two")])
+    assert runs.saves(tmp_path / "two")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", train.__file__,
+                           *command, str(tmp_path / "two"), "--resume"], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two")
+    one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    start = safetensors.torch.load_file(toy_model_folder / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5 < 1e-3 < max(
+        (one[name] - start[name]).abs().max() for name in one)
+
+    def numbers(content):
+        if isinstance(content, (list, dict)):
+            return [x for inner in (content.values() if isinstance(content, dict) else content) for x in numbers(inner)]
+        return [content] if isinstance(content, (int, float)) else []
+    for name in ("log.jsonl", "path.jsonl", "metrics.log.json"):
+        ours, theirs = (runs.read_json(tmp_path / folder / name) for folder in ("one", "two"))
+        assert len(numbers(ours)) > 50 and numbers(theirs) == pytest.approx(numbers(ours), rel=1e-3, abs=1e-5)
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
