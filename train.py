@@ -246,7 +246,7 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                 saving = runs.save_state(out, model, optimizer, draw, progress)
                 saved = time.perf_counter()
             if interrupted:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(*interrupted)
             clock = time.perf_counter()
     model.eval().requires_grad_()
     return {"train_seconds": progress["seconds"].item()} | ({"peak_memory_bytes": peak} if peak else {})
@@ -322,15 +322,16 @@ def from_scratch(split, args, part):
     lesson.out = cache / f"{args.task}-{split}-seed{args.seed}-{runs.digest(made_of)}"
     name, flag = ("Original", "model") if split == "full" else ("Retrain", "retrain")
     with filelock.FileLock(f"{lesson.out}.lock"):  # two runs that need the same model make it once
+        runs.sweep_killed(cache)
         with contextlib.suppress(InputError):
             if "cost" in runs.read_file(lesson.out, "run.json"):
+                runs.drop_saves(lesson.out)  # if it was killed before it did
                 print(f"[{part}/3] {name}: kept in {lesson.out}")
                 return str(lesson.out)
         print(f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
               f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
               f"--{flag} DIR)", flush=True)
-        for left in ("resume.safetensors", "nothing"):
-            lesson.resume = runs.is_run(lesson.out) and (lesson.out / left).exists()
+        for lesson.resume in (True, False) if runs.is_run(lesson.out) else (False,):
             if not lesson.resume:
                 shutil.rmtree(lesson.out, ignore_errors=True)
             try:
@@ -340,16 +341,24 @@ def from_scratch(split, args, part):
             except InputError:
                 if not lesson.resume:
                     raise  # else what was left is damaged, or of other flags: made anew
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt("the same command goes on from here") from None
+            except runs.STOPS as stop:
+                stop.mend = "the same command goes on from here"
+                raise
 
 def run(args):
-    """One run from resolved flags: check, load, measure what it is compared with, train, save, measure."""
-    benchmark = evaluate.BENCHMARKS[args.task]
+    """One run from resolved flags, alone in its folder."""
     runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
+    with runs.only_run(args.out):
+        run_in_folder(args)
+
+def run_in_folder(args):
+    """Check, load, measure what the run is compared with, train, save, measure."""
+    benchmark = evaluate.BENCHMARKS[args.task]
     device, dtype = runs.resolve_device(args)
     settings = runs.settings_of(args)
-    cost = runs.check_same_run(args.out, settings["flags"]).get("cost") if args.resume else None
+    cost = runs.check_same_run(args.out, settings).get("cost") if args.resume else None
+    if args.resume and runs.is_finished(args.out):
+        return print(f"the run in {args.out} is finished: nothing is left to do")
 
     # Everything that can be wrong with the user's files shows here, before anything is written to --out.
     if "refusal" in METHODS[args.method].reads and not all(
@@ -386,6 +395,9 @@ def run(args):
             subtract(theta, tuned, args)
     forget, retain = load_examples(args, tokenizer, getattr(model.config, "max_position_embeddings", 10**9))
     settings["flags"]["retrain"] = args.retrain
+    settings["data"] = {"forget set": runs.digest(forget), "retain set": runs.digest(retain)}
+    if args.resume:
+        runs.check_same_run(args.out, settings)
     print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()
                                 if value is not None), flush=True)
     if sets and args.model != "new":
@@ -395,12 +407,7 @@ def run(args):
 
     if logs and reference:
         benchmark.summarize(next(iter(logs.values())), reference)  # raises for a reference of another kind
-    if args.overwrite and args.out.exists():
-        shutil.rmtree(args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.json", "metrics.log.json", "reference.log.json"):
-        (args.out / name).unlink(missing_ok=True)  # of a run that is resumed: they will be written again
-    runs.write_json(args.out / "run.json", settings | ({"cost": cost} if cost else {}))
+    runs.open_folder(args, settings | ({"cost": cost} if cost else {}))
 
     def on_epoch(epoch):
         if args.eval == "epoch":
@@ -421,7 +428,7 @@ def run(args):
             model, _ = runs.load_model(str(args.out), device, dtype)
             runs.forget_lines(args.out, math.inf, math.inf)
         runs.write_json(args.out / "run.json", settings | {"cost": cost})
-        (args.out / "resume.safetensors").unlink(missing_ok=True)
+        runs.drop_saves(args.out)
         if sets:
             logs[args.method] = logs.get(args.method) or evaluate.measure(args, sets, model, tokenizer)
             evaluate.judge(args, logs)
@@ -434,8 +441,9 @@ def run(args):
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"give the same command with --resume --out {args.out} to go on") from None
+    except runs.STOPS as stop:
+        stop.mend = f"the same command with --resume --out {args.out} goes on"
+        raise
     print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
 @torch.no_grad()
