@@ -300,6 +300,14 @@ def open_folder(args, settings):
         (args.out / name).unlink(missing_ok=True)  # they will be written again
     write_json(args.out / "run.json", settings)
 
+def save_model(out, model, tokenizer):
+    """An ordinary save_pretrained folder, also for other tools. OSError if it cannot be written."""
+    try:
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    except Exception as error:  # each library raises its own when the disk is full
+        raise OSError(str(error)) from None
+
 def drop_saves(out):
     """Remove what only --resume needs."""
     for path in (*out.glob("resume.*"), *out.glob("save-*")):

@@ -422,8 +422,7 @@ def run_in_folder(args):
                     subtract(theta, model, args)
             else:
                 model, cost = tuned, {"train_seconds": 0.0}
-            model.save_pretrained(args.out)
-            tokenizer.save_pretrained(args.out)
+            runs.save_model(args.out, model, tokenizer)
         else:  # interrupted when all was trained
             model, _ = runs.load_model(str(args.out), device, dtype)
             runs.forget_lines(args.out, math.inf, math.inf)
@@ -438,8 +437,7 @@ def run_in_folder(args):
     except Diverged as error:
         if theta:
             raise InputError(f"{error}. Its fine-tuning ended there, so no model was saved") from None
-        model.save_pretrained(args.out)
-        tokenizer.save_pretrained(args.out)
+        runs.save_model(args.out, model, tokenizer)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
     except runs.STOPS as stop:
         stop.mend = f"the same command with --resume --out {args.out} goes on"
