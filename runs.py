@@ -83,7 +83,8 @@ def check(value, shape, where):
 FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
          "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "retrain?": TEXT}
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
-FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE}}),
+FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE},
+                           "versions?": {"*": TEXT}, "code?": {"*": TEXT}, "data?": {"*": TEXT}}),
          "path.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE], "logp?": [REAL],
                              "retain?": POSITIVE}),
          "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}  # the others: --eval end, and the benchmark's
@@ -227,7 +228,9 @@ def choose_folder(args, name):
     args.out = Path(args.out)
     if args.resume and not is_run(args.out):
         raise InputError(f"--resume: {args.out} has no run.json; start anew without --resume")
-    if not args.resume and args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):
+    # A run that was killed before it began may have left half of its run.json.
+    inside = (path for path in args.out.iterdir() if path.name != "run.json.tmp") if args.out.is_dir() else [args.out]
+    if not args.resume and args.out.exists() and any(inside):
         if not args.overwrite:
             raise InputError(f"--out: {args.out} exists; name another folder or add --overwrite")
         if not is_run(args.out):
@@ -283,22 +286,23 @@ def only_run(out):
 def open_folder(args, settings):
     """Make args.out ready for the loop: a new folder, or with --resume the old one without half-written files.
 
-    A new folder appears with its run.json in it, in one move, and takes with --overwrite the old one's place.
+    A new folder appears with its run.json in it, in one move, and takes with --overwrite the old one's place. One that
+    exists and is empty is kept: it may be a mounted disk.
     """
-    if not args.resume:
-        out, new, old = args.out.resolve(), lock_of(args.out).with_suffix(".new"), lock_of(args.out).with_suffix(".old")
+    out, new, old = args.out.resolve(), *(lock_of(args.out).with_suffix(name) for name in (".new", ".old"))
+    if not args.resume and (is_run(out) or not out.exists()):
         new.mkdir()
         write_json(new / "run.json", settings)
-        if args.overwrite and out.exists():
+        if out.exists():
             out.rename(old)
-        new.rename(out)  # fails if another run made it meanwhile
+        new.rename(out)
         shutil.rmtree(old, ignore_errors=True)
         return
-    for half in (*args.out.glob("*.json*.tmp"), *args.out.glob("run.png.tmp"), *args.out.glob(".tmp??????")):
+    for half in (*out.glob("*.json*.tmp"), *out.glob("run.png.tmp"), *out.glob(".tmp??????")):
         half.unlink()  # the last are those of safetensors
     for name in ("metrics.json", "metrics.log.json", "reference.log.json"):
-        (args.out / name).unlink(missing_ok=True)  # they will be written again
-    write_json(args.out / "run.json", settings)
+        (out / name).unlink(missing_ok=True)  # they will be written again
+    write_json(out / "run.json", settings)
 
 def save_model(out, model, tokenizer):
     """An ordinary save_pretrained folder, also for other tools. OSError if it cannot be written."""

@@ -347,8 +347,10 @@ def from_scratch(split, args, part):
 
 def run(args):
     """One run from resolved flags, alone in its folder."""
-    runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
+    name = f"{args.task}-{args.split}-{args.method}-seed{args.seed}"
+    runs.choose_folder(args, name)
     with runs.only_run(args.out):
+        runs.choose_folder(args, name)  # again: another run may have ended there just now
         run_in_folder(args)
 
 def run_in_folder(args):

@@ -129,7 +129,8 @@ class Trial:
 
         def note(count, event, args):
             with open(calls, "a") as file:
-                file.write("tear\n" if event == "open" and writes(event, args) else event + "\n")
+                tear = event == "open" and writes(event, args) and not os.path.isdir(args[0])
+                file.write("tear\n" if tear else event + "\n")
         started = time.perf_counter()
         status, said = ended(self.start(note))
         assert status == 0, said
