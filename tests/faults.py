@@ -1,10 +1,10 @@
 """Kill, starve and damage runs: whatever happens to one, --resume or the same command must end it as if nothing had.
 
-    python tests/faults.py      prints tries, recovered and lost of each kind of fault; lost must be 0 (--short: a few)
+    python tests/faults.py [KIND …]     kinds of run: new, --overwrite, --resume, tiny (default: all); --short: a few tries
 
-Recovered: the run then finishes, its model, log.jsonl and path.jsonl are those of an undisturbed run, bit by bit, and
-nothing half-written is left in its folder, beside it or in the cache. Each try is a forked process that has imported
-everything, on an untrained tiny model, and saves after every step. POSIX only.
+Prints tries, recovered and lost for each fault; lost must be 0. Recovered: the run then finishes, its model, log.jsonl
+and path.jsonl are those of an undisturbed run, bit by bit, and nothing half-written is left in its folder, beside it or
+in the cache. Each try is a forked process that has imported everything; it saves after every step. POSIX only.
 """
 import errno
 import os
@@ -32,8 +32,7 @@ import runs
 import tofu
 import train
 
-CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree",
-         "fcntl.flock")
+CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")
 RUN = "--method simnpo --split forget05 --subset shortest:0.5 --batch-size 4 --epochs 2 --eval none".split()
 
 # ------------------------------------------------------------------ one process, and what happens to it
@@ -255,12 +254,13 @@ def trials(root, kinds):
         last, before = ([kind], root / {"--resume": "half", "--overwrite": "old"}[kind]) if kind[0] == "-" else ([], None)
         yield new if kind == "new" else Trial(root, kind, "tiny" if kind == "tiny" else root / "model", last, before)
 
-def main(short):
-    draw, total = random.Random(0), [0, 0]
+def main(kinds):
+    draw, total, short = random.Random(0), [0, 0], kinds == ["--short"]
+    kinds = ["--resume"] if short else kinds or ["new", "--overwrite", "--resume", "tiny"]
     sizes = [0] if short else [0, 300, 800, 1200, 2000, 4000, 20_000, 50_000, 80_000, 170_000, 300_000]
     print(f"{'':40s} tries  recovered  lost")
     with tempfile.TemporaryDirectory() as folder:
-        for trial in trials(Path(folder), ["--resume"] if short else ["new", "--overwrite", "--resume", "tiny"]):
+        for trial in trials(Path(folder), kinds):
             points = range(1, len(trial.calls) + 1)
             moments = [draw.uniform(0.1, trial.seconds) for _ in range(1 if short else 10)]
             faults = {"killed at every call": killed(trial, draw.sample(points, 2) if short else points),
@@ -282,4 +282,4 @@ def main(short):
     return total[0] - total[1]
 
 if __name__ == "__main__":
-    sys.exit(min(1, main("--short" in sys.argv)))
+    sys.exit(min(1, main(sys.argv[1:])))
