@@ -130,7 +130,8 @@ class Trial:
         def note(count, event, args):
             with open(calls, "a") as file:
                 tear = event == "open" and writes(event, args) and not os.path.isdir(args[0])
-                file.write("tear\n" if tear else event + "\n")
+                save = event == "os.rename" and Path(args[1]).name.startswith("save-")
+                file.write("tear\n" if tear else "save\n" if save else event + "\n")
         started = time.perf_counter()
         status, said = ended(self.start(note))
         assert status == 0, said
@@ -247,8 +248,8 @@ def trials(root, kinds):
     settings = root / "old" / "run.json"
     settings.write_text(settings.read_text().replace('"seed": 0', '"seed": 1'))
     new.reset()
-    moves = [n for n, call in enumerate(new.calls, 1) if call == "os.rename"]
-    ended(new.start(kill_at(moves[5])))  # run.json, the folder, and three saves of six
+    saves = [n for n, call in enumerate(new.calls, 1) if call == "save"]
+    ended(new.start(kill_at(saves[3])))  # after three of six
     shutil.copytree(new.work / "run", root / "half")
     for kind in kinds:
         last, before = ([kind], root / {"--resume": "half", "--overwrite": "old"}[kind]) if kind[0] == "-" else ([], None)
