@@ -1,7 +1,8 @@
 """A run's folder: every file in it, how it is written, resumed and read back; and what all commands share.
 
     model.safetensors, config.json, tokenizer      an ordinary save_pretrained folder
-    run.json             every resolved flag, versions, commit; the cost of training once that is over
+    run.json             every resolved flag, versions, commit, digests of code and data; the cost of training
+                         once that is over
     log.jsonl            a line per step: losses, mean weight, learning rate
     path.jsonl           a line per epoch, 0 for before: weight, length and log π of every forget sequence as the
                          loop met it, and the mean loss of a fixed retain sample (none with --retain none)
@@ -9,8 +10,11 @@
     metrics.log.json     the per-example values behind them
     reference.log.json   the same of the models compared with, for the forget set
     epochs.jsonl         with --eval epoch: the metrics after each epoch
-    run.png              loss, weights, and what the benchmark adds
+    run.png              loss, weights, and what the benchmark adds; written last: the run is finished
     save-STEP/           while a run is unfinished: all that --resume needs, and sums.json, checksums of it
+
+Beside the folder, while a process is at work in it: `.NAME.minunlearn.lock`, and for moments `….new`, which becomes
+the folder, and `….old`, which it replaces. What a killed process leaves of these, the next one sweeps.
 
 This file does not know what a loss or a metric is. What the benchmark's files hold it is told as a *shape*
 (see `check`), so that a damaged or foreign file is one line and not a traceback.
@@ -34,7 +38,9 @@ import time
 import warnings
 from pathlib import Path
 
+import filelock
 import huggingface_hub
+import safetensors
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
@@ -83,7 +89,8 @@ def check(value, shape, where):
 FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
          "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "retrain?": TEXT}
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
-FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE}}),
+FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE},
+                           "versions?": {"*": TEXT}, "code?": {"*": TEXT}, "data?": {"*": TEXT}}),
          "path.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE], "logp?": [REAL],
                              "retain?": POSITIVE}),
          "epochs.jsonl": ("--eval epoch", {"epoch": WHOLE})}  # the others: --eval end, and the benchmark's
@@ -96,13 +103,16 @@ def files_of(metrics, log, reference):
 
 # ------------------------------------------------------------------ writing and reading back
 
-def write_json(path, content):
+def write_whole(path, text):
     """Write a file as a whole or not at all: an interruption leaves no half of it. Of several processes the first does."""
     if data.ranks()[0]:
         return
     temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+def write_json(path, content):
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 def append_json(path, content):
     if data.ranks()[0]:
@@ -150,6 +160,10 @@ def digest(content):
 def is_run(folder):
     return Path(folder, "run.json").is_file()
 
+def is_finished(folder):
+    """Whether nothing is left to do in a run's folder. InputError if its run.json is damaged."""
+    return "cost" in read_file(folder, "run.json") and Path(folder, "run.png").exists()
+
 def read_runs(folders, shapes_of, *files):
     """[{"folder": name, file: content, ...}] of runs: run.json, metrics.json and `files`.
 
@@ -193,6 +207,8 @@ def peak_memory(device):
 
 def draw_run(out, values, label):
     """run.png: loss over steps, weight against length, and how `values`, {name: list}, are spread."""
+    if data.ranks()[0]:
+        return
     import matplotlib.figure
     steps, epochs = (read_json(out / name) if (out / name).exists() else []
                      for name in ("log.jsonl", "path.jsonl"))
@@ -210,7 +226,8 @@ def draw_run(out, values, label):
     for axis in (left, middle, right):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    figure.savefig(out / "run.png", dpi=120)
+    figure.savefig(out / "run.png.tmp", format="png", dpi=120)
+    (out / "run.png.tmp").replace(out / "run.png")
 
 # ------------------------------------------------------------------ a new run, and an interrupted one
 
@@ -225,7 +242,9 @@ def choose_folder(args, name):
     args.out = Path(args.out)
     if args.resume and not is_run(args.out):
         raise InputError(f"--resume: {args.out} has no run.json; start anew without --resume")
-    if not args.resume and args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):
+    # A run that was killed before it began may have left half of its run.json.
+    inside = (path for path in args.out.iterdir() if path.name != "run.json.tmp") if args.out.is_dir() else [args.out]
+    if not args.resume and args.out.exists() and any(inside):
         if not args.overwrite:
             raise InputError(f"--out: {args.out} exists; name another folder or add --overwrite")
         if not is_run(args.out):
@@ -238,8 +257,95 @@ def choose_folder(args, name):
             raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
     check_writable(next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists()))
 
+def lock_of(out):
+    """Its .new and .old are a run's other names, beside its folder; through a link, as moves stay on one disk."""
+    out = out.resolve()
+    return out.with_name(f".{out.name}.minunlearn.lock")
+
+def sweep(lock):
+    """Remove what a run keeps beside its folder. The caller holds `lock`: nobody else is at work there."""
+    for name in (".new", ".old"):
+        shutil.rmtree(lock.with_suffix(name), ignore_errors=True)
+    lock.unlink(missing_ok=True)
+
+def sweep_killed(folder):
+    """Remove what killed runs left in `folder`, beside theirs: locks that nobody holds, and what they guarded."""
+    for lock in folder.glob(".*.minunlearn.lock"):
+        with contextlib.suppress(OSError), filelock.FileLock(lock, timeout=0):  # a Timeout is one, another user's too
+            sweep(lock)
+
+@contextlib.contextmanager
+def only_run(out):
+    """Let no other process work in the folder `out`, which need not exist yet. InputError if one does.
+
+    The lock dies with its process, so a killed run is no obstacle. The first process of a job holds it for all.
+    """
+    if data.ranks()[0]:
+        yield
+        return
+    lock = lock_of(out)
+    made = [folder for folder in lock.parents if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    sweep_killed(lock.parent)
+    try:
+        held = filelock.FileLock(lock).acquire(timeout=1)  # another's sweep holds it for a moment
+    except filelock.Timeout:
+        raise InputError(f"--out: another run is at work in {out}; wait for its end or name another folder") from None
+    with held:
+        try:
+            yield
+        finally:
+            sweep(lock)
+            for folder in made:  # those that hold nothing: the run was refused
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+def open_folder(args, settings):
+    """Make args.out ready for the loop: a new folder, or with --resume the old one without half-written files.
+
+    A new folder appears with its run.json in it, in one move, and takes with --overwrite the old one's place. One that
+    exists and is empty is kept: it may be a mounted disk.
+    """
+    data.wait()
+    if data.ranks()[0]:
+        return data.wait()
+    out, new, old = args.out.resolve(), *(lock_of(args.out).with_suffix(name) for name in (".new", ".old"))
+    if not args.resume and (is_run(out) or not out.exists()):
+        new.mkdir()
+        write_json(new / "run.json", settings)
+        if out.exists():
+            out.rename(old)
+        new.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+        return data.wait()
+    for half in (*out.glob("*.json*.tmp"), *out.glob("run.png.tmp"), *out.glob(".tmp??????")):
+        half.unlink()  # the last are those of safetensors
+    for name in ("metrics.json", "metrics.log.json", "reference.log.json"):
+        (out / name).unlink(missing_ok=True)  # they will be written again
+    write_json(out / "run.json", settings)
+    data.wait()
+
+def save_model(out, model, tokenizer):
+    """An ordinary save_pretrained folder, also for other tools; of a sharded model, gathered in the first process.
+    OSError if it cannot be written."""
+    rank, ranks = data.ranks()
+    whole = state_dict.get_model_state_dict(model, options=state_dict.StateDictOptions(
+        full_state_dict=True, cpu_offload=True)) if ranks > 1 else None
+    try:
+        if rank == 0:
+            model.save_pretrained(out, state_dict=whole)
+            tokenizer.save_pretrained(out)
+    except Exception as error:  # each library raises its own when the disk is full
+        raise OSError(str(error)) from None
+    data.wait()
+
+def drop_saves(out):
+    """Remove what only --resume needs."""
+    for save in out.glob("save-*") if data.ranks()[0] == 0 else ():
+        shutil.rmtree(save)
+
 def settings_of(args):
-    """What run.json says at first: every resolved flag, versions, and the commit of this code."""
+    """What run.json says at first: every resolved flag, versions, the commit of this code and its files' digests."""
     def git(*command):
         try:
             return subprocess.run(["git", "-C", Path(__file__).parent, *command], check=True,
@@ -252,29 +358,40 @@ def settings_of(args):
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
              if name not in ("resume", "overwrite")}
     versions = {package.__name__: package.__version__ for package in (torch, transformers)}
-    return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit}
+    code = {path.name: digest(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.glob("*.py")}
+    return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit, "code": code}
 
 # What may differ when a run is resumed: it changes where and how fast, not what is computed.
 MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"
 
-def check_same_run(out, flags):
-    """The run.json of the run to resume. InputError unless it had these flags."""
+def check_same_run(out, settings):
+    """The run.json of the run to resume. InputError that names what is not as in `settings`: a flag, the code, a
+    library, or the data as far as `settings` knows them; of a finished run only the flags count."""
     before = read_file(out, "run.json")
-    for flag, value in flags.items():
+    for flag, value in settings["flags"].items():
         if flag not in MAY_CHANGE and before["flags"].get(flag) != value:
             raise InputError(f"--resume: the run in {out} had --{flag.replace('_', '-')} "
                              f"{before['flags'].get(flag)}, not {value}; give the same flags")
+    had = {what: before.get(what) or {} for what in ("code", "versions", "data")}
+    for what, mend in (("code", f"go back to that of commit {before.get('commit')}"),
+                       ("versions", "install " + " and ".join(map(" ".join, had["versions"].items()))),
+                       ("data", "give the data as they were")):
+        now = settings.get(what, had[what])
+        changed = sorted(name for name in now.keys() | had[what].keys() if now.get(name) != had[what].get(name))
+        if changed and not is_finished(out):
+            raise InputError(f"--resume: the {what} changed since the run in {out} began ({', '.join(changed)}); "
+                             f"{mend}, or start anew with --overwrite")
     return before
 
 @contextlib.contextmanager
 def deferred_interrupt():
-    """Gives a list that a first Ctrl-C or SIGTERM fills, so that the step in progress can end whole; a second
-    one raises KeyboardInterrupt at once."""
+    """Gives a list that a first Ctrl-C or SIGTERM fills with its number, so that the step in progress can end
+    whole; a second one raises KeyboardInterrupt(number) at once."""
     caught = []
 
     def handle(number, _):
         if caught:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         caught.append(number)
         print("\nstopping after this step; once more to stop at once, without saving", file=sys.stderr)
     before = {}
@@ -282,6 +399,8 @@ def deferred_interrupt():
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
+        if caught:  # after the last step
+            raise KeyboardInterrupt(*caught)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -327,8 +446,11 @@ def save_state(out, model, optimizer, draw, progress):
     for left in out.glob("save-*.tmp") if rank == 0 else ():
         shutil.rmtree(left)
     data.wait()
-    checkpoint.save(state_of(model, optimizer, draw, progress), no_dist=ranks == 1,
-                    storage_writer=checkpoint.HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
+    try:
+        checkpoint.save(state_of(model, optimizer, draw, progress), no_dist=ranks == 1,
+                        storage_writer=checkpoint.HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
+    except (Exception, checkpoint.CheckpointException) as error:  # a kind for each way in which it fails
+        raise OSError(f"{unfinished}: {textwrap.shorten(str(error), 200)}") from None
     if rank == 0:
         write_json(unfinished / "sums.json", sums_of(unfinished))
         if folder.exists():  # of this very step, and damaged, or it would not be made again
@@ -360,7 +482,7 @@ def load_state(out, model, optimizer, draw, progress):
         checkpoint.load(state, storage_reader=checkpoint.HuggingFaceStorageReader(str(folder)),
                         no_dist=data.ranks()[1] == 1)
         draw.set_state(state["draw"])
-    except Exception as error:  # of the library: a kind for each way in which it may not fit
+    except (Exception, checkpoint.CheckpointException) as error:  # a kind for each way in which it may not fit
         raise InputError(f"--resume: {folder} does not fit this run ({textwrap.shorten(str(error), 120)}); "
                          "start anew with --overwrite") from None
 
@@ -375,17 +497,7 @@ def forget_lines(out, step, epoch):
                             ("epochs.jsonl", "epoch", epoch)):
         if (out / name).exists():
             lines = filter(kept, (out / name).read_text(encoding="utf-8").splitlines())
-            (out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-def save_model(model, tokenizer, out):
-    """An ordinary save_pretrained folder; of a sharded model, gathered in the first process."""
-    rank, ranks = data.ranks()
-    whole = state_dict.get_model_state_dict(model, options=state_dict.StateDictOptions(
-        full_state_dict=True, cpu_offload=True)) if ranks > 1 else None
-    if rank == 0:
-        model.save_pretrained(out, state_dict=whole)
-        tokenizer.save_pretrained(out)
-    data.wait()
+            write_whole(out / name, "".join(line + "\n" for line in lines))
 
 # ------------------------------------------------------------------ data sets and models, local or of the Hub
 
@@ -530,16 +642,24 @@ def processes():
             sys.stdout = sys.__stdout__
             dist.destroy_process_group()
 
-def agreed(*flags):
-    """The flags, of which each is true if it is in any process."""
+def agreed(*numbers):
+    """The largest value of each number in any process."""
     if data.ranks()[1] > 1:
-        together = torch.tensor([bool(flag) for flag in flags], dtype=torch.int32)
+        together = torch.tensor(numbers, dtype=torch.int32)
         dist.all_reduce(together, dist.ReduceOp.MAX)
-        flags = together.tolist()
-    return flags
+        numbers = together.tolist()
+    return numbers
+
+# What may end a run for which it cannot be blamed, so that it goes on when that is mended.
+STOPS = KeyboardInterrupt, OSError, safetensors.SafetensorError
 
 def run_command(parser, argv, run):
-    """Parse, run, and turn InputError into one line on stderr and exit status 2."""
+    """Parse, run, and turn an error into one line on stderr: exit status 2, or 128 + signal after Ctrl-C or SIGTERM.
+
+    Of STOPS, `mend` tells the user how to go on.
+    """
+    def stop(number, _):
+        raise KeyboardInterrupt(number)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without ↑ shows ? instead
@@ -547,6 +667,8 @@ def run_command(parser, argv, run):
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # retries, when there is no network
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
     try:
         with processes():
             return run(args)
@@ -554,9 +676,12 @@ def run_command(parser, argv, run):
         parser.exit(2, f"{parser.prog}: {error}\n")
     except BrokenPipeError:  # … | head
         sys.stdout = None
-    except OSError as error:
-        parser.exit(2, f"{parser.prog}: cannot read or write a file ({error}); check path and permissions\n")
-    except KeyboardInterrupt as stop:
-        parser.exit(130, f"\n{parser.prog}: interrupted{'; ' * bool(stop.args)}{stop}\n")
+    except (OSError, safetensors.SafetensorError) as error:
+        mend = getattr(error, "mend", "")
+        parser.exit(2, f"{parser.prog}: cannot read or write a file ({error}); check path, permissions and free space"
+                       f"{'; then ' * bool(mend)}{mend}\n")
+    except KeyboardInterrupt as error:
+        mend, number = getattr(error, "mend", ""), error.args[0] if error.args else signal.SIGINT
+        parser.exit(128 + number, f"\n{parser.prog}: interrupted{'; ' * bool(mend)}{mend}\n")
     except torch.cuda.OutOfMemoryError:
         parser.exit(2, f"{parser.prog}: the GPU is out of memory; lower the micro-batch or batch size\n")

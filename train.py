@@ -271,13 +271,13 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                 due = step % (args.save_every * epoch_steps) == 0
             else:  # at most a twentieth of the time goes into saving, however large the model
                 due = time.perf_counter() - saved > max(runs.SAVE_EVERY, 20 * saving)
-            stop, due = runs.agreed(interrupted, due)
+            stop, due = runs.agreed(interrupted[0] if interrupted else 0, due)
             if out and (stop or due):
                 log.flush()
                 saving = runs.save_state(out, model, optimizer, draw, progress)
                 saved = time.perf_counter()
             if stop:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(stop)
             clock = time.perf_counter()
     model.eval().requires_grad_()
     return {"train_seconds": progress["seconds"].item()} | ({"peak_memory_bytes": peak} if peak else {})
@@ -354,8 +354,10 @@ def from_scratch(split, args, part):
     lesson.out = cache / f"{args.task}-{split}-seed{args.seed}-{runs.digest(made_of)}"
     name, flag = ("Original", "model") if split == "full" else ("Retrain", "retrain")
     with filelock.FileLock(f"{lesson.out}.lock"):  # two runs that need the same model make it once
+        runs.sweep_killed(cache)
         with contextlib.suppress(InputError):
             if "cost" in runs.read_file(lesson.out, "run.json"):
+                runs.drop_saves(lesson.out)  # if it was killed before it did
                 print(f"[{part}/3] {name}: kept in {lesson.out}")
                 return str(lesson.out)
         if data.ranks()[1] > 1:
@@ -364,8 +366,7 @@ def from_scratch(split, args, part):
         print(f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
               f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
               f"--{flag} DIR)", flush=True)
-        for resume in (True, False):
-            lesson.resume = resume and runs.is_run(lesson.out) and bool(runs.saves(lesson.out))
+        for lesson.resume in (True, False) if runs.is_run(lesson.out) else (False,):
             if not lesson.resume:
                 shutil.rmtree(lesson.out, ignore_errors=True)
             try:
@@ -375,18 +376,29 @@ def from_scratch(split, args, part):
             except InputError:
                 if not lesson.resume:
                     raise  # else what was left is damaged, or of other flags: made anew
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt("the same command goes on from here") from None
+            except runs.STOPS as stop:
+                stop.mend = "the same command goes on from here"
+                raise
 
 def run(args):
-    """One run from resolved flags: check, load, measure what it is compared with, train, save, measure."""
+    """One run from resolved flags, alone in its folder."""
+    name = f"{args.task}-{args.split}-{args.method}-seed{args.seed}"
+    runs.choose_folder(args, name)
+    with runs.only_run(args.out):
+        runs.choose_folder(args, name)  # again: another run may have ended there just now
+        run_in_folder(args)
+
+def run_in_folder(args):
+    """Check, load, measure what the run is compared with, train, save, measure."""
     benchmark = evaluate.BENCHMARKS[args.task]
-    runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
+    data.wait()  # all have seen the folder as it was
     if data.ranks()[1] > 1 and (args.eval == "epoch" or "finetuned" in METHODS[args.method].flags):
         raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
     device, dtype = runs.resolve_device(args)
     settings = runs.settings_of(args)
-    cost = runs.check_same_run(args.out, settings["flags"]).get("cost") if args.resume else None
+    cost = runs.check_same_run(args.out, settings).get("cost") if args.resume else None
+    if args.resume and runs.is_finished(args.out):
+        return print(f"the run in {args.out} is finished: nothing is left to do")
 
     # Everything that can be wrong with the user's files shows here, before anything is written to --out.
     if "refusal" in METHODS[args.method].reads and not all(
@@ -423,6 +435,9 @@ def run(args):
             subtract(theta, tuned, args)
     forget, retain = load_examples(args, tokenizer, getattr(model.config, "max_position_embeddings", 10**9))
     settings["flags"]["retrain"] = args.retrain
+    settings["data"] = {"forget set": runs.digest(forget), "retain set": runs.digest(retain)}
+    if args.resume:
+        runs.check_same_run(args.out, settings)
     print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()
                                 if value is not None), flush=True)
     if sets and args.model != "new":
@@ -432,12 +447,7 @@ def run(args):
 
     if logs and reference:
         benchmark.summarize(next(iter(logs.values())), reference)  # raises for a reference of another kind
-    if args.overwrite and args.out.exists():
-        shutil.rmtree(args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.json", "metrics.log.json", "reference.log.json"):
-        (args.out / name).unlink(missing_ok=True)  # of a run that is resumed: they will be written again
-    runs.write_json(args.out / "run.json", settings | ({"cost": cost} if cost else {}))
+    runs.open_folder(args, settings | ({"cost": cost} if cost else {}))
 
     def on_epoch(epoch):
         if args.eval == "epoch":
@@ -452,7 +462,7 @@ def run(args):
                     subtract(theta, model, args)
             else:
                 model, cost = tuned, {"train_seconds": 0.0}
-            runs.save_model(model, tokenizer, args.out)
+            runs.save_model(args.out, model, tokenizer)
             if data.ranks()[1] > 1:  # each measures its share of the examples by itself, with a model that is whole
                 del model
                 model, _ = runs.load_model(str(args.out), device, dtype)
@@ -460,8 +470,7 @@ def run(args):
             model, _ = runs.load_model(str(args.out), device, dtype)
             runs.forget_lines(args.out, math.inf, math.inf)
         runs.write_json(args.out / "run.json", settings | {"cost": cost})
-        for save in runs.saves(args.out) if data.ranks()[0] == 0 else ():
-            shutil.rmtree(save)
+        runs.drop_saves(args.out)
         if sets:
             logs[args.method] = logs.get(args.method) or evaluate.measure(args, sets, model, tokenizer)
             evaluate.judge(args, logs)
@@ -471,10 +480,11 @@ def run(args):
     except Diverged as error:
         if theta:
             raise InputError(f"{error}. Its fine-tuning ended there, so no model was saved") from None
-        runs.save_model(model, tokenizer, args.out)
+        runs.save_model(args.out, model, tokenizer)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"give the same command with --resume --out {args.out} to go on") from None
+    except runs.STOPS as stop:
+        stop.mend = f"the same command with --resume --out {args.out} goes on"
+        raise
     print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
 @torch.no_grad()

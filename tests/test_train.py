@@ -253,11 +253,16 @@ def test_ctrl_c_saves_after_the_step_and_the_run_resumes_to_the_same_weights_and
         assert (tmp_path / "whole" / log).read_text() == (tmp_path / "halves" / log).read_text()
 
 
-def test_a_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), runs.deferred_interrupt() as interrupted:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once_and_one_after_the_last_step_stops_too(number):
+    with pytest.raises(KeyboardInterrupt) as stop, runs.deferred_interrupt() as interrupted:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupted
-        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted == [signal.SIGINT]
+        os.kill(os.getpid(), number)
+    assert stop.value.args == (number,)
+    with pytest.raises(KeyboardInterrupt) as stop, runs.deferred_interrupt():
+        os.kill(os.getpid(), number)
+    assert stop.value.args == (number,)
 
 
 def test_states_are_saved_by_time_and_take_at_most_a_twentieth_of_it(tmp_path, monkeypatch):
