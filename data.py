@@ -8,6 +8,7 @@ text the prompt is the one token that begins it, the response all others.
 below it stands what else a model is asked about examples, and the refusals that IDK and DPO teach.
 """
 import contextlib
+import textwrap
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,8 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
                         add_special_tokens=template != "chat")
     ids = encoded["input_ids"]
     cut = next((i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)), len(ids))
+    if not cut:
+        raise InputError("the tokenizer's chat template gives an empty prompt; mend it, or use --template plain")
     response = ids[cut:]
     while response and response[-1] == tokenizer.eos_token_id:  # some tokenizers add their own
         response.pop()
@@ -111,7 +114,11 @@ def prompt_text(question, tokenizer, template):
     try:
         return tokenizer.apply_chat_template(messages, **options), ""
     except Exception:  # Gemma's and others' templates refuse a system message
-        return tokenizer.apply_chat_template(messages[1:], **options), ""
+        try:
+            return tokenizer.apply_chat_template(messages[1:], **options), ""
+        except Exception as error:  # the template is a program, which may fail in any way
+            raise InputError(f"the tokenizer's chat template fails ({textwrap.shorten(str(error), 160)}); mend "
+                             "it, or use --template plain") from None
 
 # ------------------------------------------------------------------ tokens become log-probabilities
 
@@ -166,6 +173,13 @@ def token_logps(model, examples, batch_size, dtype):
         for i, row, keep in zip(batch, logp.cpu(), counts.cpu()):
             result[i] = row[keep].numpy()
     return result
+
+def check_fits(model, examples):
+    """Raise InputError if an example is longer than the model has positions."""
+    longest = max(len(prompt) + len(response) for prompt, response in examples)
+    if longest > getattr(model.config, "max_position_embeddings", longest):
+        raise InputError(f"an example has {longest} tokens, more than this model's max_position_embeddings, "
+                         f"{model.config.max_position_embeddings}; use a model that reads so many")
 
 def mean_losses(model, examples, batch_size, dtype):
     """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""
