@@ -263,7 +263,11 @@ def claims(found):
         raise InputError(f"the claims are about NPO and SimNPO; give runs of --method {method} too")
     for claim, what, sign, keys, value_of in CLAIMS:
         seeds = sorted(set.intersection(*(set(by_key.get(key, ())) for key in keys)))
-        values = [value_of(*(by_key[key][seed] for key in keys)) for seed in seeds]
+        try:
+            values = [value_of(*(by_key[key][seed] for key in keys)) for seed in seeds]
+        except (KeyError, TypeError):  # None, of what metrics may lack
+            raise InputError(f"a run's metrics lack what the claim '{claim}' needs; train.py --eval epoch "
+                             "with --retrain measures it") from None
         yield claim, what, interval(values) if values else None, len(values), verdict(values, sign)
 
 def verdict(values, sign):

@@ -52,7 +52,7 @@ TEXT = "a text that is not empty", lambda value: (
 ANY_TEXT = "a text", lambda value: isinstance(value, str)
 OBJECT = "an object", lambda value: isinstance(value, dict)
 WHOLE = "a whole number", lambda value: type(value) is int
-REAL = "a finite number", lambda value: type(value) in (int, float) and math.isfinite(value)
+REAL = "a finite number", lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max
 POSITIVE = "a finite number of at least 0", lambda value: REAL[1](value) and value >= 0
 SHARE = "a finite number from 0 to 1", lambda value: POSITIVE[1](value) and value < 1.000001
 
@@ -67,10 +67,10 @@ def check(value, shape, where):
         for key, inner in (dict.fromkeys(value, shape["*"]) if "*" in shape else shape).items():
             item = value.get(key.removesuffix("?"))
             if item is not None or not key.endswith("?"):
-                check(item, inner, f"{where} '{key.removesuffix('?')}'")
+                check(item, inner, f"{where} '{key.removesuffix('?')[:40]}'")
         lengths = {key: len(item) for key, item in value.items() if isinstance(item, list)}
         if len(set(lengths.values())) > 1:
-            raise InputError(f"{where} has lists of unequal length, {lengths}; every example needs both")
+            raise InputError(f"{where} has lists of unequal length, {str(lengths)[:200]}; every example needs both")
     elif isinstance(shape, list) and isinstance(value, list) and value:
         for i, item in enumerate(value):
             check(item, shape[0], f"{where} {i}")
