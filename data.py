@@ -174,12 +174,12 @@ def token_logps(model, examples, batch_size, dtype):
             result[i] = row[keep].numpy()
     return result
 
-def check_fits(model, examples, new_tokens):
-    """Raise InputError unless the model has positions for each prompt and so many tokens after it."""
-    longest, most = max(len(prompt) for prompt, _ in examples), getattr(model.config, "max_position_embeddings", None)
-    if most is not None and longest + new_tokens > most:
-        raise InputError(f"a prompt of {longest} tokens and {new_tokens} after it exceed this model's "
-                         f"max_position_embeddings, {most}; lower --max-new-tokens or take another model")
+def check_fits(model, examples):
+    """Raise InputError if an example is longer than the model has positions, as `encode` does of its own."""
+    longest = max(len(prompt) + len(response) for prompt, response in examples)
+    if longest > getattr(model.config, "max_position_embeddings", longest):
+        raise InputError(f"a prompt takes {longest} tokens, more than this model's max_position_embeddings, "
+                         f"{model.config.max_position_embeddings}; take a model that reads more")
 
 def mean_losses(model, examples, batch_size, dtype):
     """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""

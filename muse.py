@@ -196,7 +196,7 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=2048, batch
 
     def write(name, prompts, answers, most, **more):
         examples = [data.Example(tokenizer(prompt)["input_ids"], []) for prompt in prompts]
-        data.check_fits(model, examples, most)
+        data.check_fits(model, examples)
         texts = data.generate(model, tokenizer, examples, batch_size, dtype, most)
         if name != "verbmem":
             texts = [min((text.split(stop)[0] for stop in STOPS), key=len) for text in texts]

@@ -176,7 +176,6 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
         halves = [data.Example(example.prompt + example.response[:len(example.response) // 2],
                                example.response[len(example.response) // 2:]) if "text" in row else example
                   for row, example in zip(rows, examples)]
-        data.check_fits(model, halves, max_new_tokens)
         log[name] = part = {"loss": data.mean_losses(model, examples, batch_size, dtype),
                             "length": [len(example.response) for example in examples]}
         for field, side in (("question", 0), ("answer", 1)):

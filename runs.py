@@ -80,7 +80,9 @@ def check(value, shape, where):
         raise InputError(f"{where} is {found}; it must be {kind}")
 
 FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
-         "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "retrain?": TEXT}
+         "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "never_learnt?": SHARE, "max_length?": WHOLE,
+         "max_new_tokens?": WHOLE, **dict.fromkeys(("retrain?", "subset?", "split?", "template?", "tokenizer?", "fields?",
+                                                   "forget_file?", "retain_file?"), TEXT)}
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
 FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE}}),
          "path.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE], "logp?": [REAL],

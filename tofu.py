@@ -384,7 +384,6 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
             part["length"].append(len(example.response))
             if name in BASE_KNOWLEDGE:
                 part["paraphrased_loss"].append(loss)
-    data.check_fits(model, answers, max_new_tokens)
     texts = data.generate(model, tokenizer, answers, batch_size, dtype, max_new_tokens)
     generated = map(str.strip, texts)
     for part in log.values():

@@ -175,7 +175,7 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=None, batch
                 raise InputError("this tokenizer does not make ' A' to ' D' a token each, as the four-choice "
                                  "questions need; use another model")
             examples.append(data.Example(ids[:-1], ids[-1:]))
-    data.check_fits(model, examples, 1)
+    data.check_fits(model, examples)
     scores = torch.zeros(len(examples), 4)
     for batch in tqdm(data.by_length(examples, batch_size), desc="answering", leave=False, disable=None):
         input_ids, labels = data.collate([examples[i] for i in batch], pad_id=0)
