@@ -81,8 +81,8 @@ def check(value, shape, where):
 
 FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
          "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "never_learnt?": SHARE, "max_length?": WHOLE,
-         "max_new_tokens?": WHOLE, **dict.fromkeys(("retrain?", "subset?", "split?", "template?", "tokenizer?", "fields?",
-                                                   "forget_file?", "retain_file?"), TEXT)}
+         "max_new_tokens?": WHOLE, **dict.fromkeys(("retrain?", "subset?", "split?", "template?", "tokenizer?",
+                                                   "fields?", "forget_file?", "retain_file?"), TEXT)}
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
 FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE}}),
          "path.jsonl": ("", {"epoch": WHOLE, "weight": [REAL], "length": [POSITIVE], "logp?": [REAL],
@@ -111,12 +111,14 @@ def append_json(path, content):
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
 
-def read_text(path, encoding="utf-8"):
-    """The text of a file. InputError for one that would fill the memory, such as a link to /dev/zero."""
-    path = Path(path)
-    if path.stat().st_size > LARGEST or not (path.is_file() or path.is_dir()):
+def check_size(path):
+    """Raise InputError for a file that would fill the memory, or never end, such as a link to /dev/zero."""
+    if Path(path).stat().st_size > LARGEST or not (Path(path).is_file() or Path(path).is_dir()):
         raise InputError(f"'{path}' is no plain file of at most {LARGEST:,} bytes; give a smaller one")
-    return path.read_text(encoding=encoding)
+
+def read_text(path, encoding="utf-8"):
+    check_size(path)
+    return Path(path).read_text(encoding=encoding)
 
 def read_json(path):
     """What a .json holds, or a list of what the lines of a .jsonl hold."""
@@ -371,7 +373,7 @@ def check_lines(path):
     deep, the library ends by a signal."""
     with open(path, encoding="utf-8-sig") as file:
         if file.read(1) == "[":
-            return read_text(path)
+            return check_size(path)
         file.seek(0)
         for number, line in enumerate(iter(lambda: file.readline(LARGEST), ""), 1):
             if len(line) == LARGEST:
@@ -393,7 +395,7 @@ def load_model(name, device, dtype, tokenizer=None):
     if Path(name).is_dir() and not list(Path(name).glob("*.safetensors")):
         raise InputError(f"model folder '{name}' has no *.safetensors; {mend}")
     for path in Path(name).glob("*.json"):
-        read_text(path)  # refuses what would fill the memory in the libraries
+        check_size(path)  # the libraries read it whole
     ask_the_hub(name)
     try:
         try:
