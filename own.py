@@ -133,10 +133,10 @@ def summarize(log, reference=None):
     return metrics
 
 def nearness(metrics):
-    return None if metrics["distance"] is None else -metrics["distance"]
+    return None if metrics.get("distance") is None else -metrics["distance"]
 
 # For tables and figures; see tofu.py.
-COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics["distance"], "{:.3f}"),
+COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics.get("distance"), "{:.3f}"),
            **{f"{part} {what} {sign}": (lambda m, part=part, what=what: m.get(part, {}).get(what), "{:.3f}")
               for part, what, sign in (("forget", "loss", "→R"), ("forget", "rouge", "→R"),
                                        ("retain", "loss", "↓"), ("retain", "rouge", "↑"))},

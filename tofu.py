@@ -243,7 +243,7 @@ def utility(metrics):
     return metrics["model_utility"]
 
 def distance(metrics):
-    return metrics["distance"]
+    return metrics.get("distance")
 
 # For tables and figures. column: (value of a run's metrics, format); ↑ more is better, ↓ less is, →R nearer
 # to Retrain's is. What is kept and what is forgotten, more of either being better; the latter over epochs.
