@@ -310,9 +310,9 @@ def path_of(run):
     """
     lines, name = run["path.jsonl"], run["folder"]
     lengths, retrained = lines[0]["length"], run["reference.log.json"].get("Retrain", {}).get("loss")
-    if "answer" not in METHODS[run["flags"]["method"]].reads or any("logp" not in line for line in lines):
+    if "answer" not in METHODS[run["flags"]["method"]].reads or None in [line.get("logp") for line in lines]:
         raise InputError(f"run '{name}' followed no log π of the answers to forget; leave {run['name']} out")
-    if any("retain" not in line for line in lines) or not retrained:
+    if None in [line.get("retain") for line in lines] or not retrained:
         raise InputError(f"run '{name}' has no retain set, or no Retrain's losses; train it with both")
     if {len(retrained)} != {len(line["logp"]) for line in lines}:
         raise InputError(f"run '{name}': Retrain's log has {len(retrained)} forget answers, its path others; "
