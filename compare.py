@@ -263,7 +263,11 @@ def claims(found):
         raise InputError(f"the claims are about NPO and SimNPO; give runs of --method {method} too")
     for claim, what, sign, keys, value_of in CLAIMS:
         seeds = sorted(set.intersection(*(set(by_key.get(key, ())) for key in keys)))
-        values = [value_of(*(by_key[key][seed] for key in keys)) for seed in seeds]
+        try:
+            values = [value_of(*(by_key[key][seed] for key in keys)) for seed in seeds]
+        except (KeyError, TypeError):  # None, of what metrics may lack
+            raise InputError(f"a run's metrics lack what the claim '{claim}' needs; train.py --eval epoch "
+                             "with --retrain measures it") from None
         yield claim, what, interval(values) if values else None, len(values), verdict(values, sign)
 
 def verdict(values, sign):
@@ -306,9 +310,9 @@ def path_of(run):
     """
     lines, name = run["path.jsonl"], run["folder"]
     lengths, retrained = lines[0]["length"], run["reference.log.json"].get("Retrain", {}).get("loss")
-    if "answer" not in METHODS[run["flags"]["method"]].reads or any("logp" not in line for line in lines):
+    if "answer" not in METHODS[run["flags"]["method"]].reads or None in [line.get("logp") for line in lines]:
         raise InputError(f"run '{name}' followed no log π of the answers to forget; leave {run['name']} out")
-    if any("retain" not in line for line in lines) or not retrained:
+    if None in [line.get("retain") for line in lines] or not retrained:
         raise InputError(f"run '{name}' has no retain set, or no Retrain's losses; train it with both")
     if {len(retrained)} != {len(line["logp"]) for line in lines}:
         raise InputError(f"run '{name}': Retrain's log has {len(retrained)} forget answers, its path others; "

@@ -9,6 +9,7 @@ below it stands what else a model is asked about examples, and the refusals that
 """
 import contextlib
 import functools
+import textwrap
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,8 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
                         add_special_tokens=template != "chat")
     ids = encoded["input_ids"]
     cut = next((i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)), len(ids))
+    if not cut:
+        raise InputError("the tokenizer's chat template gives an empty prompt; mend it, or use --template plain")
     response = ids[cut:]
     while response and response[-1] == tokenizer.eos_token_id:  # some tokenizers add their own
         response.pop()
@@ -114,7 +117,11 @@ def prompt_text(question, tokenizer, template):
     try:
         return tokenizer.apply_chat_template(messages, **options), ""
     except Exception:  # Gemma's and others' templates refuse a system message
-        return tokenizer.apply_chat_template(messages[1:], **options), ""
+        try:
+            return tokenizer.apply_chat_template(messages[1:], **options), ""
+        except Exception as error:  # the template is a program, which may fail in any way
+            raise InputError(f"the tokenizer's chat template fails ({textwrap.shorten(str(error), 160)}); mend "
+                             "it, or use --template plain") from None
 
 # ------------------------------------------------------------------ tokens become log-probabilities
 
@@ -238,6 +245,13 @@ def token_logps(model, examples, batch_size, dtype):
         with autocast(model.device, dtype):
             return [tokens.cpu().numpy() for tokens in over_responses([model], batch, losses.token_logp)]
     return in_batches(score, examples, batch_size, "scoring")
+
+def check_fits(model, examples):
+    """Raise InputError if an example is longer than the model has positions, as `encode` does of its own."""
+    longest = max(len(prompt) + len(response) for prompt, response in examples)
+    if longest > getattr(model.config, "max_position_embeddings", longest):
+        raise InputError(f"a prompt takes {longest} tokens, more than this model's max_position_embeddings, "
+                         f"{model.config.max_position_embeddings}; take a model that reads more")
 
 def mean_losses(model, examples, batch_size, dtype):
     """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""

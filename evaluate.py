@@ -129,6 +129,8 @@ def inherit(args):
     flags = flags | {"split": None if flags["model"] == "new" else flags["forget_split"]}
     if args.forget_file:
         return  # other data than the run's
+    if flags["task"] not in BENCHMARKS:
+        raise InputError(f"run '{args.model}' is of task {flags['task'][:20]}, which evaluate.py lacks; give --task")
     for flag in ("task", "data", "forget_file", "fields", "retain_file", "tokenizer", "template",
                  "max_length", "max_new_tokens", "split", "retrain"):
         if getattr(args, flag) is None:

@@ -459,6 +459,8 @@ def parse_args(argv=None):
     args.panels = {panel: (lengths, seen, {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
                    for i, (panel, (lengths, seen, _)) in enumerate(PANELS.items())
                    if args.panel in ("both", panel)}
+    if not args.out:
+        parser.error("--out is empty; name a folder")
     args.out = Path(args.out)
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -148,12 +148,12 @@ REFERENCE = {"auc": runs.SHARE}
 
 def leak(metrics):
     """Size of PrivLeak, or None: its sign changes on the way, so its mean over runs hides how far it is."""
-    return None if metrics["privleak"] is None else abs(metrics["privleak"])
+    return None if metrics.get("privleak") is None else abs(metrics["privleak"])
 
 # For tables and figures; see tofu.py.
 COLUMNS = {"VerbMem forget →R": (lambda metrics: metrics["verbmem"], "{:.1f}"),
            "KnowMem forget →R": (lambda metrics: metrics["knowmem_forget"], "{:.1f}"),
-           "PrivLeak": (lambda metrics: metrics["privleak"], "{:.1f}"), "its size ↓": (leak, "{:.1f}"),
+           "PrivLeak": (lambda metrics: metrics.get("privleak"), "{:.1f}"), "its size ↓": (leak, "{:.1f}"),
            "KnowMem retain ↑": (lambda metrics: metrics["knowmem_retain"], "{:.1f}"),
            "AUC →R": (lambda metrics: metrics["auc"], "{:.3f}"),
            "words written →R": (lambda metrics: metrics["words"], "{:.1f}")}
@@ -196,6 +196,7 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=2048, batch
 
     def write(name, prompts, answers, most, **more):
         examples = [data.Example(tokenizer(prompt)["input_ids"], []) for prompt in prompts]
+        data.check_fits(model, examples)
         texts = data.generate(model, tokenizer, examples, batch_size, dtype, most)
         if name != "verbmem":
             texts = [min((text.split(stop)[0] for stop in STOPS), key=len) for text in texts]

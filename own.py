@@ -57,7 +57,7 @@ def read_file(path, fields=FIELDS):
     if kind not in (".jsonl", ".json", ".csv", ".txt"):
         raise InputError(f"'{path}' is no .jsonl, .json, .csv or .txt; give one of these")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = runs.read_text(path, "utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read '{path}' ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
@@ -67,9 +67,7 @@ def read_file(path, fields=FIELDS):
         if kind == ".txt":
             found = [(1, {fields[2]: text})]
         elif kind == ".json":
-            content = json.loads(text)
-            runs.check(content, [("an object", lambda row: isinstance(row, dict))], f"'{path}': item")
-            found = [*enumerate(content, 1)]
+            found = json.loads(text)
         elif kind == ".jsonl":
             for place, line in enumerate(text.split("\n"), 1):
                 found += [(place, json.loads(line))] if line.strip() else []
@@ -80,18 +78,21 @@ def read_file(path, fields=FIELDS):
                 if None in row:
                     raise csv.Error("more cells than the first line has; quote what holds a comma")
                 found.append((place, row))
-    except (csv.Error, json.JSONDecodeError, RecursionError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:
         raise InputError(f"'{path}' line {place} is no valid {kind} ({error}); mend it there") from None
+    if kind == ".json":
+        runs.check(found, [runs.OBJECT], f"'{path}': item")
+        found = [*enumerate(found, 1)]
     rows = []
     for place, row in found:
         row = row if isinstance(row, dict) else {}
         named = {ours: row.get(theirs) for ours, theirs in zip(FIELDS, fields)}
         kept = {"text": named["text"]} if named["text"] is not None else {
             field: named[field] for field in FIELDS[:2]}
-        if not all(isinstance(value, str) and value.strip() for value in kept.values()):
+        if not all(map(runs.TEXT[1], kept.values())):
             raise InputError(
                 f"'{path}' line {place} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; it has "
-                f"{', '.join(map(str, row)) or 'none'}; --fields tells what yours are called")
+                f"{', '.join(map(str, row))[:200] or 'none'}; --fields tells what yours are called")
         rows.append(kept)
     if not rows:
         raise InputError(f"'{path}' has no rows; give it at least one")
@@ -132,10 +133,10 @@ def summarize(log, reference=None):
     return metrics
 
 def nearness(metrics):
-    return None if metrics["distance"] is None else -metrics["distance"]
+    return None if metrics.get("distance") is None else -metrics["distance"]
 
 # For tables and figures; see tofu.py.
-COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics["distance"], "{:.3f}"),
+COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics.get("distance"), "{:.3f}"),
            **{f"{part} {what} {sign}": (lambda m, part=part, what=what: m.get(part, {}).get(what), "{:.3f}")
               for part, what, sign in (("forget", "loss", "→R"), ("forget", "rouge", "→R"),
                                        ("retain", "loss", "↓"), ("retain", "rouge", "↑"))},

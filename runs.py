@@ -22,6 +22,7 @@ This file does not know what a loss or a metric is. What the benchmark's files h
 import argparse
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -53,13 +54,17 @@ from data import InputError
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process saves as several do
 FORMAT = 3  # of a run's folder; a folder of another format is refused, not guessed at
 SAVE_EVERY = 600  # seconds between two states of an unfinished run, at least
+LARGEST = 2 * 10**8  # bytes of a file, or letters of a line, that are read at once: as JSON they take some GB
 
 # ------------------------------------------------------------------ shapes of files
 
-TEXT = "a text that is not empty", lambda value: isinstance(value, str) and value.strip()
+# Half a surrogate pair, which JSON can spell out, is no character: no tokenizer takes it.
+TEXT = "a text that is not empty", lambda value: (
+    isinstance(value, str) and value.strip() and value.encode(errors="ignore").decode() == value)
 ANY_TEXT = "a text", lambda value: isinstance(value, str)
+OBJECT = "an object", lambda value: isinstance(value, dict)
 WHOLE = "a whole number", lambda value: type(value) is int
-REAL = "a finite number", lambda value: type(value) in (int, float) and math.isfinite(value)
+REAL = "a finite number", lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max
 POSITIVE = "a finite number of at least 0", lambda value: REAL[1](value) and value >= 0
 SHARE = "a finite number from 0 to 1", lambda value: POSITIVE[1](value) and value < 1.000001
 
@@ -74,10 +79,10 @@ def check(value, shape, where):
         for key, inner in (dict.fromkeys(value, shape["*"]) if "*" in shape else shape).items():
             item = value.get(key.removesuffix("?"))
             if item is not None or not key.endswith("?"):
-                check(item, inner, f"{where} '{key.removesuffix('?')}'")
+                check(item, inner, f"{where} '{key.removesuffix('?')[:40]}'")
         lengths = {key: len(item) for key, item in value.items() if isinstance(item, list)}
         if len(set(lengths.values())) > 1:
-            raise InputError(f"{where} has lists of unequal length, {lengths}; every example needs both")
+            raise InputError(f"{where} has lists of unequal length, {str(lengths)[:200]}; every example needs both")
     elif isinstance(shape, list) and isinstance(value, list) and value:
         for i, item in enumerate(value):
             check(item, shape[0], f"{where} {i}")
@@ -87,7 +92,9 @@ def check(value, shape, where):
         raise InputError(f"{where} is {found}; it must be {kind}")
 
 FLAGS = {"task": TEXT, "forget_split": TEXT, "model": TEXT, "family": TEXT, "out": TEXT, "method": TEXT,
-         "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "retrain?": TEXT}
+         "seed": WHOLE, "beta?": POSITIVE, "gamma?": POSITIVE, "never_learnt?": SHARE, "max_length?": WHOLE,
+         "max_new_tokens?": WHOLE, **dict.fromkeys(("retrain?", "subset?", "split?", "template?", "tokenizer?",
+                                                   "fields?", "forget_file?", "retain_file?"), TEXT)}
 # file: (what makes train.py write it, its shape or that of its lines, as far as all benchmarks share it)
 FILES = {"run.json": ("", {"format": WHOLE, "flags": FLAGS, "start?": FLAGS, "cost?": {"*": POSITIVE},
                            "versions?": {"*": TEXT}, "code?": {"*": TEXT}, "data?": {"*": TEXT}}),
@@ -112,7 +119,11 @@ def write_whole(path, text):
     temporary.replace(path)
 
 def write_json(path, content):
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{path} would hold NaN or infinity; the model or the log gives such numbers") from None
+    write_whole(path, text + "\n")
 
 def append_json(path, content):
     if data.ranks()[0]:
@@ -120,9 +131,18 @@ def append_json(path, content):
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
 
+def check_size(path):
+    """Raise InputError for a file that would fill the memory, or never end, such as a link to /dev/zero."""
+    if Path(path).stat().st_size > LARGEST or not (Path(path).is_file() or Path(path).is_dir()):
+        raise InputError(f"'{path}' is no plain file of at most {LARGEST:,} bytes; give a smaller one")
+
+def read_text(path, encoding="utf-8"):
+    check_size(path)
+    return Path(path).read_text(encoding=encoding)
+
 def read_json(path):
     """What a .json holds, or a list of what the lines of a .jsonl hold."""
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
 
 def read_file(folder, name, shape=None):
@@ -146,7 +166,7 @@ def read_file(folder, name, shape=None):
 def read_log(path):
     """What a .json that the user names as a log holds. InputError if it is missing or no JSON object."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read log '{path}' ({error}); give a JSON evaluation log") from None
     if not isinstance(content, dict):
@@ -182,7 +202,7 @@ def read_runs(folders, shapes_of, *files):
     found = []
     for folder in map(str, folders):
         if Path(folder).is_dir() and not is_run(folder):
-            print(f"passed over {folder}: it has no run.json, so it is no run", file=sys.stderr)
+            print(f"passed over {one_line(folder)}: it has no run.json, so it is no run", file=sys.stderr)
             continue
         run = {"run.json": read_file(folder, "run.json")}
         shapes = shapes_of(run["run.json"]["flags"]["task"])
@@ -509,11 +529,14 @@ def load_split(dataset, config, split, shape):
     ask_the_hub(dataset)
     import datasets
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error, it raises too
     # A local folder is streamed: the library's cache knows it by its name alone, so an edited file, or
     # another folder of that name, would give yesterday's rows.
     local = os.path.isdir(dataset)
     try:
+        files = datasets.load_dataset_builder(dataset, config).config.data_files if local else {}
+        for path in (each for group in files.values() for each in group if each.endswith((".json", ".jsonl"))):
+            check_lines(path)
         rows = list(datasets.load_dataset(dataset, config, split=split, streaming=local))
     except Exception as error:  # the library raises a dozen kinds, for files, network and format
         reason = " ".join(str(error).split())[:200]
@@ -522,16 +545,34 @@ def load_split(dataset, config, split, shape):
     check(rows, [shape], f"'{config or split}' of '{dataset}': row")
     return rows
 
+def check_lines(path):
+    """InputError unless a list or an object a line is in a JSON file of a data set: of `null` or of what is nested
+    deep, the library ends by a signal."""
+    with open(path, encoding="utf-8-sig") as file:
+        if file.read(1) == "[":
+            return check_size(path)
+        file.seek(0)
+        for number, line in enumerate(iter(lambda: file.readline(LARGEST), ""), 1):
+            if len(line) == LARGEST:
+                raise InputError(f"'{path}' line {number} has {LARGEST:,} letters or more; make it shorter")
+            try:
+                if not isinstance(json.loads(line if line.strip() else "{}"), dict):
+                    raise ValueError("every line must be one")
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"'{path}' line {number} holds no JSON object ({error})") from None
+
 def load_model(name, device, dtype, tokenizer=None):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
 
     tokenizer: where from, if the model has none of its own. Weights are float32, or float64 if dtype is.
-    Raises InputError if they cannot be loaded or the tokenizer has more tokens than the model, or so few that
-    it must be another model's.
+    Raises InputError if they cannot be loaded, are not what config.json says, or the tokenizer has more tokens
+    than the model, or so few that it must be another model's.
     """
     mend = "it needs config.json, a tokenizer and weights in safetensors (pickle files are not loaded)"
     if Path(name).is_dir() and not list(Path(name).glob("*.safetensors")):
         raise InputError(f"model folder '{name}' has no *.safetensors; {mend}")
+    for path in Path(name).glob("*.json"):
+        check_size(path)  # the libraries read it whole
     ask_the_hub(name)
     try:
         try:
@@ -548,9 +589,7 @@ def load_model(name, device, dtype, tokenizer=None):
         where = "" if Path(name).exists() else "it is no local folder, and the Hub did not give it: "
         reason = textwrap.shorten(str(error), 160)
         raise InputError(f"cannot load model '{name}' ({where}{reason}); {mend}") from None
-    lost = sorted(report["missing_keys"])
-    if lost:
-        raise InputError(f"model '{name}' lacks {len(lost)} weights, such as {lost[0]}; {mend}")
+    check_weights(name, model, report)
     rows = model.get_input_embeddings().weight.shape[0]
     # Models pad their embedding to a round number; Phi-1.5, by 1.8%, is the widest known to us.
     if not 0 <= rows - len(tokenizer) <= 0.02 * rows:
@@ -562,12 +601,35 @@ def load_model(name, device, dtype, tokenizer=None):
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads
     return model.to(device).eval(), tokenizer
 
+def check_weights(name, model, report):
+    """InputError unless all of a model's weights are in its files, as numbers to train, and nothing else is."""
+    mend = "give a config.json and weights that belong together"
+    # masked_bias: a constant in files of old GPT models; other such transformers itself passes over.
+    unused = {key for key in report["unexpected_keys"] if not key.endswith(".masked_bias")}
+    for what, keys in (("lacks", report["missing_keys"]), ("has no use for", unused)):
+        if keys:
+            raise InputError(f"model '{name}' {what} {len(keys)} weights, such as {min(keys)}; {mend}")
+    made_for, weights = model.config.architectures, dict(model.named_parameters())
+    if made_for is not None and type(model).__name__.lower() not in str(made_for).lower():
+        raise InputError(f"model '{name}' is a {type(model).__name__}, but its architectures are {made_for}; {mend}")
+    if getattr(model.config, "quantization_config", None):
+        raise InputError(f"model '{name}' is quantized, as its config.json says; give one that is not")
+    for path in Path(name).glob("*.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            for key in weights.keys() & file.keys():
+                if "F" not in file.get_slice(key).get_dtype():
+                    raise InputError(f"model '{name}' has whole numbers in {key}; give one that is not quantized")
+    for key, weight in weights.items():
+        if not weight.isfinite().all():
+            raise InputError(f"model '{name}' has NaN or infinity in {key}; give one that did not diverge")
+
 def family_of(model):
     """Whose recipes a model takes: `tiny` for what a from-scratch model became, else its own name's."""
     try:
-        return "tiny" if read_json(Path(model, "config.json")).get("from_scratch") else model
-    except (OSError, ValueError):
+        config = read_json(Path(model, "config.json"))
+    except (OSError, ValueError, RecursionError):
         return model
+    return "tiny" if isinstance(config, dict) and config.get("from_scratch") else model
 
 def ask_the_hub(name):
     """Before `name` is loaded: if it is no folder and the Hub does not answer in 3 seconds, the libraries get
@@ -580,6 +642,10 @@ def ask_the_hub(name):
 
 # ------------------------------------------------------------------ what all commands share
 
+def one_line(text):
+    """Text with escapes for what is not to be printed, such as a newline or a terminal's codes in a name."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose help keeps its lines, and whose errors are one line on stderr."""
 
@@ -588,6 +654,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def exit(self, status=0, message=None):
+        super().exit(status, message and one_line(message.strip()) + "\n")
 
 def number(kind, low, high=1e12):
     """An argparse type: an int or float with low <= number <= high, which no NaN or infinity is."""
@@ -653,6 +722,18 @@ def agreed(*numbers):
 # What may end a run for which it cannot be blamed, so that it goes on when that is mended.
 STOPS = KeyboardInterrupt, OSError, safetensors.SafetensorError
 
+def check_names(args):
+    """InputError for a flag that is given and empty, or the name of a link that leads nowhere but to itself."""
+    for flag, value in vars(args).items():
+        for name in (value or [""]) if isinstance(value, list) else [value]:  # --flag=-- makes an empty list
+            if name == "":
+                raise InputError(f"--{flag.replace('_', '-')} is empty; give it a value or leave it out")
+            try:
+                os.stat(name if isinstance(name, str) else ".")
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise InputError(f"'{name}' is a symbolic link that leads to itself; name another") from None
+
 def run_command(parser, argv, run):
     """Parse, run, and turn an error into one line on stderr: exit status 2, or 128 + signal after Ctrl-C or SIGTERM.
 
@@ -670,6 +751,7 @@ def run_command(parser, argv, run):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
     try:
+        check_names(args)
         with processes():
             return run(args)
     except InputError as error:
@@ -682,6 +764,7 @@ def run_command(parser, argv, run):
                        f"{'; then ' * bool(mend)}{mend}\n")
     except KeyboardInterrupt as error:
         mend, number = getattr(error, "mend", ""), error.args[0] if error.args else signal.SIGINT
-        parser.exit(128 + number, f"\n{parser.prog}: interrupted{'; ' * bool(mend)}{mend}\n")
+        print(file=sys.stderr)
+        parser.exit(128 + number, f"{parser.prog}: interrupted{'; ' * bool(mend)}{mend}\n")
     except torch.cuda.OutOfMemoryError:
         parser.exit(2, f"{parser.prog}: the GPU is out of memory; lower the micro-batch or batch size\n")

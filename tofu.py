@@ -149,7 +149,7 @@ def shared_rows(forget, reference):
         "truth_ratio", "paraphrased_loss", "answer"))) for part in (forget, reference))
     _, left, right = np.intersect1d(mine, theirs, return_indices=True)
     same = len(left) == len(mine) == len(theirs)
-    if "answer" in forget and "answer" in reference:
+    if forget.get("answer") and reference.get("answer"):
         pairs = [(forget["answer"][i], reference["answer"][j]) for i, j in zip(left, right)]
         same = pairs and all(one == other for one, other in pairs)
     if not same:
@@ -169,7 +169,7 @@ def compared(forget, reference):
     gap = log_ratio(forget, 300)[rows] - log_ratio(reference, 300)[theirs]
     found = {"forget_quality": forget_quality(ratio, retrained), "forget_quality_halves": None,
              "distance": float(np.sqrt(np.mean(gap**2))), "forget_examples": len(rows)}
-    if "length" in forget and len(rows) > 1:
+    if forget.get("length") and len(rows) > 1:
         found["forget_quality_halves"] = {
             half: forget_quality(ratio[part], retrained[part]) for half, part in
             zip(("shortest", "longest"), halves_of(np.array(forget["length"])[rows]))}
@@ -225,9 +225,9 @@ def summarize(log, reference=None):
                          "truth_ratio": float(np.mean(truth))}
     metrics["model_utility"] = model_utility(metrics)
     forget = log["forget"]
-    if "generated" in forget:
-        metrics["repetition"] = float(np.mean([repetition(str(text)) for text in forget["generated"]]))
-    if "judged" in forget:
+    if forget.get("generated"):
+        metrics["repetition"] = float(np.mean([*map(repetition, forget["generated"])]))
+    if forget.get("judged"):
         metrics["judged"] = float(np.mean(forget["judged"]))
     return metrics | (compared(forget, reference) if reference is not None else {})
 
@@ -243,7 +243,7 @@ def utility(metrics):
     return metrics["model_utility"]
 
 def distance(metrics):
-    return metrics["distance"]
+    return metrics.get("distance")
 
 # For tables and figures. column: (value of a run's metrics, format); ↑ more is better, ↓ less is, →R nearer
 # to Retrain's is. What is kept and what is forgotten, more of either being better; the latter over epochs.
@@ -265,7 +265,10 @@ OVER_EPOCHS = PATH, ("distance to Retrain", distance), KEPT
 
 # What logs and a run's files hold of this benchmark, as shapes of runs.py.
 NUMBERS, SHARE = [runs.POSITIVE], runs.SHARE
-RATIOS, LOSSES = {"truth_ratio": NUMBERS, "loss?": NUMBERS}, {"paraphrased_loss": NUMBERS, "perturbed_loss": [NUMBERS]}
+MORE = {"row?": [runs.WHOLE], "length?": [runs.WHOLE], "answer?": [runs.ANY_TEXT], "generated?": [runs.ANY_TEXT],
+        "judged?": NUMBERS}
+RATIOS = MORE | {"truth_ratio": NUMBERS, "loss?": NUMBERS}
+LOSSES = MORE | {"paraphrased_loss": NUMBERS, "perturbed_loss": [NUMBERS]}
 LOG = dict.fromkeys(SETS, LOSSES | {"loss": NUMBERS, "rouge": [SHARE]})
 METRICS = {"forget_quality?": SHARE, "forget_quality_halves?": {"shortest": SHARE, "longest": SHARE},
            "distance?": runs.POSITIVE, "model_utility": SHARE, "forget_examples": runs.WHOLE,
@@ -273,7 +276,7 @@ METRICS = {"forget_quality?": SHARE, "forget_quality_halves?": {"shortest": SHAR
            **{name: dict.fromkeys(PARTS, SHARE) for name in SETS}}
 FILES = runs.files_of(METRICS, {"forget": LOG["forget"] | {"length": [runs.WHOLE], "question": [runs.TEXT],
                                                  "answer": [runs.TEXT], "generated": [runs.ANY_TEXT]}},
-                      RATIOS | {"generated?": [runs.ANY_TEXT]})
+                      RATIOS)
 
 def reference_of(log):
     """What of a model's log others are compared with, and pictures show beside theirs."""
@@ -291,7 +294,7 @@ PUBLISHED_FIELDS = {"loss": "avg_gt_loss", "paraphrased_loss": "avg_paraphrased_
 def by_row(column):
     """(row numbers, values) of a published column, which is a list, or a dict by row: "9" before "10"."""
     items = column.items() if isinstance(column, dict) else enumerate(column)
-    return zip(*sorted(((int(row), value) for row, value in items), key=lambda item: item[0]))
+    return map(list, zip(*sorted(((int(row), value) for row, value in items), key=lambda item: item[0])))
 
 def read_log(path):
     """A log from a JSON file: ours, or TOFU's published one. A published set gets `row`, its row numbers.
@@ -334,12 +337,12 @@ def forget_part(path):
             rows, scores = by_row(log["forget_truth_ratio"]["value_by_index"])
         except ValueError:
             raise InputError(f"'{path}': the keys of 'value_by_index' must be row numbers") from None
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             return {"row": rows, "truth_ratio": (1 / np.array([score["score"] for score in scores])).tolist()}
-    if "Retrain" in log:
-        log = {"forget": log["Retrain"]}
-    runs.check(log, {"forget": RATIOS if "truth_ratio" in log.get("forget", ()) else LOSSES}, "the log's")
-    return reference_of(log)
+    forget = log["Retrain"] if "Retrain" in log else log.get("forget")
+    ratios = isinstance(forget, dict) and "truth_ratio" in forget
+    runs.check({"forget": forget}, {"forget": RATIOS if ratios else LOSSES}, "the log's")
+    return reference_of({"forget": forget})
 
 # ------------------------------------------------------------------ measuring a model
 

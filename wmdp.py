@@ -174,6 +174,7 @@ def measure(model, tokenizer, sets, dtype, template=None, max_length=None, batch
                 raise InputError("this tokenizer does not make ' A' to ' D' a token each, as the four-choice "
                                  "questions need; use another model")
             examples.append(data.Example(ids[:-1], ids[-1:]))
+    data.check_fits(model, examples)
     def answer(batch):
         input_ids, labels = data.collate(batch, pad_id=0)
         before = (labels != -100).int().argmax(1) - 1  # the position that predicts the letter

@@ -25,7 +25,7 @@ def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
     else:
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
             vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, eos_token_id=0))
+            num_key_value_heads=1, max_position_embeddings=100, bos_token_id=0, eos_token_id=0))
         if dtype == torch.float64:
             # transformers' RMSNorm computes in float32 whatever the dtype, which hides errors below 1e-7
             for layer in model.model.layers:

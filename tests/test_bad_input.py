@@ -16,6 +16,7 @@ import evaluate
 import runs
 import tofu
 import train
+from data import InputError
 
 
 def refused(main, arguments, capsys, *says):
@@ -87,6 +88,11 @@ def flags_with(**changed):
     *((["--method", *arguments, "--never-learnt", "0.5"], "--never-learnt is for --model tiny") for arguments in (
         ["npo", "--task", "toy-muse"], ["npo", "--task", "toy-wmdp"], ["npo", "--model", "some/model"],
         ["npo", "--task", "tofu"], ["finetune", "--model", "new", "--split", "retain90"])),
+    *((["--method", "npo", flag, ""], f"{flag} is empty") for flag in (
+        "--out", "--model", "--retrain", "--data", "--forget-file", "--retain-file", "--fields", "--tokenizer", "--split")),
+    *((["--method", "npo", f"{flag}=--"], flag) for flag in ("--beta", "--epochs", "--out", "--model")),
+    (["--method", "npo", "--model", "absent\n\x1b[2J\u2028"], "'absent\\n\\x1b[2J\\u2028'"),
+    (["--method", "npo", "a\nb"], "a\\nb"),
 ])
 def test_train_refuses(arguments, says, nothing_written, capsys):
     refused(train.main, arguments, capsys, "train.py", says)
@@ -108,6 +114,7 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
         ("--data", "x"), ("--split", "forget05"), ("--template", "plain"), ("--max-length", "9"),
         ("--max-new-tokens", "9"), ("--dtype", "float32"), ("--device", "cpu"), ("--batch-size", "9"))),
     (["tables", "runs/a"], "unrecognized arguments: tables"),
+    *(([flag, ""], f"{flag} is empty") for flag in ("--model", "--log", "--retrain", "--out")),
 ])
 def test_evaluate_refuses(arguments, says, nothing_written, capsys):
     refused(evaluate.main, arguments, capsys, "evaluate.py", says)
@@ -125,6 +132,7 @@ def test_evaluate_refuses(arguments, says, nothing_written, capsys):
     (["figure", "epochs", "absent", "--out", "absent/picture.png"], "absent"),
     (["answers", "absent", "--show", "0"], "--show"),
     *(([command, "absent"], "absent") for command in ("answers", "claims", "paths")),
+    (["table", ""], "runs is empty"), (["figure", "epochs", "absent", "--out", ""], "--out is empty"), (["table", "a\nb"], "a\\nb"),
 ])
 def test_compare_refuses(arguments, says, nothing_written, capsys):
     refused(compare.main, arguments, capsys, "compare.py", says)
@@ -142,6 +150,115 @@ def copied(folder, to, *leave_out):
         if path.name not in leave_out:
             (to / path.name).write_bytes(path.read_bytes())
     return to
+
+
+@pytest.mark.parametrize("flag", ["out", "out/below", "model", "retrain", "forget-file", "data"])
+def test_a_link_that_leads_to_itself(flag, toy_model_folder, tmp_path, nothing_written, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    flag, *below = flag.split("/")
+    model = [] if flag == "model" else ["--model", toy_model_folder]
+    refused(train.main, ["--method", "npo", *model, f"--{flag}", Path(tmp_path, "loop", *below)], capsys, "loop", "symbolic link")
+
+
+def with_json(folder, to, name, **changed):
+    """A copy of a model folder, other values in one of its files."""
+    content = json.loads((folder / name).read_text()) | changed
+    (copied(folder, to) / name).write_text(json.dumps(content))
+    return to
+
+
+@pytest.mark.parametrize("config", ["[]", "null", '"llama"', "[" * 100_000, '{"a": ' * 100_000])
+def test_a_config_that_is_no_object(config, toy_model_folder, tmp_path, nothing_written, capsys):
+    folder = copied(toy_model_folder, tmp_path / "model")
+    (folder / "config.json").write_text(config)
+    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, "config.json")
+    refused(evaluate.main, ["--model", folder], capsys, folder, "config.json")
+
+
+@pytest.mark.parametrize("changed, says", [
+    ({"num_hidden_layers": 1}, ["no use for 9 weights", "model.layers.1."]),
+    ({"quantization_config": {"quant_method": "magic"}}, ["quantized"]),
+    ({"architectures": ["BertForMaskedLM"]}, ["BertForMaskedLM", "LlamaForCausalLM"]),
+    ({"architectures": 5}, ["architectures are 5"]),
+    ({"model_type": "mistral"}, ["a MistralForCausalLM, but", "LlamaForCausalLM"])])
+def test_a_config_of_other_weights(changed, says, toy_model_folder, tmp_path, nothing_written, capsys):
+    folder = with_json(toy_model_folder, tmp_path / "model", "config.json", **changed)
+    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, *says)
+
+
+def with_weights(folder, to, **changed):
+    import safetensors.torch
+    weights = safetensors.torch.load_file(folder / "model.safetensors") | changed
+    safetensors.torch.save_file(weights, copied(folder, to) / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("value, says", [(float("nan"), "NaN"), (float("-inf"), "infinity"), (3, "whole numbers")])
+def test_weights_that_no_run_can_start_from(value, says, toy_model_folder, tmp_path, nothing_written, capsys):
+    folder = with_weights(toy_model_folder, tmp_path / "model", **{"model.norm.weight": torch.full((16,), value)})
+    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, says, "model.norm.weight")
+    refused(evaluate.main, ["--model", folder], capsys, folder, says)
+
+
+def test_weights_that_a_file_may_hold_besides(toy_model_folder, toy_tokenizer, tmp_path):
+    """Constants that older versions saved, and an output layer that is the embedding."""
+    import safetensors.torch
+    rotary = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    gpt2, tied = tmp_path / "gpt2", {"lm_head.weight": tiny("gpt2", vocab=len(toy_tokenizer)).lm_head.weight.detach().float()}
+    tiny("gpt2", dtype=torch.float32, vocab=len(toy_tokenizer)).save_pretrained(gpt2)
+    toy_tokenizer.save_pretrained(gpt2)
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8),
+             "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    for name, folder, changed in (("rotary", toy_model_folder, rotary), ("tied", gpt2, tied | masks)):
+        model, _ = runs.load_model(str(with_weights(folder, tmp_path / f"with {name}", **changed)), "cpu", torch.float32)
+        before = safetensors.torch.load_file(folder / "model.safetensors")
+        assert all(torch.equal(model.state_dict()[key], weight) for key, weight in before.items())
+
+
+@pytest.mark.parametrize("template, says", [
+    ("{% for %}", "Expected an expression"), ("{{ raise_exception('not today') }}", "not today"), ("{{ messages[9].x.y }}", "no element 9"),
+    ("{% for i in range(999999999) %}x{% endfor %}", "Range too big"), (5, "fails"), ("{{ '' }}", "empty prompt")])
+def test_a_chat_template_that_gives_no_prompt(template, says, toy_model_folder, tmp_path, nothing_written, capsys):
+    folder = with_json(toy_model_folder, tmp_path / "model", "tokenizer_config.json", chat_template=template)
+    refused(evaluate.main, ["--model", folder], capsys, "chat template", says, "--template plain")
+    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, "chat template", says)
+
+
+@pytest.mark.parametrize("task, says", [("toy-wmdp", "takes 74 tokens"), ("toy-muse", "takes 43 tokens"), ("toy", "limit of 40")])
+def test_a_model_with_too_few_positions(task, says, toy_model_folder, tmp_path, nothing_written, capsys):
+    folder = with_json(toy_model_folder, tmp_path / "model", "config.json", max_position_embeddings=40)
+    refused(evaluate.main, ["--model", folder, "--task", task], capsys, says)
+
+
+DEEP = '{"question": ' + '{"a": ' * 100_000
+
+
+@pytest.mark.parametrize("text, says", [
+    ("null", "line 1"), ("null\nnull\n", "line 1"), ("\ufeffnull", "line 1"), ("5", "line 1"), ('{"a": 1}\n"b"', "line 2"),
+    ('{"question": "Who?", "answer": "I."}\n{"question": "Wh', "line 2"), ("[null]", "row 0"), (DEEP + "1" + "}" * 100_001, "recursion"),
+    (f"[{DEEP}1{'}' * 100_001}]", "depth"), ('{"question": "a", "question": "b"}', "twice")])
+def test_a_data_set_that_the_library_dies_of_or_logs(text, says, toy_model_folder, tmp_path, nothing_written, capfd):
+    folder = Path(make_dataset(tmp_path / "data", []))
+    (folder / "forget05.json").write_text(text)
+    refused(train.main, ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder,
+                         "--eval", "none"], capfd, folder, says)
+
+
+def test_what_would_fill_the_memory(toy_model_folder, tmp_path, nothing_written, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "LARGEST", 50)
+    row = json.dumps({"question": "Who?", "answer": "I." * 30})
+    (tmp_path / "rows.jsonl").write_text(row)
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    for path in ("rows.jsonl", "zero.json"):
+        refused(train.main, ["--method", "ga", "--forget-file", tmp_path / path], capsys, path, "at most 50 bytes")
+    for content, name in ((row, "line 1 has 50 letters"), (f"[{row}]", "at most 50 bytes")):
+        folder = Path(make_dataset(tmp_path / "data", []))
+        (folder / "forget05.json").write_text(content)
+        with pytest.raises(InputError, match=name):
+            tofu.load_rows("tofu", str(folder), "forget05")
+    refused(evaluate.main, ["--log", tmp_path / "rows.jsonl"], capsys, "rows.jsonl", "at most 50 bytes")
+    refused(evaluate.main, ["--model", toy_model_folder], capsys, toy_model_folder, "at most 50 bytes")
+    refused(compare.main, ["table", a_run(tmp_path / "run")], capsys, "run.json", "at most 50 bytes")
 
 
 def test_unusable_model_folders(toy_model_folder, toy_tokenizer, tmp_path, nothing_written, capsys):
@@ -382,7 +499,8 @@ def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written,
     ("metrics.json", {"retain": []}), ("metrics.json", {"retain": {}}), ("metrics.json", {"forget_examples": "40"}),
     ("metrics.json", {"peak_memory_bytes": "x"}), ("run.json", {"flags": []}), ("run.json", {"flags": {"task": None}}),
     ("run.json", {"start": {"task": "toy"}}), ("run.json", {"flags": flags_with(beta="x")}),
-    ("run.json", {"flags": flags_with(gamma=-1)}), ("path.jsonl", {"weight": ["x"]}), ("path.jsonl", {"weight": []}),
+    ("run.json", {"flags": flags_with(gamma=-1)}), ("run.json", {"flags": flags_with(subset=True)}),
+    ("run.json", {"flags": flags_with(never_learnt="half")}), ("run.json", {"flags": flags_with(max_length="x")}), ("path.jsonl", {"weight": ["x"]}), ("path.jsonl", {"weight": []}),
     ("path.jsonl", {"weight": None}), ("path.jsonl", {"length": [1]}), ("path.jsonl", {"epoch": "x"}),
     ("path.jsonl", {"logp": [1.0]}), ("path.jsonl", {"logp": ["x"] * 12}), ("path.jsonl", {"retain": -1}),
     ("metrics.json", {"distance": -1}), ("metrics.json", {"judged": "x"}), ("epochs.jsonl", {"distance": "x"}),

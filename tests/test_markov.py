@@ -286,7 +286,7 @@ def test_seeds_in_processes_of_their_own_give_the_same(tmp_path):
     (["--leakage", "1"], "--leakage"), (["--leakage", "-0.1"], "--leakage"), (["--leakage", "nan"], "--leakage"),
     (["--beta-npo", "-1", "1"], "--beta-npo"), (["--beta-simnpo", "4", "inf"], "--beta-simnpo"), (["--lr", "-1"], "--lr"),
     (["--iterations", "500", "--sequences", "200"], "--iterations"), (["--init", "zeros"], "--init"),
-    (["--out", "/proc/none/below"], "--out"), (["--jobs", "0"], "--jobs"),
+    (["--out", "/proc/none/below"], "--out"), (["--out", ""], "--out is empty"), (["--jobs", "0"], "--jobs"),
     (["--embedding-std", "-1"], "--embedding-std"), (["--panel", "middle"], "--panel")])
 def test_bad_input_is_one_line_and_exit_two(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

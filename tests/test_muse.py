@@ -263,6 +263,7 @@ def saying(texts, monkeypatch):
 
 def test_a_tiny_models_log_is_one_that_summarize_accepts(toy_tokenizer):
     model, sets = tiny("llama", vocab=len(toy_tokenizer)), sets_of()
+    model.config.max_position_embeddings = 64
     log = muse.measure(model, toy_tokenizer, sets, torch.float64, max_length=30, batch_size=2, max_new_tokens=3)
     lengths = set()
     runs.check(log, muse.FILES["metrics.log.json"], "the log's")
@@ -373,6 +374,6 @@ def test_a_whole_run_on_the_toy(toy_model_folder, tmp_path, capsys):
     runs.check(log, muse.FILES["metrics.log.json"], "the log's")
     assert len(log["verbmem"]["rouge"]) == 24 and len(log["forget"]["rouge"]) == 48 and len(log["retain"]["rouge"]) == 144
     _, weights = (json.loads(line) for line in (out / "path.jsonl").read_text().splitlines())
-    assert {*weights["length"]} == {63}  # the model's 64 positions, all but the first
+    assert {*weights["length"]} == {99}  # the model's 100 positions, all but the first
     said = capsys.readouterr().out
     assert "PrivLeak" in said and "--retrain" in said

@@ -212,7 +212,7 @@ def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likelie
 
 class Says:
     """A model that gives the same probabilities to the letters wherever it is asked, and most to another token."""
-    device = torch.device("cpu")
+    device, config = torch.device("cpu"), transformers.LlamaConfig()
 
     def __init__(self, tokenizer, **probability):
         self.logits = torch.full([len(tokenizer)], -30.0)
