@@ -44,8 +44,6 @@ import huggingface_hub
 import safetensors
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as checkpoint
-import torch.distributed.checkpoint.state_dict as state_dict
 import transformers
 
 import data
@@ -348,9 +346,11 @@ def open_folder(args, settings):
 def save_model(out, model, tokenizer):
     """An ordinary save_pretrained folder, also for other tools; of a sharded model, gathered in the first process.
     OSError if it cannot be written."""
-    rank, ranks = data.ranks()
-    whole = state_dict.get_model_state_dict(model, options=state_dict.StateDictOptions(
-        full_state_dict=True, cpu_offload=True)) if ranks > 1 else None
+    (rank, ranks), whole = data.ranks(), None
+    if ranks > 1:
+        from torch.distributed.checkpoint import state_dict
+        whole = state_dict.get_model_state_dict(model, options=state_dict.StateDictOptions(
+            full_state_dict=True, cpu_offload=True))
     try:
         if rank == 0:
             model.save_pretrained(out, state_dict=whole)
@@ -460,6 +460,7 @@ def save_state(out, model, optimizer, draw, progress):
     Every process writes its shards (torch.distributed.checkpoint, in safetensors), and any number of them can
     read it. draw: the torch.Generator; progress: {name: tensor}, where the loop stands.
     """
+    from torch.distributed import checkpoint  # here, as it takes a second that most runs need not spend
     started, (rank, ranks) = time.perf_counter(), data.ranks()
     folder = out / f"save-{progress['step'].item():08d}"
     unfinished = folder.with_suffix(".tmp")
@@ -497,6 +498,7 @@ def load_state(out, model, optimizer, draw, progress):
         if saves(out):
             raise InputError(f"--resume: every save in {out} is damaged; start anew with --overwrite")
         return
+    from torch.distributed import checkpoint
     state = state_of(model, optimizer, draw, progress)
     try:
         checkpoint.load(state, storage_reader=checkpoint.HuggingFaceStorageReader(str(folder)),

@@ -25,7 +25,6 @@ from pathlib import Path
 import filelock
 import torch
 import torch.distributed as dist
-import torch.distributed.fsdp as fsdp
 from tqdm import tqdm
 
 import data
@@ -133,6 +132,7 @@ def shard(model, dtype, trained=True):
     averaged over the processes, in float32.
     """
     if data.ranks()[1] > 1:
+        from torch.distributed import fsdp  # here, as it takes a second that one process need not spend
         half = {"param_dtype": dtype, "reduce_dtype": torch.float32} if dtype == torch.bfloat16 else {}
         options = {"mp_policy": fsdp.MixedPrecisionPolicy(**half), "reshard_after_forward": True,
                    "mesh": dist.init_device_mesh(model.device.type, (data.ranks()[1],))}

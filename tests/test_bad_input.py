@@ -377,6 +377,7 @@ def test_resuming_what_was_trained_to_the_end_keeps_that_on_record(toy_model_fol
     with open(run / "log.jsonl", "a") as log:
         log.write("{bad}\n")
     (run / "model.safetensors").write_bytes(b"damaged")
+    (run / "run.png").unlink()  # killed before its end
     refused(train.main, [*command, "--resume"], capsys, run)
     assert json.loads((run / "run.json").read_text())["cost"] == settings["cost"]
     assert not (run / "metrics.log.json").exists()  # or it would stand for the damaged model
