@@ -78,3 +78,19 @@ def test_response_logp_in_bfloat16_is_close_to_float32():
     with torch.autocast("cuda", torch.bfloat16):
         rough, _ = data.response_logp(model, examples)
     assert rough.dtype == torch.float32 and torch.allclose(exact, rough, rtol=0.03)
+
+
+def test_no_micro_batch_waits_for_the_gpu():
+    """Forget and retain gradients of one effective batch; only what is read once a step may wait."""
+    model, forget, retain = tiny("llama", dtype=torch.float32).to("cuda"), forget_set(16), some_examples(16)
+    def losses_of(group):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss, *_ = train.forget_loss(model, forget, group, flags())
+            loss = loss.sum() + train.retain_loss(model, None, [retain[i] for i in group], flags()).sum()
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return loss
+    for start in range(0, 16, 4):
+        assert torch.isfinite(losses_of(list(range(start, start + 4))))

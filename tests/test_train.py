@@ -292,6 +292,32 @@ def test_states_are_saved_by_time_and_take_at_most_a_twentieth_of_it(tmp_path, m
     assert all(later - earlier - 100 > 2000 for earlier, later in zip(saved, saved[1:]))
 
 
+def test_save_every_counts_epochs_and_a_damaged_save_is_passed_over(tmp_path, monkeypatch, capsys):
+    """12 sequences in batches of 8: two steps an epoch. Interrupted after the fourth epoch's save, whose bit flips."""
+    class Stop(Exception):
+        pass
+
+    def stop(epoch):
+        if epoch == 5:
+            raise Stop
+    given, common = flags(epochs=6, save_every=2), (forget_set(), some_examples(20, seed=3))
+    whole, parts = tiny("llama"), tiny("llama")
+    train.train(whole, *common, flags(epochs=6), torch.float64)
+    with pytest.raises(Stop):
+        train.train(parts, *common, given, torch.float64, tmp_path, on_epoch=stop)
+    newest, older = runs.saves(tmp_path)
+    assert [newest.name, older.name] == ["save-00000008", "save-00000004"]
+    shard, = newest.glob("*.safetensors")
+    bits = bytearray(shard.read_bytes())
+    bits[len(bits) // 2] ^= 1
+    shard.write_bytes(bits)
+    parts = tiny("llama")  # as the same command would load it: NPO asks it first
+    train.train(parts, *common, flags(epochs=6, save_every=2, resume=True), torch.float64, tmp_path)
+    assert "save-00000008 is damaged" in capsys.readouterr().err
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters()))
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(1, 13))
+
+
 @pytest.mark.parametrize("method, retain_by", [("npo", "nll"), ("npo", "kl"), ("rmu", "activations"), ("task-vector", "nll")])
 def test_an_interrupted_run_resumes_to_the_same_weights_and_logs(method, retain_by, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 0)
