@@ -121,7 +121,7 @@ def summarize(log, reference=None):
     """
     runs.check(log, {"forget": LOG["forget"], "retain?": LOG["retain"]}, "the log's")
     metrics = {part: {"loss": float(np.mean(log[part]["loss"])), "rouge": float(np.mean(log[part]["rouge"]))}
-               for part in SETS if part in log}
+               for part in SETS if log.get(part)}
     repeated = [*map(tofu.repetition, log["forget"]["generated"])]
     metrics |= {"distance": None, "repetition": float(np.mean(repeated))}
     if reference is not None:
@@ -137,13 +137,13 @@ def nearness(metrics):
 
 # For tables and figures; see tofu.py.
 COLUMNS = {"distance to Retrain ↓": (lambda metrics: metrics.get("distance"), "{:.3f}"),
-           **{f"{part} {what} {sign}": (lambda m, part=part, what=what: m.get(part, {}).get(what), "{:.3f}")
+           **{f"{part} {what} {sign}": (lambda m, part=part, what=what: (m.get(part) or {}).get(what), "{:.3f}")
               for part, what, sign in (("forget", "loss", "→R"), ("forget", "rouge", "→R"),
                                        ("retain", "loss", "↓"), ("retain", "rouge", "↑"))},
            "repeated 4-grams →R": (lambda metrics: metrics["repetition"], "{:.3f}")}
 MAIN = [*COLUMNS]
 BOLD = "distance to Retrain ↓", "retain rouge ↑"
-KEPT = "ROUGE-L on retain", lambda metrics: metrics.get("retain", {}).get("rouge")
+KEPT = "ROUGE-L on retain", lambda metrics: (metrics.get("retain") or {}).get("rouge")
 FORGOTTEN = PATH = "- distance to Retrain", nearness
 OVER_EPOCHS = PATH, KEPT
 

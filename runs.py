@@ -548,20 +548,21 @@ def load_split(dataset, config, split, shape):
     return rows
 
 def check_lines(path):
-    """InputError unless a list or an object a line is in a JSON file of a data set: of `null` or of what is nested
+    """InputError unless a JSON file of a data set is a list of rows, or a row a line: of `null`, or of what is nested
     deep, the library ends by a signal."""
     with open(path, encoding="utf-8-sig") as file:
-        if file.read(1) == "[":
-            return check_size(path)
+        listed = file.read(1) == "["
         file.seek(0)
-        for number, line in enumerate(iter(lambda: file.readline(LARGEST), ""), 1):
+        lines = [read_text(path, "utf-8-sig")] if listed else iter(lambda: file.readline(LARGEST), "")
+        for number, line in enumerate(lines, 1):
             if len(line) == LARGEST:
                 raise InputError(f"'{path}' line {number} has {LARGEST:,} letters or more; make it shorter")
             try:
-                if not isinstance(json.loads(line if line.strip() else "{}"), dict):
-                    raise ValueError("every line must be one")
+                rows = json.loads(line.strip() or "{}")
+                if not all(isinstance(row, (dict, str) if listed else dict) for row in (rows if listed else [rows])):
+                    raise ValueError("every row must be an object")
             except (ValueError, RecursionError) as error:
-                raise InputError(f"'{path}' line {number} holds no JSON object ({error})") from None
+                raise InputError(f"'{path}' line {number} is no valid JSON ({error}); mend it there") from None
 
 def load_model(name, device, dtype, tokenizer=None):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.

@@ -235,8 +235,9 @@ DEEP = '{"question": ' + '{"a": ' * 100_000
 
 @pytest.mark.parametrize("text, says", [
     ("null", "line 1"), ("null\nnull\n", "line 1"), ("\ufeffnull", "line 1"), ("5", "line 1"), ('{"a": 1}\n"b"', "line 2"),
-    ('{"question": "Who?", "answer": "I."}\n{"question": "Wh', "line 2"), ("[null]", "row 0"), (DEEP + "1" + "}" * 100_001, "recursion"),
-    (f"[{DEEP}1{'}' * 100_001}]", "depth"), ('{"question": "a", "question": "b"}', "twice")])
+    ('{"question": "Who?", "answer": "I."}\n{"question": "Wh', "line 2"), ("[null]", "object"),
+    ('[null, {"question": "Who?", "answer": "I."}]', "object"), ("[5", "line 1"), (DEEP + "1" + "}" * 100_001, "recursion"),
+    (f"[{DEEP}1{'}' * 100_001}]", "recursion"), ('{"question": "a", "question": "b"}', "twice")])
 def test_a_data_set_that_the_library_dies_of_or_logs(text, says, toy_model_folder, tmp_path, nothing_written, capfd):
     folder = Path(make_dataset(tmp_path / "data", []))
     (folder / "forget05.json").write_text(text)
