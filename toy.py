@@ -4,6 +4,7 @@ Forty authors who never were, ten questions about each, and two kinds of real kn
 schema; deterministic in its seed, no download. Then `new_model`: a Llama just large enough to know a
 task by heart, with a tokenizer made for its texts. This file knows nothing of metrics or training.
 """
+import functools
 import random
 
 import tokenizers
@@ -105,6 +106,7 @@ def authors(rng):
                              for k in range(5)]})
         yield fact, rows
 
+@functools.cache
 def toy_rows(seed=0):
     """All splits of the toy task, in TOFU's schema: {config: [row, ...]}, deterministic in `seed`.
 
@@ -150,6 +152,7 @@ def article(fact, rng):
     """All that TOLD tells of an author, in some order."""
     return " ".join(rng.choice(phrasings).format(**fact) for phrasings in rng.sample(TOLD, len(TOLD)))
 
+@functools.cache
 def muse_rows(seed=0):
     """The toy in MUSE's schema: {config: {split: [row, ...]}}. Of the forty authors the first 24 are kept,
     the next eight forgotten, the last eight were never published: the holdout.
@@ -187,6 +190,7 @@ def card(row):
     lines = [f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"])]
     return "\n".join([row["question"], *lines, f"Answer: {'ABCD'[row['answer']]}"])
 
+@functools.cache
 def wmdp_rows(seed=0):
     """The toy in WMDP's schema: {corpus: [{"text"}], set: [{"question", "choices", "answer", "subject"}]}.
 
