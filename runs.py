@@ -454,6 +454,10 @@ def saves(out):
     """Folders of a run's saves, the newest first."""
     return sorted(out.glob("save-*[0-9]"), reverse=True)
 
+def reason_of(error):
+    """What the library that saves says in one line; for a process that failed it would print its traceback too."""
+    return textwrap.shorten(str(next(iter(getattr(error, "failures", {}).values()), [error])[0]), 160)
+
 def save_state(out, model, optimizer, draw, progress):
     """Save all that --resume needs in OUT/save-STEP, of which the newest two are kept; returns the seconds it took.
 
@@ -471,7 +475,7 @@ def save_state(out, model, optimizer, draw, progress):
         checkpoint.save(state_of(model, optimizer, draw, progress), no_dist=ranks == 1,
                         storage_writer=checkpoint.HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
     except (Exception, checkpoint.CheckpointException) as error:  # a kind for each way in which it fails
-        raise OSError(f"{unfinished}: {textwrap.shorten(str(error), 200)}") from None
+        raise OSError(f"{unfinished}: {reason_of(error)}") from None
     if rank == 0:
         write_json(unfinished / "sums.json", sums_of(unfinished))
         if folder.exists():  # of this very step, and damaged, or it would not be made again
@@ -505,7 +509,7 @@ def load_state(out, model, optimizer, draw, progress):
                         no_dist=data.ranks()[1] == 1)
         draw.set_state(state["draw"])
     except (Exception, checkpoint.CheckpointException) as error:  # a kind for each way in which it may not fit
-        raise InputError(f"--resume: {folder} does not fit this run ({textwrap.shorten(str(error), 120)}); "
+        raise InputError(f"--resume: {folder} does not fit this run ({reason_of(error)}); "
                          "start anew with --overwrite") from None
 
 def forget_lines(out, step, epoch):
