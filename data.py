@@ -174,7 +174,7 @@ def over_responses(models, examples, of):
     size = max(1, CHUNK // models[0].config.get_text_config().vocab_size)
 
     def decoded(model):
-        return model.get_decoder()(input_ids, use_cache=False)
+        return decoder_of(model)(input_ids, use_cache=False)
     beside = [forward(model, functools.partial(decoded, model)) for model in models[1:]]
 
     def compute():
@@ -187,12 +187,17 @@ def over_responses(models, examples, of):
         return torch.cat([chunk(*part) for part in zip(targets.split(size), *(each.split(size) for each in hidden))])
     return forward(models[0], compute).split([len(example.response) for example in examples])
 
+def decoder_of(model):
+    """The part of a model that ends where its output layer begins."""
+    found = model.get_decoder()  # of some models the model itself, or its output layer
+    return found if isinstance(found, transformers.PreTrainedModel) and found is not model else model.model
+
 def output_layer(model, outputs, hidden):
     """Logits [n, V] of hidden states [n, d], with whatever scale or cap the model puts on them.
 
     By its own forward, in which the decoder gives back `outputs`, what it gave before, with these hidden states.
     """
-    decoder, outputs.last_hidden_state = model.get_decoder(), hidden[None]
+    decoder, outputs.last_hidden_state = decoder_of(model), hidden[None]
     decoder.forward = lambda *_, **__: outputs
     try:
         return model.forward(torch.zeros(1, 1, dtype=torch.int64, device=hidden.device), use_cache=False).logits[0]

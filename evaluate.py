@@ -150,6 +150,7 @@ def run(args):
     for path in (out, log_path) if args.model else (out,):
         if path.exists() and not args.overwrite:
             raise InputError(f"--out: {path} exists; name another file or add --overwrite")
+    data.wait()  # all have seen what is there
     runs.check_writable(out.parent)
     logs = {}
     if args.log:

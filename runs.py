@@ -273,7 +273,8 @@ def choose_folder(args, name):
         used = Path(getattr(args, flag) or "/")
         if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
             raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
-    check_writable(next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists()))
+    if data.ranks()[0] == 0:
+        check_writable(next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists()))
 
 def lock_of(out):
     """Its .new and .old are a run's other names, beside its folder; through a link, as moves stay on one disk."""
@@ -298,7 +299,10 @@ def only_run(out):
 
     The lock dies with its process, so a killed run is no obstacle. The first process of a job holds it for all.
     """
+    taken = InputError(f"--out: another run is at work in {out}; wait for its end or name another folder")
     if data.ranks()[0]:
+        if agreed(0)[0]:
+            raise taken
         yield
         return
     lock = lock_of(out)
@@ -308,7 +312,9 @@ def only_run(out):
     try:
         held = filelock.FileLock(lock).acquire(timeout=1)  # another's sweep holds it for a moment
     except filelock.Timeout:
-        raise InputError(f"--out: another run is at work in {out}; wait for its end or name another folder") from None
+        agreed(1)
+        raise taken from None
+    agreed(0)
     with held:
         try:
             yield
@@ -351,6 +357,8 @@ def save_model(out, model, tokenizer):
         from torch.distributed.checkpoint import state_dict
         whole = state_dict.get_model_state_dict(model, options=state_dict.StateDictOptions(
             full_state_dict=True, cpu_offload=True))
+        for name in getattr(model, "all_tied_weights_keys", ()):
+            whole.pop(name, None)  # gathered, they are no longer seen to be one
     try:
         if rank == 0:
             model.save_pretrained(out, state_dict=whole)
@@ -700,8 +708,8 @@ def check_writable(folder):
 
 @contextlib.contextmanager
 def processes():
-    """Joins the other processes of the job, if torchrun started one (it sets WORLD_SIZE); only the first speaks."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """Joins the other processes of the job, if torchrun started one; only the first speaks."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield
         return
     if torch.cuda.is_available():
@@ -761,8 +769,8 @@ def run_command(parser, argv, run):
         check_names(args)
         with processes():
             return run(args)
-    except InputError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    except InputError as error:  # the same in all processes of a job, of which torchrun numbers each
+        parser.exit(2, f"{parser.prog}: {error}\n" if os.environ.get("RANK", "0") == "0" else None)
     except BrokenPipeError:  # … | head
         sys.stdout = None
     except (OSError, safetensors.SafetensorError) as error:

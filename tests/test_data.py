@@ -78,7 +78,7 @@ def test_padding_and_company_change_nothing(kind):
 
 ARCHITECTURES = {"gpt2": {}, "llama": {}, "qwen2": {}, "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24}, "phi": {},
                  "gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8}, "cohere": {"logit_scale": 0.3},
-                 "granite": {"logits_scaling": 7.0}, "gpt_neox": {}, "bloom": {}}
+                 "granite": {"logits_scaling": 7.0}, "gpt_neox": {}, "bloom": {}, "modernbert-decoder": {"local_attention": 8}}
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
