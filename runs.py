@@ -1,8 +1,8 @@
 """A run's folder: every file in it, how it is written, resumed and read back; and what all commands share.
 
     model.safetensors, config.json, tokenizer      an ordinary save_pretrained folder
-    run.json             every resolved flag, versions, commit, digests of code and data; the cost of training
-                         once that is over
+    run.json             every resolved flag, versions, commit, digests of code and data, number of processes;
+                         the cost of training once that is over
     log.jsonl            a line per step: losses, mean weight, learning rate
     path.jsonl           a line per epoch, 0 for before: weight, length and log π of every forget sequence as the
                          loop met it, and the mean loss of a fixed retain sample (none with --retain none)
@@ -387,7 +387,8 @@ def settings_of(args):
              if name not in ("resume", "overwrite")}
     versions = {package.__name__: package.__version__ for package in (torch, transformers)}
     code = {path.name: digest(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.glob("*.py")}
-    return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit, "code": code}
+    return {"format": FORMAT, "flags": flags, "versions": versions, "commit": commit, "code": code,
+            "processes": data.ranks()[1]}
 
 # What may differ when a run is resumed: it changes where and how fast, not what is computed.
 MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"

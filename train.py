@@ -2,6 +2,7 @@
 
     python train.py --method simnpo --beta 2.5                  the toy task, on a CPU, in a minute
     python train.py --method npo --task tofu --split forget05   real TOFU, a 1B model, one GPU
+    torchrun --nproc_per_node 8 train.py --out FOLDER …         the same on eight
 
 Minimizes, by AdamW, Eq. 1 of the paper with a coefficient on each side (λ is their ratio):
 
