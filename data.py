@@ -156,7 +156,7 @@ def shares(examples, size, ranks):
     starts = range(0, max(map(len, parts)), size)
     return [[sorted(part, key=tokens.__getitem__)[start:start + size] for start in starts] for part in parts]
 
-CHUNK = 2**25  # logits at a time: 128 MB in float32
+CHUNK = 2**27 if torch.cuda.is_available() else 2**25  # logits at a time: in float32 512 or 128 MB
 
 def over_responses(models, examples, of):
     """of(logits [n, V] of each model, targets [n]) -> [n] at the response positions: a tensor [|y|] per example.
