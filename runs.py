@@ -368,9 +368,9 @@ def save_model(out, model, tokenizer):
     data.wait()
 
 def drop_saves(out):
-    """Remove what only --resume needs."""
-    for save in out.glob("save-*") if data.ranks()[0] == 0 else ():
-        shutil.rmtree(save)
+    """Remove what only --resume needs, and what is half-written."""
+    for path in (*out.glob("save-*"), *out.glob("*.tmp")) if data.ranks()[0] == 0 else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 def settings_of(args):
     """What run.json says at first: every resolved flag, versions, the commit of this code and its files' digests."""
