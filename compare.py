@@ -4,7 +4,6 @@ No model is loaded. Folders that are no runs are passed over; runs of different 
 refused. Runs of one method are averaged when only their seeds differ; else the flags that differ name them.
 """
 import math
-import sys
 import textwrap
 from pathlib import Path
 

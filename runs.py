@@ -26,7 +26,6 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import signal

@@ -82,8 +82,8 @@ def plain(model, forget, retain, method, micro, logp_of, frozen, dtype):
 def ours(model, forget, retain, method, micro, ref, dtype):
     """The loop's own functions."""
     args = argparse.Namespace(method=method, beta=2.5, gamma=0.0, retain="nll", layer=None)
-    sides, rows = {"answer": forget, "answer_ref": ref}, range(len(forget))
-    loss, *_ = train.add_gradient(forget, 1.0, lambda group: train.forget_loss(model, sides, [rows[i] for i in group], args),
+    sides = {"answer": forget, "answer_ref": ref}
+    loss, *_ = train.add_gradient(forget, 1.0, lambda group: train.forget_loss(model, sides, group, args),
                                   micro, model.device, dtype)
     train.check_finite(1, "forget", loss.mean(), model)
     loss, = train.add_gradient(retain, 1.0, lambda group: (train.retain_loss(model, None, [retain[i] for i in group], args),),
@@ -94,7 +94,7 @@ def floor(model, forget, retain, micro, dtype):
     """A bare forward and backward pass: no padding, a micro-batch's tokens in one row, token cross-entropy."""
     for examples in (forget, retain):
         for group in data.by_length(examples, micro):
-            ids, labels, places = ([], [], [])
+            ids, labels, places = [], [], []
             for prompt, response in (examples[i] for i in group):
                 ids, labels = ids + prompt + response, labels + [-100] * (len(prompt) - 1) + response + [-100]
                 places += range(len(prompt) + len(response))
@@ -113,8 +113,11 @@ def peak(device, reset=False):
         return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_allocated()
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-        return None
-    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) * 1024
+    return resident("VmHWM")
+
+def resident(what):
+    """Bytes of this process in memory: VmRSS now, VmHWM at most. Linux only."""
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith(what))) * 1024
 
 def in_turns(ways, rounds, device):
     """{name: ([seconds of each round], bytes above those before)} of {name: function}; the first round warms up."""
@@ -122,8 +125,7 @@ def in_turns(ways, rounds, device):
     for turn in tqdm(range(rounds + 1), desc="rounds", disable=None):
         for name, way in ways.items():
             peak(device, reset=True)
-            before = torch.cuda.memory_allocated() if device.type == "cuda" else 1024 * int(
-                next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+            before = torch.cuda.memory_allocated() if device.type == "cuda" else resident("VmRSS")
             started = time.perf_counter()
             way()
             if device.type == "cuda":
@@ -167,7 +169,7 @@ def main():
             optimizer.step()
             optimizer.zero_grad()
         return take
-    ref = data.response_logp(frozen, forget)[0]
+    ref = data.response_logp(frozen, forget)[0].cpu()  # where the loop keeps it
     everywhere, to_500 = padded_logp, functools.partial(padded_logp, pad_to=500)
     ours_is = f"SimNPO, ours: micro-batch {args.micro}"
     ways = {

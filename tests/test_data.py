@@ -6,7 +6,6 @@ from conftest import some_examples, tiny
 
 import data
 import losses
-import losses
 from data import InputError
 
 CHAT = ("{% for m in messages %}{% if m.role == 'system' %}<s>{{ m.content }} {{ date_string }}\n{% else %}"

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import safetensors.torch
-from conftest import some_examples
+import torch
+from conftest import some_examples, tiny
 
 import data
 import runs
@@ -28,9 +29,14 @@ def test_processes_share_the_tokens_and_take_as_many_steps(ranks):
     assert data.shares(examples, 4, 1) == [data.by_length(examples, 4)]
 
 
-def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(toy_model_folder, tmp_path, monkeypatch):
-    """NPO with its reference, retain loss and evaluation; the model to 1e-5, as all of its logs."""
-    command = ["--method", "npo", "--model", str(toy_model_folder), "--epochs", "2", "--batch-size", "9", "--micro-batch-size",
+def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(toy_tokenizer, tmp_path, monkeypatch):
+    """NPO with its reference, retain loss and evaluation, embeddings tied; the model to 1e-5, as all of its logs."""
+    model, start_folder = tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer)), tmp_path / "start"
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(start_folder)
+    toy_tokenizer.save_pretrained(start_folder)
+    command = ["--method", "npo", "--model", str(start_folder), "--epochs", "2", "--batch-size", "9", "--micro-batch-size",
                "4", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "2", "--out"]
     train.main([*command, str(tmp_path / "one")])
     log_path = train.log_path
@@ -49,7 +55,7 @@ def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(to
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two")
     one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    start = safetensors.torch.load_file(toy_model_folder / "model.safetensors")
+    start = safetensors.torch.load_file(start_folder / "model.safetensors")
     assert one.keys() == two.keys()
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5 < 1e-3 < max(
         (one[name] - start[name]).abs().max() for name in one)
