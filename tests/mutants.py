@@ -1,0 +1,178 @@
+"""Do the tests see a wrong number? Put small slips into a copy of the code, one at a time, and run what covers them.
+
+    python tests/mutants.py [WORD …]     slips whose file or text holds a WORD (default: all); --jobs N at a time
+    python tests/mutants.py --stale      only say which slips of slips.txt the code has no place for any more
+
+The slips are in slips.txt beside this file. A slip finds its place by its text, so it follows code that moves. Prints
+each that no test notices, and a table by file: tried, noticed, equal (it changes nothing, and slips.txt says why), not
+noticed. POSIX only: each slip is tried in a forked process that has imported the libraries already.
+"""
+
+import argparse
+import collections
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 600  # seconds for the tests of one slip; a slip that makes them hang is noticed
+# file: tests that cover it, the quickest first. What is not named here is covered by all of them.
+COVERS = {
+    "losses.py": "losses data markov train",
+    "methods.py": "methods train losses",
+    "data.py": "data losses train ranks muse wmdp own tofu",
+    "train.py": "train methods ranks bad_input own compare faults",
+    "runs.py": "faults evaluate bad_input compare own train",
+    "evaluate.py": "evaluate tofu muse wmdp own bad_input train",
+    "tofu.py": "tofu evaluate compare bad_input train",
+    "toy.py": "toy tofu muse wmdp train",
+    "muse.py": "muse bad_input",
+    "wmdp.py": "wmdp bad_input",
+    "own.py": "own bad_input",
+    "markov.py": "markov compare results",
+    "compare.py": "compare results bad_input muse wmdp own",
+    "results": "results markov compare",
+}
+
+
+class Slip(NamedTuple):
+    right: str
+    wrong: str
+    equal: str  # why it changes nothing; empty if it does
+    path: Path | None  # the one file that holds `right`, from the project's root
+    places: int  # how often the code holds it
+
+
+def read_slips(code):
+    """Slips of slips.txt. code: {path: text}. Lines: `- right`, `+ wrong`, maybe `= why equal`; others are comments."""
+    slips, right, wrong, equal = [], [], [], []
+    for line in [*Path(__file__).with_name("slips.txt").read_text(encoding="utf-8").splitlines(), "- end"]:
+        mark, text = line[:2].strip(), line[2:]
+        if mark == "-" and wrong:
+            pattern = pattern_of("\n".join(right))
+            found = [path for path, content in code.items() for _ in pattern.finditer(content)]
+            path = found[0] if len(found) == 1 else None
+            slips.append(Slip("\n".join(right), "\n".join(wrong), " ".join(equal), path, len(found)))
+            right, wrong, equal = [], [], []
+        {"-": right, "+": wrong, "=": equal}.get(mark, []).append(text)
+    return slips
+
+
+def pattern_of(text):
+    """Finds `text` whatever its white space, so that a change of layout does not lose it."""
+    return re.compile(r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", text))))
+
+
+def noticed(copy, slip):
+    """Whether a test fails in `copy`, a folder with the whole project, when the slip is made there."""
+    target = copy / slip.path
+    before = target.read_text(encoding="utf-8")
+    pattern = pattern_of(slip.right)
+    target.write_text(pattern.sub(lambda _: slip.wrong, before), encoding="utf-8")
+    names = COVERS.get(slip.path.name) or COVERS.get(slip.path.parts[0]) or ""
+    tests = [f"tests/test_{name}.py" for name in names.split()] or ["tests"]
+    try:
+        pid = os.fork()
+        if pid == 0:
+            run_tests(copy, tests)
+        return wait(pid) != 0
+    finally:
+        target.write_text(before, encoding="utf-8")
+
+
+def run_tests(copy, tests):
+    """In a child: run the tests of the copy up to the first that fails, and exit."""
+    import pytest
+
+    os.setpgid(0, 0)
+    os.chdir(copy)
+    screen = os.open(copy / "screen.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(screen, stream)
+    status = 1
+    try:
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+    finally:
+        os._exit(int(status))
+
+
+def wait(pid):
+    """The child's exit status; 1 if it took too long."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return 1
+
+
+def in_parallel(slips, jobs):
+    """Yield (slip, whether it was noticed), as they end: each of `jobs` processes has a copy and every jobs-th slip."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    with tempfile.TemporaryDirectory() as folder:
+        results, end = os.pipe()
+        for job in range(jobs):
+            copy = Path(folder, str(job), "copy")
+            for name in files:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, copy / name)
+            if os.fork() == 0:
+                for number in range(job, len(slips), jobs):
+                    line = f"{number} {int(noticed(copy, slips[number]))}\n"
+                    os.write(end, line.encode())
+                os._exit(0)
+        os.close(end)
+        with open(results) as lines:
+            for line in lines:
+                number, seen = map(int, line.split())
+                yield slips[number], bool(seen)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="tried are slips whose file or text holds one of these")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="slips tried at once (default: %(default)s)")
+    parser.add_argument("--stale", action="store_true", help="try nothing; name the slips that have no place")
+    args = parser.parse_args()
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = {Path(name): (ROOT / name).read_text(encoding="utf-8") for name in tracked.split() if "tests/" not in name}
+    slips = read_slips(code)
+
+    stale = [slip for slip in slips if slip.path is None]
+    for slip in stale:
+        print(f"stale, found {slip.places} times: {slip.right}")
+    if args.stale:
+        return len(stale)
+
+    chosen = [slip for slip in slips if slip.path and (not args.words or any(word in str(slip) for word in args.words))]
+    equal = [slip for slip in chosen if slip.equal]
+    counts = collections.defaultdict(collections.Counter)
+    for slip in equal:
+        counts[slip.path]["equal"] += 1
+    import datasets, matplotlib.figure, pytest, scipy.stats, torch, transformers  # noqa: E401, F401  once, before the forks
+
+    for slip, seen in in_parallel([slip for slip in chosen if not slip.equal], args.jobs):
+        counts[slip.path]["noticed" if seen else "not noticed"] += 1
+        if not seen:
+            print(f"NOT NOTICED  {slip.path}\n  - {slip.right}\n  + {slip.wrong}", flush=True)
+    columns = "noticed", "equal", "not noticed"
+    print(f"\n{'':28s}{'tried':>8s}{columns[0]:>9s}{columns[1]:>7s}{columns[2]:>13s}")
+    for path, count in [*sorted(counts.items()), ("all", sum(counts.values(), collections.Counter()))]:
+        print(f"{str(path):28s}{count.total():8d}{count[columns[0]]:9d}{count[columns[1]]:7d}{count[columns[2]]:13d}")
+    return sum(count["not noticed"] for count in counts.values())
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, main()))
