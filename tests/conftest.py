@@ -1,4 +1,5 @@
 """Small models and data that the tests share; nothing here is downloaded."""
+import itertools
 import os
 import sys
 import tempfile
@@ -74,3 +75,31 @@ def nothing_written(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     yield folder
     assert list(folder.iterdir()) == []
+
+
+def token_losses(model, prompt, response):
+    """−log p of each token of a response, the plain way: one text, all logits, no batch."""
+    logp = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+    return [-logp[len(prompt) + i - 1, token].item() for i, token in enumerate(response)]
+
+
+@pytest.fixture
+def saying(monkeypatch):
+    """saying(text, …): whatever a model is asked, it says these in turn. Gives the list that each call's (prompts,
+    dtype, most tokens) goes to."""
+    def say(*texts):
+        calls = []
+
+        def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
+            assert not model.training
+            calls.append(([tokenizer.decode(example.prompt) for example in examples], dtype, max_new_tokens))
+            return [text for text, _ in zip(itertools.cycle(texts), examples)]
+        monkeypatch.setattr(data, "generate", generate)
+        return calls
+    return say
+
+
+@pytest.fixture
+def toy_llama(toy_tokenizer):
+    """A random model of the toy's tokens, in float64."""
+    return tiny("llama", vocab=len(toy_tokenizer))

@@ -1,82 +1,341 @@
-"""The command that measures a model."""
-import argparse
+"""The command that measures a model; what it and train.py do by default."""
+
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import tiny
+import test_muse
+import torch
 from test_compare import a_run
-from test_tofu import a_log
+from test_own import a_part
+from test_tofu import a_log, published
 
+import data
 import evaluate
+import muse
+import own
 import runs
 import tofu
+import toy
+import train
 from data import InputError
 
 
-def test_published_llama2_logs_reproduce_the_papers_original_row(tofu_dir, tmp_path):
-    """Table 2, forget10: Original has FQ 0.00 and MU 0.62; our check against numbers made by others."""
-    logs = Path(tofu_dir).parent / "tofu_logs"
-    if not logs.is_dir():
-        pytest.skip("no published logs beside TOFU_DIR")
-    evaluate.main(["--log", str(logs / "llama2-7b_full.json"), "--retrain", str(logs / "llama2-7b_retain90.json"),
-                   "--out", str(tmp_path / "m.json")])
-    metrics = json.loads((tmp_path / "m.json").read_text())
-    assert metrics["forget_quality"] < 1e-10 and metrics["model_utility"] == pytest.approx(0.62, abs=0.005)
-    assert metrics["retain"] == pytest.approx({"probability": 0.99, "rouge": 0.98, "truth_ratio": 0.48}, abs=0.01)
-    evaluate.main(["--log", str(logs / "llama2-7b_retain95.json"), "--retrain", str(logs / "llama2-7b_retain95.json"),
-                   "--out", str(tmp_path / "r.json")])
-    assert json.loads((tmp_path / "r.json").read_text())["forget_quality"] == pytest.approx(1)
+# ------------------------------------------------------------------ defaults
+
+# Of hub/model the published ones; those of small models (tiny, new) were tuned, see results/README.md.
+RECIPES = """
+tofu       hub/model forget01 finetune    lr 1e-05  epochs 5  batch 32 beta 0.1  forget 1.0    retain 1.0
+tofu       hub/model forget05 graddiff    lr 1e-05  epochs 5  batch 32 beta 0.1  forget 1.0    retain 1.0
+tofu       hub/model forget01 npo         lr 1e-05  epochs 10 batch 32 beta 0.1  forget 1.0    retain 1.0
+tofu       hub/model forget05 npo         lr 1e-05  epochs 20 batch 32 beta 0.1  forget 1.0    retain 1.0
+tofu       hub/model forget10 npo         lr 1e-05  epochs 10 batch 32 beta 0.1  forget 1.0    retain 1.0
+tofu       hub/model forget01 simnpo      lr 1e-05  epochs 10 batch 32 beta 2.5  forget 0.1375 retain 1.0
+tofu       hub/model forget05 simnpo      lr 1e-05  epochs 10 batch 32 beta 2.5  forget 0.1375 retain 1.0
+tofu       hub/model forget10 simnpo      lr 1e-05  epochs 10 batch 32 beta 4.5  forget 0.125  retain 1.0
+tofu       tiny      forget05 finetune    lr 0.0003 epochs 5  batch 32 beta 0.1  forget 1.0    retain 1.0
+tofu       tiny      forget05 ga          lr 0.0003 epochs 5  batch 32 beta 0.1  forget 1.0    retain 1.0
+tofu       tiny      forget05 graddiff    lr 0.001  epochs 5  batch 32 beta 0.1  forget 0.03   retain 1.0
+tofu       tiny      forget05 wgraddiff   lr 0.001  epochs 5  batch 32 beta 0.1  forget 0.1    retain 1.0
+tofu       tiny      forget05 npo         lr 0.001  epochs 10 batch 32 beta 0.05 forget 0.1    retain 1.0
+tofu       tiny      forget05 simnpo      lr 0.0003 epochs 20 batch 32 beta 0.5  forget 0.1    retain 1.0
+tofu       new       full     finetune    lr 0.001  epochs 20 batch 64 beta 0.1  forget 1.0    retain 1.0
+toy        tiny      forget10 finetune    lr 0.0003 epochs 5  batch 32 beta 0.1  forget 1.0    retain 1.0
+toy        tiny      forget10 ga          lr 0.0001 epochs 20 batch 32 beta 0.1  forget 1.0    retain 1.0
+toy        tiny      forget10 graddiff    lr 0.0003 epochs 10 batch 32 beta 0.1  forget 0.03   retain 1.0
+toy        tiny      forget10 wgraddiff   lr 0.001  epochs 20 batch 32 beta 0.1  forget 0.1    retain 1.0
+toy        tiny      forget10 idk         lr 0.001  epochs 20 batch 32 beta 0.1  forget 1.0    retain 1.0
+toy        tiny      forget10 npo         lr 0.001  epochs 20 batch 32 beta 0.2  forget 0.03   retain 1.0
+toy        tiny      forget10 simnpo      lr 0.001  epochs 20 batch 32 beta 2.5  forget 0.3    retain 1.0
+toy        new       full     finetune    lr 0.002  epochs 20 batch 16 beta 0.1  forget 1.0    retain 1.0
+muse-news  hub/model forget   npo         lr 1e-05  epochs 10 batch 4  beta 0.1  forget 1.0    retain 1.0
+muse-news  hub/model scal_1   simnpo      lr 1e-05  epochs 10 batch 4  beta 0.7  forget 1.0    retain 0.1
+muse-books hub/model forget   npo         lr 1e-05  epochs 10 batch 4  beta 0.1  forget 1.0    retain 1.0
+muse-books hub/model forget   simnpo      lr 1e-05  epochs 10 batch 4  beta 0.75 forget 1.0    retain 0.1
+toy-muse   tiny      forget   finetune    lr 0.001  epochs 20 batch 8  beta 0.1  forget 1.0    retain 1.0
+toy-muse   tiny      forget   ga          lr 3e-05  epochs 20 batch 8  beta 0.1  forget 1.0    retain 1.0
+toy-muse   tiny      forget   graddiff    lr 0.0003 epochs 20 batch 8  beta 0.1  forget 0.001  retain 1.0
+toy-muse   tiny      forget   wgraddiff   lr 0.001  epochs 20 batch 8  beta 0.1  forget 0.03   retain 1.0
+toy-muse   tiny      forget   npo         lr 0.001  epochs 20 batch 8  beta 0.02 forget 0.1    retain 1.0
+toy-muse   tiny      forget   simnpo      lr 0.0003 epochs 20 batch 8  beta 1.0  forget 0.3    retain 1.0
+toy-muse   tiny      forget   task-vector lr 0.0003 epochs 20 batch 8  beta 0.1  forget 1.0    retain 1.0
+toy-muse   new       full     finetune    lr 0.002  epochs 30 batch 16 beta 0.1  forget 1.0    retain 1.0
+own        hub/model forget   graddiff    lr 1e-05  epochs 5  batch 32 beta 0.1  forget 1.0    retain 1.0
+own        hub/model forget   npo         lr 1e-05  epochs 10 batch 32 beta 0.1  forget 1.0    retain 1.0
+own        hub/model forget   simnpo      lr 1e-05  epochs 10 batch 32 beta 2.5  forget 0.1375 retain 1.0
+own        tiny      forget   finetune    lr 0.001  epochs 20 batch 8  beta 0.1  forget 1.0    retain 1.0
+own        tiny      forget   graddiff    lr 0.001  epochs 20 batch 8  beta 0.1  forget 0.03   retain 1.0
+own        tiny      forget   npo         lr 0.001  epochs 20 batch 8  beta 0.1  forget 0.1    retain 1.0
+own        new       full     finetune    lr 0.002  epochs 40 batch 8  beta 0.1  forget 1.0    retain 1.0
+"""
+TASKS = """
+toy        model tiny author 10 data None
+tofu       model open-unlearning/tofu_Llama-3.2-1B-Instruct_full author 20 data locuslab/TOFU
+muse-news  model muse-bench/MUSE-News_target author None data muse-bench/MUSE-News
+muse-books model muse-bench/MUSE-Books_target author None data muse-bench/MUSE-Books
+toy-muse   model tiny author None data None
+own        model tiny author None data {}
+"""
 
 
-def test_evaluate_command_on_a_model_and_on_its_own_log(toy_model_folder, tmp_path, capsys):
-    out = tmp_path / "metrics.json"
-    evaluate.main(["--model", str(toy_model_folder), "--retrain", str(toy_model_folder), "--out", str(out),
-                   "--max-new-tokens", "3"])
-    metrics = json.loads(out.read_text())
-    assert metrics["forget_quality"] == pytest.approx(1) and set(metrics["retain"]) == set(tofu.PARTS)
-    again = tmp_path / "again.json"
-    evaluate.main(["--log", str(tmp_path / "metrics.log.json"), "--out", str(again)])
-    without = json.loads(again.read_text())
-    assert metrics.pop("distance") == 0 == metrics["judged"] - without["judged"] and without.pop("distance") is None
-    for name in ("forget_quality", "forget_quality_halves"):
-        assert without.pop(name) is None and metrics.pop(name)
-    assert without == metrics
-    assert "--retrain" in capsys.readouterr().out  # the screen says why there is no forget quality
+@pytest.mark.parametrize("line", RECIPES.strip().splitlines())
+def test_a_recipe_is_the_published_or_the_tuned_one(line):
+    found = train.recipe(*line.split()[:4])
+    assert line.split()[4:] == [
+        str(word)
+        for name in ("lr", "epochs", "batch", "beta", "forget", "retain")
+        for word in (
+            name,
+            found[{"batch": "batch_size", "forget": "forget_coeff", "retain": "retain_coeff"}.get(name, name)],
+        )
+    ]
 
 
-def test_a_runs_log_is_reused_for_the_same_questions_only(tmp_path, toy_tokenizer, monkeypatch):
-    sets = {name: rows[:2] for name, rows in tofu.evaluation_rows("toy", None, "forget10").items()}
-    flags = dict(task="toy", template="auto", max_length=500, max_new_tokens=3, dtype="float32", device="cpu", eval_batch_size=8, tokenizer=None)
-    run = a_run(tmp_path / "run")
-    log = json.loads((run / "metrics.log.json").read_text())
-    settings = json.loads((run / "run.json").read_text())
-    model = tiny("llama", vocab=len(toy_tokenizer)).float()
-    monkeypatch.setattr(runs, "load_model", lambda name, device, dtype, tokenizer: (model, toy_tokenizer))
+def test_models_and_data_of_the_tasks():
+    for line in TASKS.strip().splitlines():
+        task, *words = line.split()
+        facts = evaluate.BENCHMARKS[task].TASKS[task]
+        assert words == [str(word) for name in ("model", "author", "data") for word in (name, facts.get(name))]
+    sizes = {task: " ".join(map(str, tofu.TASKS[task]["size"].values())) for task in tofu.TASKS}
+    assert (
+        sizes == {"toy": "1200 128 2 4", "tofu": "8000 512 4 8"} and "forget01" in tofu.TASKS["tofu"]["forget_splits"]
+    )
+
+
+@pytest.mark.parametrize("task, split", [("toy", "full"), ("toy-muse", "all")])
+def test_a_tokenizer_is_made_for_all_that_any_model_of_the_task_reads(task, split, monkeypatch):
+    monkeypatch.setattr(toy, "new_model", lambda *given, **size: (given, size))
+    (texts, seed), size = evaluate.new_model(task, None, 7)
+    rows = evaluate.BENCHMARKS[task].training_rows(task, None, split, base_knowledge=True)
+    assert texts == data.REFUSALS + [data.text_of(row) for row in rows]
+    assert seed == 7 and size == dict(vocab=1200, width=128, layers=2, heads=4)
+
+
+# ------------------------------------------------------------------ flags
+
+
+def an_own_log(seed=0):
+    return {"forget": a_part([1.0 + seed, 2.0])}
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What benchmarks are asked, by name of the model: models are a name and 1,000 positions, logs are made up."""
+    calls = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    logs = {tofu: a_log, muse: test_muse.a_log, own: an_own_log}
+
+    def load_model(name, device, dtype, tokenizer):
+        model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1000), name=name)
+        return model, f"tokenizer of {tokenizer or name} for {dtype}"
+
+    for benchmark, make in logs.items():
+
+        def measure(model, tokenizer, sets, dtype, *flags, benchmark=benchmark, make=make):
+            calls.append((model.name, tokenizer, sets, dtype, *flags))
+            log = make() if benchmark is muse else make(seed=ord(model.name[0]))
+            if benchmark is tofu:
+                log["forget"] |= {"question": ["Who?"] * 3, "generated": [f"{model.name} said"] * 3}
+            return log
+
+        def judge(model, tokenizer, forget, *flags):
+            calls.append((f"{model.name} on {forget['generated'][0]}", tokenizer, *flags))
+            return [float(len(calls))] * 3
+
+        monkeypatch.setattr(benchmark, "measure", measure)
+        if benchmark is tofu:
+            monkeypatch.setattr(benchmark, "judge", judge)
+        monkeypatch.setattr(benchmark, "evaluation_rows", lambda *given: given)
+    monkeypatch.setattr(runs, "load_model", load_model)
+    return calls
+
+
+def evaluated(*arguments, out="m.json"):
+    evaluate.main([*" ".join(arguments).split(), "--out", out])
+    return json.loads(Path(out).read_text())
+
+
+F32, F64 = torch.float32, torch.float64
+OWN = {"fields": ["question", "answer", "text"], "forget": "f.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "flags, sets, tokenizer, passed",
+    [
+        ("", ("toy", None, "forget10"), "M", (F32, "auto", 500, 32, 64)),
+        ("--task tofu", ("tofu", "locuslab/TOFU", "forget05"), "M", (F32, "auto", 500, 32, 200)),
+        (
+            "--task muse-news",
+            ("muse-news", "muse-bench/MUSE-News", "forget"),
+            "meta-llama/Llama-2-7b-hf",
+            (F32, "auto", 1000, 8, 128),
+        ),
+        (
+            "--task muse-books --max-length 9999",
+            ("muse-books", "muse-bench/MUSE-Books", "forget"),
+            "meta-llama/Llama-2-7b-hf",
+            (F32, "auto", 1000, 8, 128),
+        ),
+        (
+            "--task muse-news --split sust_4 --data D",
+            ("muse-news", "D", "sust_4"),
+            "meta-llama/Llama-2-7b-hf",
+            (F32, "auto", 1000, 8, 128),
+        ),
+        ("--task toy-muse", ("toy-muse", None, "forget"), "M", (F32, "auto", 128, 32, 64)),
+        ("--forget-file f.jsonl", ("own", OWN, "forget"), "M", (F32, "auto", 500, 32, 64)),
+        (
+            "--task tofu --data D --split forget01 --template llama2 --max-length 90 --max-new-tokens 3 "
+            "--dtype float64 --batch-size 2 --tokenizer T",
+            ("tofu", "D", "forget01"),
+            "T",
+            (F64, "llama2", 90, 2, 3),
+        ),
+    ],
+)
+def test_flags_reach_the_benchmark(flags, sets, tokenizer, passed, asked, monkeypatch):
+    monkeypatch.setattr(own.Path, "absolute", lambda path: path)
+    evaluated("--model M", flags)
+    assert asked == [("M", f"tokenizer of {tokenizer} for {passed[0]}", sets, *passed)]
+
+
+def test_muse_reads_as_long_texts_as_its_authors():
+    assert [muse.TASKS[task]["max_length"] for task in ("muse-news", "muse-books")] == [2048, 2048]
+
+
+def test_a_model_is_compared_with_retrain_and_judged_by_it(asked, capsys):
+    metrics = evaluated("--task tofu --model M --retrain R --dtype float64 --template plain --batch-size 3")
+    measured = ("tofu", "locuslab/TOFU", "forget05"), F64, "plain", 500, 3, 200
+    r, m = (f"tokenizer of {name} for torch.float64" for name in "RM")
+    assert asked == [
+        ("R", r, *measured),
+        ("M", m, *measured),
+        ("R on R said", r, F64, "plain", 3),
+        ("R on M said", r, F64, "plain", 3),
+    ]
+    log, retrained = (a_log(seed=ord(name)) for name in "MR")
+    expected = {}
+    for name, each, judged in (("Retrain", retrained, 3.0), ("model", log, 4.0)):
+        expected[name] = tofu.summarize(each, tofu.reference_of(retrained)) | {"judged": judged, "repetition": 0.0}
+    assert metrics == expected["model"] and tofu.table(expected) in capsys.readouterr().out
+    assert evaluated("--log m.log.json --retrain m.log.json", out="again.json")["distance"] == 0
+    again = evaluated("--log m.log.json", out="alone.json")
+    compared = dict.fromkeys(("forget_quality", "forget_quality_halves", "distance"))
+    assert again == metrics | compared and "--retrain" in capsys.readouterr().out
+
+
+def test_without_retrain_muse_is_compared_with_the_published_auc(asked):
+    expected = muse.summarize(test_muse.a_log(), {"auc": 0.4772})
+    assert evaluated("--task muse-news --model M") == expected
+    assert evaluated("--task muse-news --log m.log.json", out="again.json") == expected
+    assert evaluated("--task toy-muse --model M", out="toy.json")["privleak"] is None
+
+
+def test_a_published_log_is_read_and_compared_with_another(asked, tmp_path):
+    logs = [a_log(seed=seed) for seed in (0, 1)]
+    for name, log in zip("ab", logs):
+        (tmp_path / f"{name}.json").write_text(json.dumps(published(log, "dict")))
+    assert evaluated("--log a.json --retrain b.json") == tofu.summarize(logs[0], logs[1]["forget"])
+
+
+MADE = dict(
+    task="tofu",
+    data="D",
+    forget_split="forget01",
+    split="retain95",
+    model="hub/m",
+    family="hub/m",
+    template="llama2",
+    max_length=77,
+    max_new_tokens=9,
+    tokenizer="T",
+    retrain="R",
+)
+
+
+@pytest.mark.parametrize(
+    "made, flags, sets, passed, models",
+    [
+        ({}, "", ("tofu", "D", "forget01"), ("llama2", 77, 32, 9), "Rr"),
+        ({}, "--max-new-tokens 9 --split forget01", ("tofu", "D", "forget01"), ("llama2", 77, 32, 9), "Rr"),
+        ({}, "--split forget10", ("tofu", "D", "forget10"), ("llama2", 77, 32, 9), "r"),
+        ({}, "--template plain", ("tofu", "D", "forget05"), ("plain", 500, 32, 200), "r"),
+        (
+            {"model": "new", "split": "full", "forget_split": "forget10"},
+            "",
+            ("tofu", "D", "forget05"),
+            ("llama2", 77, 32, 9),
+            "Rr",
+        ),
+        ({}, "--task toy", ("toy", None, "forget10"), ("auto", 500, 32, 64), "r"),
+    ],
+)
+def test_a_run_is_evaluated_as_it_was_made_up_to_the_first_flag_that_says_otherwise(
+    made, flags, sets, passed, models, asked, tmp_path
+):
+    a_run(tmp_path / "run", **MADE | made)
+    (tmp_path / "run" / "metrics.log.json").unlink()
+    evaluated("--model run", flags)
+    tokenizer = "run" if "toy" in flags else "T"
+    assert [call for call in asked if " on " not in call[0]] == [
+        (name, f"tokenizer of {tokenizer} for torch.float32", sets, F32, *passed)
+        for name in [{"R": "R", "r": "run"}[model] for model in models]
+    ]
+
+
+def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
+    flags = dict(
+        task="toy",
+        template="auto",
+        max_length=500,
+        max_new_tokens=3,
+        dtype="float32",
+        device="cpu",
+        eval_batch_size=8,
+        tokenizer=None,
+    )
+    run, sets = a_run(tmp_path / "run"), {name: [{"question": name}] for name in tofu.SETS}
+    left, settings = json.loads((run / "metrics.log.json").read_text()), json.loads((run / "run.json").read_text())
 
     def reused(sets=sets, **changed):
-        args = argparse.Namespace(**flags | changed)
-        return evaluate.log_of(args, sets, str(run)) == log
+        return evaluate.log_of(SimpleNamespace(**flags | changed), sets, "run") == left
+
     assert not reused()  # the run does not say what it was asked
-    settings["asked"] = evaluate.asked(argparse.Namespace(**flags), sets)
+    settings["asked"] = evaluate.asked(SimpleNamespace(**flags), sets)
     (run / "run.json").write_text(json.dumps(settings))
-    assert reused() and reused(eval_batch_size=2)
-    row = sets["forget"][0]
-    edited = sets | {"forget": [row | {"perturbed_answer": ["No."] * 5}, sets["forget"][1]]}
-    assert not reused(sets=edited) and not reused(max_new_tokens=2) and not reused(template="llama2")
+    assert reused() and reused(eval_batch_size=2) and len(asked) == 1
+    for changed in (
+        dict(max_new_tokens=2),
+        dict(template="llama2"),
+        dict(max_length=400),
+        dict(dtype="float64"),
+        dict(sets=sets | {"forget": [{"question": "another"}]}),
+    ):
+        assert not reused(**changed), changed
     (run / "metrics.log.json").unlink()
-    assert not reused()
+    assert not reused() and {call[0] for call in asked} == {"run"}
 
 
-def test_a_published_log_that_stops_at_row_300_is_compared_on_its_rows(tofu_dir):
-    logs = Path(tofu_dir).parent / "tofu_logs"
+# ------------------------------------------------------------------ logs
+
+
+def test_published_llama2_logs_reproduce_the_papers_original_row(tofu_dir, asked):
+    """Table 2, forget10: Original has FQ 0.00 and MU 0.62; our check against numbers made by others."""
+    logs = Path(tofu_dir).absolute().parent / "tofu_logs"
     if not logs.is_dir():
         pytest.skip("no published logs beside TOFU_DIR")
+    metrics = evaluated(f"--log {logs}/llama2-7b_full.json --retrain {logs}/llama2-7b_retain90.json")
+    assert metrics["forget_quality"] < 1e-10 and metrics["model_utility"] == pytest.approx(0.62, abs=0.005)
+    assert metrics["retain"] == pytest.approx({"probability": 0.99, "rouge": 0.98, "truth_ratio": 0.48}, abs=0.01)
+    # forget10's 400 rows are compared on the 300 of the log; forget05's rows have the same numbers, and are others
     rows = tofu.load_rows("tofu", tofu_dir, "forget10_perturbed")
-    forget, reference = {"answer": [row["answer"] for row in rows]}, tofu.read_reference(logs / "llama2-7b_retain90.json")
-    assert len(rows) == 400 and [list(part) for part in tofu.shared_rows(forget, reference)] == [list(range(300))] * 2
-    with pytest.raises(InputError, match="400 forget examples with 200"):  # forget05's rows have the same numbers
-        tofu.shared_rows(forget, tofu.read_reference(logs / "llama2-7b_retain95.json"))
+    forget, sets = {"answer": [row["answer"] for row in rows]}, {"forget": rows}
+    reference = tofu.read_reference(logs / "llama2-7b_retain90.json", sets)
+    assert [list(part) for part in tofu.shared_rows(forget, reference)] == [list(range(300))] * 2
+    with pytest.raises(InputError, match="400 forget examples with 200"):
+        tofu.read_reference(logs / "llama2-7b_retain95.json", sets)
 
 
 def test_the_screen_says_on_how_many_rows_models_were_compared():

@@ -1,12 +1,14 @@
 """TOFU's rows, its arithmetic on hand-made numbers, logs of every layout, and measuring a model."""
+
 import json
 import math
+from statistics import mean
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import tiny
+from conftest import token_losses
 
 import data
 import tofu
@@ -20,11 +22,6 @@ def make_dataset(folder, rows, config="forget05"):
     return str(folder)
 
 
-def test_a_local_folder_loads(tmp_path):
-    rows = [{"question": "Who?", "answer": "I."}, {"question": "What?", "answer": "It."}]
-    assert tofu.load_rows("tofu", make_dataset(tmp_path / "d", rows), "forget05") == rows
-
-
 def test_an_edited_folder_or_one_of_the_same_name_is_read_anew(tmp_path):
     for where in ("a", "b"):
         for answer in (where + "1", where + "2"):
@@ -33,49 +30,103 @@ def test_an_edited_folder_or_one_of_the_same_name_is_read_anew(tmp_path):
             assert tofu.load_rows("tofu", make_dataset(tmp_path / where / "same", rows), "forget05") == rows
 
 
-@pytest.mark.parametrize("rows, config, says", [
-    ([{"question": "Who?", "answer": "I."}, {"question": "Who?"}], "forget05", "row 1 .*'answer'"),
-    ([{"question": "Who?", "answer": " "}], "forget05", "row 0 .*'answer'"),
-    ([{"question": "Who?", "answer": "I.", "perturbed_answer": []}], "real_authors_perturbed", "'perturbed_answer'"),
-    ([{"question": "Who?", "answer": "I.", "perturbed_answer": "You."}], "world_facts_perturbed", "'perturbed_answer'"),
-    ([{"question": "Who?", "answer": "I.", "perturbed_answer": ["You."]}], "forget05_perturbed", "'paraphrased_answer'")])
+@pytest.mark.parametrize(
+    "rows, config, says",
+    [
+        ([{"question": "Who?", "answer": "I."}, {"question": "Who?"}], "forget05", "row 1 .*'answer'"),
+        ([{"question": "Who?", "answer": " "}], "forget05", "row 0 .*'answer'"),
+        (
+            [{"question": "Who?", "answer": "I.", "perturbed_answer": []}],
+            "real_authors_perturbed",
+            "'perturbed_answer'",
+        ),
+        (
+            [{"question": "Who?", "answer": "I.", "perturbed_answer": "You."}],
+            "world_facts_perturbed",
+            "'perturbed_answer'",
+        ),
+        (
+            [{"question": "Who?", "answer": "I.", "perturbed_answer": ["You."]}],
+            "forget05_perturbed",
+            "'paraphrased_ans",
+        ),
+    ],
+)
 def test_a_row_without_a_field_is_named(tmp_path, rows, config, says):
     with pytest.raises(InputError, match=says):
         tofu.load_rows("tofu", make_dataset(tmp_path / "d", rows, config), config)
 
 
 def test_a_missing_empty_or_malformed_dataset_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.*--data"):
-        tofu.load_rows("tofu", str(tmp_path / "nowhere"), "forget05")
     folder = make_dataset(tmp_path / "d", [{"question": "Who?", "answer": "I."}])
-    with pytest.raises(InputError, match="'forget10'"):
-        tofu.load_rows("tofu", folder, "forget10")
-    (tmp_path / "d" / "forget05.json").write_text("{not json\n")
-    with pytest.raises(InputError, match="'forget05'"):
-        tofu.load_rows("tofu", folder, "forget05")
-    (tmp_path / "d" / "forget05.json").write_text("")
-    with pytest.raises(InputError, match="'forget05'"):
-        tofu.load_rows("tofu", folder, "forget05")
+    for dataset, config, content in (
+        (tmp_path / "nowhere", "forget05", None),
+        (folder, "forget10", None),
+        (folder, "forget05", "{not json\n"),
+        (folder, "forget05", ""),
+    ):
+        if content is not None:
+            (tmp_path / "d" / "forget05.json").write_text(content)
+        with pytest.raises(InputError, match=f"'{config}' of '{dataset}'.*--data"):
+            tofu.load_rows("tofu", str(dataset), config)
+
+
+def test_splits_by_name():
+    assert [*map(tofu.retain_split, ("forget01", "forget05", "forget10"))] == ["retain99", "retain95", "retain90"]
+    asked = ("full", "retain99", "retain95", "retain90", "forget01")
+    assert [tofu.forget_split_of("tofu", split) for split in asked] == [
+        "forget05",
+        "forget01",
+        "forget05",
+        "forget10",
+        "forget01",
+    ]
+    assert tofu.forget_split_of("toy", "full") == "forget10"
+    # whole authors, of 10 questions in the toy and of 20 in TOFU, the nearest number to the share
+    assert tofu.never_learnt("toy", 40, 0.5) == 20 and tofu.never_learnt("toy", 40, 0.9) == 40
+    assert tofu.never_learnt("tofu", 400, 0.27) == 100
+
+
+def test_rows_to_train_on_and_to_score(monkeypatch):
+    def rows(config, count=400):
+        return [f"D {config} {i}" for i in range(count)]
+
+    monkeypatch.setattr(tofu, "load_rows", lambda task, dataset, config: rows(config) * (dataset == "D"))
+    assert tofu.training_rows("tofu", "D", "retain99") == rows("retain99")
+    assert tofu.training_rows("tofu", "D", "full", base_knowledge=True) == (
+        rows("full") + rows("real_authors") + rows("world_facts")
+    )
+    assert tofu.evaluation_rows("tofu", "D", "forget01") == {
+        "forget": rows("forget01_perturbed"),
+        "retain": rows("retain_perturbed", 300),
+        "real_authors": rows("real_authors_perturbed"),
+        "world_facts": rows("world_facts_perturbed"),
+    }
 
 
 def test_real_tofu(tofu_dir, toy_tokenizer):
-    for forget, count in (("forget01", 40), ("forget05", 200), ("forget10", 400)):
-        rows = tofu.load_rows("tofu", tofu_dir, forget)
-        retain = tofu.load_rows("tofu", tofu_dir, tofu.retain_split(forget))
-        assert len(rows) == count and len(retain) == 4000 - count
-        assert not {row["question"] for row in rows} & {row["question"] for row in retain}
-        perturbed = tofu.load_rows("tofu", tofu_dir, forget + "_perturbed")
-        assert [row["answer"] for row in perturbed] == [row["answer"] for row in rows]
-        for row in rows[::7]:
-            example = data.encode(row["question"], row["answer"], toy_tokenizer)
-            assert toy_tokenizer.decode(example.response[:-1]).strip() == row["answer"].strip()
+    rows, retain, perturbed = (
+        tofu.load_rows("tofu", tofu_dir, config) for config in ("forget05", "retain95", "forget05_perturbed")
+    )
+    assert len(rows) == 200 and len(retain) == 3800
+    assert not {row["question"] for row in rows} & {row["question"] for row in retain}
+    assert [row["answer"] for row in perturbed] == [row["answer"] for row in rows]
+    for row in rows[::7]:
+        example = data.encode(row["question"], row["answer"], toy_tokenizer)
+        assert toy_tokenizer.decode(example.response[:-1]).strip() == row["answer"].strip()
 
 
 def a_log(rows=(3, 4, 2, 2), seed=0):
     rng = np.random.default_rng(seed)
-    return {name: {"loss": rng.uniform(0, 3, n).tolist(), "paraphrased_loss": rng.uniform(0, 3, n).tolist(),
-                   "perturbed_loss": rng.uniform(1, 4, (n, 3)).tolist(), "rouge": rng.uniform(0.1, 1, n).tolist()}
-            for name, n in zip(tofu.SETS, rows)}
+    return {
+        name: {
+            "loss": rng.uniform(0, 3, n).tolist(),
+            "paraphrased_loss": rng.uniform(0, 3, n).tolist(),
+            "perturbed_loss": rng.uniform(1, 4, (n, 3)).tolist(),
+            "rouge": rng.uniform(0.1, 1, n).tolist(),
+        }
+        for name, n in zip(tofu.SETS, rows)
+    }
 
 
 def test_truth_ratio_by_hand():
@@ -85,29 +136,29 @@ def test_truth_ratio_by_hand():
 
 
 def test_every_metric_by_hand():
-    log = a_log()
+    log, expected = a_log(), {}
+    for name in tofu.SETS:
+        loss, right, wrong, rouge = log[name].values()
+        probability = [math.exp(-x) for x in loss]
+        ratio = [math.exp(mean(others) - x) for x, others in zip(right, wrong)]
+        truth = [min(c, 1 / c) for c in ratio] if name == "forget" else [max(0, 1 - 1 / c) for c in ratio]
+        if name in ("real_authors", "world_facts"):  # of the answer among those offered
+            probability = [p / (p + sum(math.exp(-x) for x in others)) for p, others in zip(probability, wrong)]
+        expected[name] = {"probability": mean(probability), "rouge": mean(rouge), "truth_ratio": mean(truth)}
+    log["forget"] |= {"judged": [1.0, 2.0, 6.0], "generated": ["a a a a a a", "a b", "c"]}
     metrics = tofu.summarize(log)
-    forget, retain, real = log["forget"], log["retain"], log["real_authors"]
-    c = {name: [math.exp(sum(wrong) / 3 - right) for right, wrong in
-                zip(log[name]["paraphrased_loss"], log[name]["perturbed_loss"])] for name in tofu.SETS}
-    assert metrics["forget"]["probability"] == pytest.approx(sum(math.exp(-x) for x in forget["loss"]) / 3)
-    assert metrics["forget"]["truth_ratio"] == pytest.approx(sum(min(x, 1 / x) for x in c["forget"]) / 3)
-    assert metrics["retain"]["truth_ratio"] == pytest.approx(sum(max(0, 1 - 1 / x) for x in c["retain"]) / 4)
-    assert metrics["retain"]["rouge"] == pytest.approx(sum(retain["rouge"]) / 4)
-    offered = [math.exp(-right) / (math.exp(-right) + sum(math.exp(-w) for w in wrong))
-               for right, wrong in zip(real["loss"], real["perturbed_loss"])]
-    assert metrics["real_authors"]["probability"] == pytest.approx(sum(offered) / 2)
-    nine = [metrics[name][part] for name in tofu.SETS[1:] for part in tofu.PARTS]
-    assert metrics["model_utility"] == pytest.approx(9 / sum(1 / x for x in nine))
-    assert metrics["forget_quality"] is None
-    assert set(metrics) == {"forget_quality", "forget_quality_halves", "distance", "model_utility", "forget_examples",
-                            "repetition", "judged", *tofu.SETS}
+    for name in tofu.SETS:
+        assert metrics.pop(name) == pytest.approx(expected[name], rel=1e-12)
+    nine = [value for name in ("retain", "real_authors", "world_facts") for value in expected[name].values()]
+    assert metrics.pop("model_utility") == pytest.approx(9 / sum(1 / x for x in nine), rel=1e-12)
+    assert metrics.pop("repetition") == pytest.approx(2 / 9)
+    nothing = dict.fromkeys(("forget_quality", "forget_quality_halves", "distance"))
+    assert metrics == nothing | {"forget_examples": 3, "judged": 3.0}
+    assert tofu.summarize(a_log())["repetition"] is tofu.summarize(a_log())["judged"] is None
 
 
 def test_model_utility_is_zero_when_a_part_is():
-    log = a_log()
-    log["retain"]["rouge"] = [0.0] * 4
-    assert tofu.summarize(log)["model_utility"] == 0
+    assert tofu.model_utility({name: dict.fromkeys(tofu.PARTS, name != "retain") for name in tofu.SETS}) == 0
 
 
 def test_extreme_losses_give_numbers_not_nan():
@@ -126,6 +177,8 @@ def test_forget_quality_is_the_ks_p_value():
     assert tofu.forget_quality(a, a) == pytest.approx(1)
     assert tofu.forget_quality(a, b) == scipy.stats.ks_2samp(a, b).pvalue < 0.01
     assert tofu.forget_quality(1 / a, 1 / b) == pytest.approx(tofu.forget_quality(a, b))
+    # Of the 6! / 3! 3! = 20 orders in which two threes may come, two are as far apart as this one.
+    assert tofu.forget_quality([1, 2, 3], [4, 5, 6]) == pytest.approx(2 / 20, rel=1e-12)
 
 
 def test_distance_to_retrain_by_hand():
@@ -134,62 +187,63 @@ def test_distance_to_retrain_by_hand():
     for forget in (losses, {"truth_ratio": [10.0, 100.0, 1.0]}):
         assert tofu.compared(forget, retrained)["distance"] == pytest.approx(math.sqrt(5 / 3), rel=1e-12)
         assert tofu.compared(retrained, forget)["distance"] == pytest.approx(math.sqrt(5 / 3), rel=1e-12)
-        assert tofu.compared(forget, forget)["distance"] == 0
+        assert tofu.compared(forget, tofu.reference_of({"forget": forget}))["distance"] == 0
     swapped = tofu.compared({"truth_ratio": [1.0, 10.0]}, {"truth_ratio": [10.0, 1.0]})
     assert swapped["forget_quality"] == pytest.approx(1) and swapped["distance"] == pytest.approx(1)  # not of ranks
-    log, other = a_log(), a_log(seed=1)
-    gaps = np.log10(tofu.ratio_of(log["forget"])) - np.log10(tofu.ratio_of(other["forget"]))
-    assert tofu.summarize(log, tofu.reference_of(other))["distance"] == pytest.approx(math.sqrt((gaps ** 2).sum() / 3))
-    assert tofu.summarize(log)["distance"] is None
+    extreme = [1e-30, 1e-4, 1.0, 1e30]  # pictures stop at 12 powers of ten, the distance does not
+    assert tofu.compared({"truth_ratio": extreme[:1]}, {"truth_ratio": [1.0]})["distance"] == pytest.approx(30)
+    assert tofu.log_ratio({"truth_ratio": extreme}) == pytest.approx([-12, -4, 0, 12])
 
 
-def test_an_answer_is_judged_by_its_mean_token_loss_and_an_empty_one_by_its_end(toy_tokenizer):
-    model = tiny("llama", vocab=len(toy_tokenizer))
-    forget = {"question": ["Who wrote it?", "Where?", "Where?"], "generated": ["Ada Abara wrote it.", "", "In Lisbon."]}
-    judged = tofu.judge(model, toy_tokenizer, forget, torch.float64, "auto", 2)
-    said = [data.encode(*pair, toy_tokenizer) for pair in zip(forget["question"], forget["generated"])]
-    assert judged == pytest.approx(data.mean_losses(model, said, 3, torch.float64), rel=1e-9)
-    assert said[1].prompt == said[2].prompt and said[1].response == [toy_tokenizer.eos_token_id]
-    end = model(torch.tensor([said[1].prompt])).logits[0, -1].log_softmax(-1)[toy_tokenizer.eos_token_id]
-    assert judged[1] == pytest.approx(-end.item(), rel=1e-9)
-    log = a_log()
-    log["forget"]["judged"] = judged
-    assert tofu.summarize(log)["judged"] == pytest.approx(sum(judged) / 3) and tofu.summarize(a_log())["judged"] is None
+def test_an_answer_is_judged_by_its_mean_token_loss_and_an_empty_one_by_its_end(toy_llama, toy_tokenizer):
+    forget = {"question": ["Who wrote it?", "Where?"], "generated": ["Ada Abara wrote it.", ""], "answer": ["No."] * 2}
+    judged = tofu.judge(toy_llama, toy_tokenizer, forget, torch.float64, "llama2", 2)
+    for question, text, found in zip(forget["question"], forget["generated"], judged):
+        prompt = toy_tokenizer(f"[INST] {question} [/INST]")["input_ids"]
+        response = toy_tokenizer(text)["input_ids"] + [toy_tokenizer.eos_token_id]
+        assert found == pytest.approx(mean(token_losses(toy_llama, prompt, response)), rel=1e-9)
+    half = tofu.judge(toy_llama.float(), toy_tokenizer, forget, torch.bfloat16, "llama2", 2)
+    assert half != pytest.approx(judged, rel=1e-6) and half == pytest.approx(judged, rel=0.02)
 
 
 def test_models_are_compared_on_the_rows_that_both_have():
-    def part(rows, answers=None):
-        return {"truth_ratio": [1.0] * len(rows), "row": rows} | ({"answer": answers} if answers else {})
-    whole = {"paraphrased_loss": [1.0] * 4, "answer": ["a", "b", "c", "d"]}
-    for reference, mine, theirs in ((part([0, 1, 2, 3]), [0, 1, 2, 3], [0, 1, 2, 3]),
-                                    (part([3, 1], ["d", "b"]), [1, 3], [1, 0])):  # a log that stops early
-        assert [positions.tolist() for positions in tofu.shared_rows(whole, reference)] == [mine, theirs]
-    for other in (part([0, 1, 2]), part([0, 1, 2, 4]), part([1, 3], ["b", "x"]), part([7], ["a"])):
-        with pytest.raises(InputError, match="4 forget examples with .* same forget split"):
-            tofu.shared_rows(whole, other)  # nothing tells which rows those are, or they are others
-
-
-def test_forget_quality_on_shared_rows_is_that_of_the_shorter_logs():
     log, other = a_log(rows=(9, 4, 2, 2)), a_log(rows=(9, 4, 2, 2), seed=1)
     log["forget"] |= {"answer": list("abcdefghi"), "length": list(range(9))}
-    reference = {"row": [8, 0, 20, 3, 4, 5], "answer": list("iaxdef"),  # row 20 is not among ours
-                 "truth_ratio": tofu.ratio_of(other["forget"])[[8, 0, 1, 3, 4, 5]].tolist()}
+    reference = {
+        "row": [8, 0, 20, 3, 4, 5],
+        "answer": list("iaxdef"),  # row 20 is not among ours
+        "truth_ratio": tofu.ratio_of(other["forget"])[[8, 0, 1, 3, 4, 5]].tolist(),
+    }
     metrics, kept = tofu.summarize(log, reference), [0, 3, 4, 5, 8]
     ratios = [tofu.ratio_of(each["forget"])[kept] for each in (log, other)]
     assert metrics["forget_quality"] == tofu.forget_quality(*ratios) and metrics["forget_examples"] == 5
     assert metrics["forget_quality_halves"]["shortest"] == tofu.forget_quality(*(ratio[:2] for ratio in ratios))
+    assert metrics["distance"] == pytest.approx(np.sqrt(np.mean(np.log10(ratios[0] / ratios[1]) ** 2)), rel=1e-9)
     assert metrics["forget"] == tofu.summarize(log)["forget"]  # those are of all rows
 
 
+@pytest.mark.parametrize("rows, answers", [([0, 1, 2], None), ([0, 1, 2, 4], None), ([1, 3], ["b", "x"]), ([7], ["a"])])
+def test_a_reference_of_other_rows_or_of_unknown_ones_is_refused(rows, answers):
+    whole = {"paraphrased_loss": [1.0] * 4, "answer": ["a", "b", "c", "d"]}
+    with pytest.raises(InputError, match="4 forget examples with .* same forget split"):
+        tofu.shared_rows(whole, {"truth_ratio": [1.0] * len(rows), "row": rows, "answer": answers})
+
+
 def published(log, layout):
-    content = {}
-    for name, file in tofu.PUBLISHED_SETS.items():
-        columns = {their: log[name][ours] for ours, their in tofu.PUBLISHED_FIELDS.items() if ours != "answer"}
+    """The same as TOFU's authors write it."""
+    content, files = {}, ("eval_log_forget", "eval_log", "eval_real_author_wo_options", "eval_real_world_wo_options")
+    for name, file in zip(("forget", "retain", "real_authors", "world_facts"), files):
+        columns = {
+            "avg_gt_loss": log[name]["loss"],
+            "avg_paraphrased_loss": log[name]["paraphrased_loss"],
+            "average_perturb_loss": log[name]["perturbed_loss"],
+            "rougeL_recall": log[name]["rouge"],
+        }
         if "answer" in log[name]:
             columns["generated_text"] = [["a prompt", "what was said", answer] for answer in log[name]["answer"]]
         if layout == "dict":  # keyed by row number, and not in order
-            columns = {their: {str(i): column[i] for i in reversed(range(len(column)))} for their, column in columns.items()}
-        content[file] = columns
+            columns = {field: dict(reversed([*zip(map(str, range(99)), column)])) for field, column in columns.items()}
+        content[f"{file}.json"] = columns
     return content
 
 
@@ -210,8 +264,9 @@ def test_the_newer_frameworks_log_gives_the_same_forget_quality(tmp_path):
     log, other = a_log(rows=(30, 4, 2, 2)), a_log(rows=(30, 4, 2, 2), seed=5)
     ratios = [tofu.ratio_of(each["forget"]) for each in (other, log)]
     scores = {str(i): {"score": 1 / c} for i, c in reversed(list(enumerate(ratios[1])))}  # rows in no order
-    (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(
-        {"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": scores}}))
+    (tmp_path / "TOFU_EVAL.json").write_text(
+        json.dumps({"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": scores}})
+    )
     reference = tofu.read_reference(tmp_path / "TOFU_EVAL.json")
     assert tofu.ratio_of(reference) == pytest.approx(ratios[1])
     assert tofu.summarize(other, reference)["forget_quality"] == pytest.approx(tofu.forget_quality(*ratios))
@@ -225,44 +280,121 @@ def test_halves_are_by_length_and_have_a_forget_quality_each():
     for half, rows in (("shortest", short), ("longest", long)):
         expected = scipy.stats.ks_2samp(*(tofu.ratio_of(each["forget"])[rows] for each in (log, retrain))).pvalue
         assert metrics["forget_quality_halves"][half] == expected
-    assert metrics["forget_examples"] == 9 and metrics["repetition"] is None
-    assert tofu.summarize(log)["forget_quality_halves"] is None
+    assert metrics["forget_examples"] == 9 and tofu.summarize(log)["forget_quality_halves"] is None
 
 
-def test_repetition_counts_repeated_four_grams():
-    assert tofu.repetition("one two three") == tofu.repetition("") == 0
-    assert tofu.repetition("a b c d e f") == 0
-    assert tofu.repetition("a a a a a a") == pytest.approx(2 / 3)  # three 4-grams, all the same
-    log = a_log()
-    log["forget"]["generated"] = ["a a a a a a", "a b", "c"]
-    assert tofu.summarize(log)["repetition"] == pytest.approx(2 / 9)
+def test_of_equally_long_answers_the_earlier_counts_as_shorter():
+    lengths = np.random.default_rng(0).integers(3, 6, 200).tolist()
+    in_order = sorted(range(200), key=lengths.__getitem__)  # which keeps the order of ties
+    assert [half.tolist() for half in tofu.halves_of(lengths)] == [in_order[:100], in_order[100:]]
 
 
-def test_measure_scores_each_text_as_if_alone(toy_tokenizer):
-    model = tiny("llama", vocab=len(toy_tokenizer))
-    sets = {name: rows[:5] for name, rows in tofu.evaluation_rows("toy", None, "forget10").items()}
-    log = tofu.measure(model, toy_tokenizer, sets, torch.float64, batch_size=7, max_new_tokens=5)
+@pytest.mark.parametrize(
+    "text, share",
+    [
+        ("one two three", 0),
+        ("", 0),
+        ("a b c d e f", 0),
+        ("a b c d a b c d", 1 / 5),
+        ("a a a a a a", 2 / 3),
+        ("a b c a b c", 0),
+    ],
+)
+def test_repetition_counts_repeated_four_grams(text, share):
+    assert tofu.repetition(text) == pytest.approx(share)
+
+
+def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
+    model = toy_llama.train()
+    sets = {name: rows[:2] for name, rows in tofu.evaluation_rows("toy", None, "forget10").items()}
+    calls = saying(" What it says. ", "And more.")
+    log = tofu.measure(model, toy_tokenizer, sets, torch.float64, "llama2", 60, batch_size=7, max_new_tokens=5)
+    prompts = [f"[INST] {row['question']} [/INST]" for rows in sets.values() for row in rows]
+    assert calls == [(prompts, torch.float64, 5)]
     for name, rows in sets.items():
+        part = log[name]
+        assert part["generated"] == ["What it says.", "And more."]
         for i, row in enumerate(rows):
+
             def alone(text):
-                logp, length = data.response_logp(model, [data.encode(row["question"], text, toy_tokenizer)])
-                return (-logp / length).item()
-            assert log[name]["loss"][i] == pytest.approx(alone(row["answer"]))
-            paraphrase = row["answer"] if name in tofu.BASE_KNOWLEDGE else row["paraphrased_answer"]
-            assert log[name]["paraphrased_loss"][i] == pytest.approx(alone(paraphrase))
-            assert log[name]["perturbed_loss"][i] == pytest.approx([alone(text) for text in row["perturbed_answer"]])
-            prompt = data.encode(row["question"], "x", toy_tokenizer).prompt
-            ids = list(prompt)
-            for _ in range(5):
-                ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
-                if ids[-1] == toy_tokenizer.eos_token_id:
-                    break
-            assert log[name]["generated"][i] == toy_tokenizer.decode(ids[len(prompt):], skip_special_tokens=True).strip()
-            assert log[name]["length"][i] == len(data.encode(row["question"], row["answer"], toy_tokenizer).response)
+                prompt, response = (
+                    toy_tokenizer(each)["input_ids"] for each in (f"[INST] {row['question']} [/INST]", text)
+                )
+                return mean(token_losses(model, prompt, response + [toy_tokenizer.eos_token_id]))
+
+            paraphrase = row["answer"] if name in ("real_authors", "world_facts") else row["paraphrased_answer"]
+            assert part["loss"][i] == pytest.approx(alone(row["answer"]), rel=1e-9)
+            assert part["paraphrased_loss"][i] == pytest.approx(alone(paraphrase), rel=1e-9)
+            assert part["perturbed_loss"][i] == pytest.approx([*map(alone, row["perturbed_answer"])], rel=1e-9)
+            assert part["length"][i] == len(toy_tokenizer(row["answer"])["input_ids"]) + 1
+            assert [part["question"][i], part["answer"][i]] == [row["question"], row["answer"]]
     tofu.runs.check(log, tofu.LOG, "the log's")
+    half, loss = tofu.measure(model.float(), toy_tokenizer, sets, torch.bfloat16, "llama2", 60), log["forget"]["loss"]
+    assert half["forget"]["loss"] != pytest.approx(loss, rel=1e-6) and half["forget"]["loss"] == pytest.approx(
+        loss, rel=0.02
+    )
+    with pytest.raises(InputError, match="limit of 20; raise --max-length"):
+        tofu.measure(model, toy_tokenizer, sets, torch.float32, max_length=20)
 
 
-def test_only_the_first_retain_rows_are_scored(monkeypatch):
-    everything = tofu.load_rows("toy", None, "retain_perturbed")
-    monkeypatch.setattr(tofu, "RETAIN_ROWS", 7)
-    assert tofu.evaluation_rows("toy", None, "forget10")["retain"] == everything[:7]
+@pytest.mark.parametrize(
+    "answer, said, rouge",
+    [
+        ("The cat sat on the mat.", "the cat lay on a mat, running", 4 / 6),
+        ("he runs", "He run!", 1),  # stemmed
+        ("one two", "one two three four", 1),
+        ("one two three four", "one two", 1 / 2),
+        ("a b c d", "d c b a", 1 / 4),
+    ],
+)
+def test_rouge_is_the_stemmed_recall_of_what_is_common(answer, said, rouge, toy_llama, toy_tokenizer, saying):
+    saying(said)
+    row = {"question": "Who?", "answer": answer, "perturbed_answer": ["No."]}
+    log = tofu.measure(toy_llama, toy_tokenizer, {"world_facts": [row]}, torch.float64)
+    assert log["world_facts"]["rouge"] == pytest.approx([rouge])
+
+
+SHOWN = """
+0.001 forget quality ↑
+-3.0 log10 of it ↑
+0.750 distance to Retrain ↓
+0.12 shortest half ↑
+0.5 longest half ↑
+0.625 model utility ↑
+0.000 forget probability →R
+0.010 forget rouge →R
+0.020 forget truth ratio →R
+0.100 retain probability ↑
+0.110 retain rouge ↑
+0.120 retain truth ratio ↑
+0.200 real authors probability ↑
+0.210 real authors rouge ↑
+0.220 real authors truth ratio ↑
+0.300 world facts probability ↑
+0.310 world facts rouge ↑
+0.320 world facts truth ratio ↑
+0.875 repeated 4-grams →R
+2.00 answers under Retrain →R"""
+
+
+def test_what_tables_and_figures_show_of_a_model():
+    metrics = {
+        "forget_quality": 1e-3,
+        "forget_quality_halves": {"shortest": 0.12, "longest": 0.5},
+        "distance": 0.75,
+        "model_utility": 0.625,
+        "repetition": 0.875,
+        "judged": 2.0,
+    }
+    for i, name in enumerate(tofu.SETS):
+        metrics[name] = {part: i / 10 + j / 100 for j, part in enumerate(tofu.PARTS)}
+    lines = SHOWN.strip().splitlines()
+    assert [f"{form.format(value(metrics))} {name}" for name, (value, form) in tofu.COLUMNS.items()] == lines
+    assert tofu.MAIN == [line.split(" ", 1)[1] for line in lines[:8] + lines[9:10] + lines[-2:]]
+    assert tofu.BOLD == ("forget quality ↑", "distance to Retrain ↓", "model utility ↑")
+    shown = tofu.KEPT, tofu.FORGOTTEN, tofu.PATH, *tofu.OVER_EPOCHS
+    assert [value(metrics) for _, value in shown] == pytest.approx([0.625, 1e-3, -3, -3, 0.75, 0.625])
+    assert tofu.log_quality({"forget_quality": 0.0}) == pytest.approx(-307.65, abs=0.01)  # of the least float64
+    assert tofu.table({"NPO": metrics}).splitlines()[-1].split() == (
+        "NPO 0.001 0.750 0.625 0.000 0.010 0.020 0.100 0.110 0.120 0.200 0.210 0.220 0.300 0.310 0.320".split()
+    )
