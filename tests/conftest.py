@@ -103,3 +103,19 @@ def saying(monkeypatch):
 def toy_llama(toy_tokenizer):
     """A random model of the toy's tokens, in float64."""
     return tiny("llama", vocab=len(toy_tokenizer))
+
+
+def shown(benchmark, metrics):
+    """All that tables and figures show of a model, a line each; of a column also whether it is a main one or gets bold."""
+    lines = []
+    for name, (value, form) in benchmark.COLUMNS.items():
+        where = " main" * (name in benchmark.MAIN) + " bold" * (name in benchmark.BOLD)
+        lines.append(f"{form.format(value(metrics))} {name}{where}")
+    for name, value in (benchmark.KEPT, benchmark.FORGOTTEN, benchmark.PATH, *benchmark.OVER_EPOCHS):
+        lines.append(f"{value(metrics):g} {name}")
+    return "\n".join([*lines, " ".join(benchmark.table({"NPO": metrics}).splitlines()[-1].split()), ""])
+
+
+def near(value, exact):
+    """Whether numbers in bfloat16 are about these, but not the same."""
+    return value == pytest.approx(exact, rel=0.02) and value != pytest.approx(exact, rel=1e-6)

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import tiny, token_losses
+from conftest import near, shown, tiny, token_losses
 from test_bad_input import refused
 from tokenizers.processors import TemplateProcessing
 
@@ -136,30 +136,25 @@ def test_every_metric_by_hand():
         muse.summarize(a_log(), {"auc": 0.0})
 
 
-SHOWN = """
-37.5 VerbMem forget →R
-50.0 KnowMem forget →R
--25.0 PrivLeak
-25.0 its size ↓
-75.0 KnowMem retain ↑
-0.375 AUC →R
-3.0 words written →R"""
+SHOWN = """37.5 VerbMem forget →R main
+50.0 KnowMem forget →R main
+-25.0 PrivLeak main
+25.0 its size ↓ main bold
+75.0 KnowMem retain ↑ main bold
+0.375 AUC →R main
+3.0 words written →R main
+75 KnowMem retain
+-25 -|PrivLeak|
+-25 -|PrivLeak|
+-25 -|PrivLeak|
+75 KnowMem retain
+NPO 37.50 50.00 -25.00 0.375 75.00 3.0
+"""
 
 
 def test_what_tables_and_figures_show_of_a_model():
-    metrics = muse.summarize(a_log(), {"auc": 0.5})
-    lines = SHOWN.strip().splitlines()
-    assert [f"{form.format(value(metrics))} {name}" for name, (value, form) in muse.COLUMNS.items()] == lines
-    assert muse.MAIN == [*muse.COLUMNS] and muse.BOLD == ("its size ↓", "KnowMem retain ↑")
-    assert [value(metrics) for _, value in (muse.KEPT, muse.FORGOTTEN, muse.PATH, *muse.OVER_EPOCHS)] == [
-        75,
-        -25,
-        -25,
-        -25,
-        75,
-    ]
-    assert muse.table({"NPO": metrics}).splitlines()[-1].split() == "NPO 37.50 50.00 -25.00 0.375 75.00 3.0".split()
-    alone = muse.summarize(a_log())
+    metrics, alone = muse.summarize(a_log(), {"auc": 0.5}), muse.summarize(a_log())
+    assert shown(muse, metrics) == SHOWN
     assert muse.FORGOTTEN[1](alone) is None and "–" in muse.table({"NPO": alone})
     assert muse.notes(metrics, {}) == [] and "--retrain" in muse.notes(alone, {})[0]
 
@@ -233,22 +228,11 @@ def test_a_split_to_train_on_is_one_text_of_its_own_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config, splits, says",
+    "config, rows, says",
     [
         ("raw", {"forget": [{"text": "a"}, {"text": " "}]}, "row 1 'text'"),
         ("raw", {"retain1": some_texts("a")}, "'forget'"),
         ("raw", {"forget": [{"body": "a"}]}, "'text'"),
-    ],
-)
-def test_a_missing_split_or_field_is_named(config, splits, says, tmp_path):
-    folder = a_benchmark(tmp_path / "news", **{config: splits})
-    with pytest.raises(InputError, match=f"(?s){says}"):
-        muse.training_rows("muse-news", folder, "forget")
-
-
-@pytest.mark.parametrize(
-    "config, rows, says",
-    [
         ("verbmem", {"forget": [{"prompt": "a", "gt": ""}]}, "'gt'"),
         (
             "knowmem",
@@ -258,10 +242,11 @@ def test_a_missing_split_or_field_is_named(config, splits, says, tmp_path):
         ("privleak", {"forget": some_texts("a"), "retain": some_texts("a")}, "'holdout'"),
     ],
 )
-def test_a_missing_part_of_the_questions_is_named(config, rows, says, tmp_path):
-    complete = {"retain_qa": some_questions("x"), "retain_qa_icl": some_questions("x")} if config == "knowmem" else {}
-    with pytest.raises(InputError, match=says):
-        muse.evaluation_rows("muse-news", a_benchmark(tmp_path / "news", **{config: rows | complete}), "forget")
+def test_a_missing_split_or_field_is_named(config, rows, says, tmp_path):
+    folder = a_benchmark(tmp_path / "news", **{config: rows})
+    with pytest.raises(InputError, match=f"(?s){says}"):
+        muse.training_rows("muse-news", folder, "forget")
+        muse.evaluation_rows("muse-news", folder, "forget")
 
 
 def test_the_toys_three_groups_of_authors_are_disjoint():
@@ -295,39 +280,22 @@ def test_what_a_toy_model_learns_leaves_out_what_it_must_not_know():
 # ------------------------------------------------------------------ chunks
 
 
-@pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("length", [32, 50])
-def test_chunks_are_all_full_and_lose_no_token(bos, length, toy_tokenizer):
+@pytest.mark.parametrize("bos", ["<s>", None])
+def test_only_the_last_chunk_is_filled_up_and_too_short_a_text_is_refused(bos, toy_tokenizer):
     tokenizer = copy.deepcopy(toy_tokenizer)
-    if bos:
-        tokenizer.add_special_tokens({"bos_token": "<s>"})
-    begin = tokenizer.convert_tokens_to_ids("<s>" if bos else "<eos>")
-    rows = muse.training_rows("toy-muse", None, "forget")
-    examples = data.examples_of(rows, tokenizer, "plain", length)
-    ids = tokenizer("\n\n".join(row["text"] for row in toy.muse_rows()["raw"]["forget"]), add_special_tokens=False)[
-        "input_ids"
-    ]
-    assert {len(prompt) + len(response) for prompt, response in examples} == {length}
-    assert all(example.prompt == [begin] for example in examples)
-    written = [token for example in examples for token in example.response]
-    missing = len(written) - len(ids)
-    assert 0 <= missing < length - 1 and written == ids + ids[:missing]
-    input_ids, labels = data.collate(examples, 0)
-    assert (labels[:, 0] == -100).all() and (labels[:, 1:] == input_ids[:, 1:]).all()
-
-
-def test_only_the_last_chunk_is_filled_up_and_too_short_a_text_is_refused(toy_tokenizer):
-    a, b, c, d, e, f = ids = toy_tokenizer("Question: who?\nAnswer: I")["input_ids"][:6]
-    text = toy_tokenizer.decode(ids)
+    tokenizer.add_special_tokens({"bos_token": bos} if bos else {})
+    a, b, c, d, e, f = ids = tokenizer("Question: who?\nAnswer: I")["input_ids"][:6]
+    row = {"text": tokenizer.decode(ids), "cut": "fill"}
     for length, expected in (
         (3, [[a, b], [c, d], [e, f]]),
         (5, [[a, b, c, d], [e, f, a, b]]),
         (7, [ids]),
         (6, [[a, b, c, d, e], [f, a, b, c, d]]),
     ):
-        assert [example.response for example in data.pieces(text, toy_tokenizer, length, "fill")] == expected
+        prompts, responses = zip(*data.examples_of([row], tokenizer, "plain", length))
+        assert [*responses] == expected and {*map(tokenizer.decode, prompts)} == {bos or "<eos>"}
     with pytest.raises(InputError, match="has 6 tokens.*chunk of 7; lower --max-length"):
-        data.pieces(text, toy_tokenizer, 8, "fill")
+        data.examples_of([row], tokenizer, "plain", 8)
 
 
 # ------------------------------------------------------------------ measuring
@@ -349,11 +317,8 @@ def test_a_text_is_scored_by_its_lowest_tokens_as_far_as_the_model_reads(toy_lla
             ids = toy_tokenizer(row["text"])["input_ids"][:63]
             losses = sorted(token_losses(toy_llama, [toy_tokenizer.eos_token_id], ids))
             assert score == pytest.approx(mean(losses[-(len(ids) * 2 // 5) :]), rel=1e-6)
-    half, exact = (
-        measured(toy_llama.float(), toy_tokenizer, dtype)["privleak_forget"]["score"]
-        for dtype in (torch.bfloat16, torch.float32)
-    )
-    assert half != pytest.approx(exact, rel=1e-6) and half == pytest.approx(exact, rel=0.02)
+    half = measured(toy_llama.float(), toy_tokenizer, torch.bfloat16)
+    assert near(half["privleak_forget"]["score"], log["privleak_forget"]["score"])
     with pytest.raises(InputError, match="a prompt takes .* tokens, more than"):
         measured(toy_llama, toy_tokenizer, verbmem=[{"prompt": "Where? " * 99, "gt": "In"}])
 
@@ -463,18 +428,19 @@ def test_a_local_copy_of_the_benchmark_is_evaluated(toy_model_folder, tmp_path, 
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--task", "muse-news", "--split", "scal_5"], "scal_1"),
-        (["--task", "muse-news", "--split", "retain1"], "scal_1"),
-        (["--task", "muse-books", "--split", "sust_1"], "muse-books has forget"),
-        (["--task", "muse-news", "--model", "tiny"], "no small model"),
-        (["--task", "toy-muse", "--data", "x"], "--data has no use"),
-        (["--task", "toy-muse", "--split", "scal_1"], "forget"),
-        (["--task", "toy-muse", "--forget-file", "x"], "--forget-file"),
-        (["--task", "muse-news", "--data", "absent/folder"], "absent/folder"),
+        ("muse-news --split scal_5", "scal_1"),
+        ("muse-news --split retain1", "scal_1"),
+        ("muse-books --split sust_1", "muse-books has forget"),
+        ("muse-news --model tiny", "no small model"),
+        ("toy-muse --data x", "--data has no use"),
+        ("toy-muse --split scal_1", "forget"),
+        ("toy-muse --forget-file x", "--forget-file"),
+        ("toy-muse --method idk", "running text"),
+        ("muse-news --data absent/folder", "absent/folder"),
     ],
 )
 def test_train_refuses(arguments, says, nothing_written, capsys):
-    refused(train.main, ["--method", "npo", *arguments], capsys, says)
+    refused(train.main, ["--method", "npo", "--task", *arguments.split()], capsys, says)
 
 
 GOLDEN = [
@@ -486,31 +452,17 @@ GOLDEN = [
 
 
 def test_a_whole_run_on_the_toy_gives_these_numbers(toy_model_folder, tmp_path, capsys):
-    out = tmp_path / "run"
-    command = [
-        "--task",
-        "toy-muse",
-        "--model",
-        toy_model_folder,
-        "--max-steps",
-        "3",
-        "--max-new-tokens",
-        "2",
-        "--out",
-        out,
-    ]
-    refused(train.main, ["--method", "idk", *command], capsys, "--method idk", "running text")
-    assert not out.exists()
-    train.main([*map(str, ["--method", "npo", *command, "--epochs", "1", "--dtype", "float64", "--device", "cpu"])])
-    metrics, log = (json.loads((out / name).read_text()) for name in ("metrics.json", "metrics.log.json"))
+    flags = f"--model {toy_model_folder} --task toy-muse --max-steps 3 --max-new-tokens 2 --out {tmp_path}/run"
+    train.main(f"--method npo --epochs 1 --dtype float64 --device cpu {flags}".split())
+    assert "PrivLeak" in (said := capsys.readouterr().out) and "--retrain" in said
+    names = "metrics.json", "metrics.log.json", "log.jsonl", "path.jsonl"
+    metrics, log, steps, path = (runs.read_json(tmp_path / "run" / name) for name in names)
     runs.check(metrics, muse.FILES["metrics.json"], "the metrics'")
     runs.check(log, muse.FILES["metrics.log.json"], "the log's")
     assert list(metrics["reference"]) == ["Original"] and metrics["privleak"] is None
     assert [len(log[part]["rouge"]) for part in ("verbmem", "forget", "retain")] == [24, 48, 144]
-    steps, path = ([*map(json.loads, (out / name).read_text().splitlines())] for name in ("log.jsonl", "path.jsonl"))
     assert {*path[1]["length"]} == {99}  # the model's 100 positions, all but the first
     # Stored, computed in float64: a change of what is read, drawn or scored shows here.
     found = [[line["forget"], line["retain"]] for line in (steps[0], steps[-1])]
-    found += [[mean(log[f"privleak_{part}"]["score"]) for part in muse.TEXTS], [metrics["auc"], path[1]["retain"]]]
-    assert found == [pytest.approx(row, rel=1e-6) for row in GOLDEN]
-    assert "PrivLeak" in (said := capsys.readouterr().out) and "--retrain" in said
+    found.append([mean(log[f"privleak_{part}"]["score"]) for part in muse.TEXTS])
+    assert [*found, [metrics["auc"], path[1]["retain"]]] == [pytest.approx(row, rel=1e-6) for row in GOLDEN]

@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 from statistics import mean
 
 import pytest
 import torch
-from conftest import token_losses
+from conftest import near, shown, token_losses
 from test_bad_input import refused
 
 import data
@@ -203,36 +204,26 @@ def test_every_metric_by_hand():
         own.summarize(log, {"loss": [1.0, 2.0]})
 
 
-SHOWN = """
-1.291 distance to Retrain ↓
-4.000 forget loss →R
-0.400 forget rouge →R
-1.000 retain loss ↓
-0.500 retain rouge ↑
-0.222 repeated 4-grams →R"""
+SHOWN = """1.291 distance to Retrain ↓ main bold
+4.000 forget loss →R main
+0.400 forget rouge →R main
+1.000 retain loss ↓ main
+0.500 retain rouge ↑ main bold
+0.222 repeated 4-grams →R main
+0.5 ROUGE-L on retain
+-1.291 - distance to Retrain
+-1.291 - distance to Retrain
+-1.291 - distance to Retrain
+0.5 ROUGE-L on retain
+NPO 1.291 4.000 0.400 1.000 0.500 0.222
+"""
 
 
 def test_what_tables_and_figures_show_of_a_model():
-    metrics = {
-        "distance": 1.291,
-        "forget": {"loss": 4.0, "rouge": 0.4},
-        "retain": {"loss": 1.0, "rouge": 0.5},
-        "repetition": 2 / 9,
-    }
-    lines = SHOWN.strip().splitlines()
-    assert [f"{form.format(value(metrics))} {name}" for name, (value, form) in own.COLUMNS.items()] == lines
-    assert own.MAIN == [*own.COLUMNS] and own.BOLD == ("distance to Retrain ↓", "retain rouge ↑")
-    assert [value(metrics) for _, value in (own.KEPT, own.FORGOTTEN, own.PATH, *own.OVER_EPOCHS)] == [
-        0.5,
-        *[-1.291] * 3,
-        0.5,
-    ]
-    assert own.table({"NPO": metrics}).splitlines()[-1].split() == "NPO 1.291 4.000 0.400 1.000 0.500 0.222".split()
-    alone = own.summarize({"forget": a_part([1.0])})
-    assert (
-        "retain" not in alone
-        and own.COLUMNS["retain loss ↓"][0](alone) is own.KEPT[1](alone) is own.FORGOTTEN[1](alone) is None
-    )
+    means = {"forget": {"loss": 4.0, "rouge": 0.4}, "retain": {"loss": 1.0, "rouge": 0.5}}
+    metrics, alone = means | {"distance": 1.291, "repetition": 2 / 9}, own.summarize({"forget": a_part([1.0])})
+    assert shown(own, metrics) == SHOWN and "retain" not in alone
+    assert [value(alone) for value in (own.COLUMNS["retain loss ↓"][0], own.KEPT[1], own.FORGOTTEN[1])] == [None] * 3
     assert own.table({"NPO": alone}).splitlines()[-1].split() == "NPO – 1.000 0.500 – 0.000".split()
     assert own.notes(metrics, {}) == [] and "--retrain" in own.notes(alone, {})[0]
     assert own.spread_of({"loss": [1.0], "rouge": [0.5]}) == [1.0]
@@ -290,7 +281,7 @@ def test_questions_are_measured_as_if_alone(toy_llama, toy_tokenizer, saying):
     prompts = [f"[INST] {row['question']} [/INST]" for row in rows]
     assert log["forget"] == log["retain"] and [call[0] for call in calls] == [prompts] * 2
     log, half = log["forget"], own.measure(toy_llama.float(), toy_tokenizer, sets, torch.bfloat16, **flags)["forget"]
-    assert half["loss"] != pytest.approx(log["loss"], rel=1e-6) and half["loss"] == pytest.approx(log["loss"], rel=0.02)
+    assert near(half["loss"], log["loss"])
     assert log["rouge"] == pytest.approx([1, 0, 2 / 3])  # the recall, stemmed
     assert [log["question"], log["answer"]] == [[row[field] for row in rows] for field in ("question", "answer")]
     responses = [toy_tokenizer(row["answer"])["input_ids"] + [toy_tokenizer.eos_token_id] for row in rows]
@@ -344,19 +335,27 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
     refused(train.main, ["--method", "npo", *arguments.split()], capsys, says)
 
 
-def test_unusable_files_are_refused_before_anything_is_written(toy_model_folder, tmp_path, nothing_written, capsys):
-    good, texts = a_file(tmp_path, "good.jsonl", lines(asked(3))), a_file(tmp_path, "t.txt", "Ada was born in Lisbon.")
-    bad, command = a_file(tmp_path, "bad.jsonl", lines([*asked(2), {"question": "?"}])), ["--method", "npo"]
-    command += ["--model", toy_model_folder]
-    refused(train.main, [*command, "--forget-file", bad, "--retain", "none"], capsys, "bad.jsonl", "line 3")
-    refused(train.main, [*command, "--forget-file", good, "--retain-file", bad], capsys, "bad.jsonl", "line 3")
-    refused(
-        train.main, [*command, "--forget-file", good], capsys, "nothing to retain", "--retain-file", "--retain none"
-    )
-    refused(
-        train.main, [*command, "--method", "idk", "--forget-file", texts, "--retain-file", good], capsys, "running text"
-    )
-    refused(evaluate.main, ["--model", toy_model_folder, "--forget-file", bad], capsys, "bad.jsonl", "line 3")
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ("--forget-file bad.jsonl --retain none", "bad.jsonl.*line 3"),
+        ("--forget-file good.jsonl --retain-file bad.jsonl", "bad.jsonl.*line 3"),
+        ("--forget-file good.jsonl", "nothing to retain.*--retain-file.*--retain none"),
+        ("--method idk --forget-file t.txt --retain-file good.jsonl", "running text"),
+        ("--forget-file bad.jsonl", "bad.jsonl.*line 3"),
+    ],
+)
+def test_unusable_files_are_refused_before_anything_is_written(
+    flags, says, toy_model_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    a_file(tmp_path, "good.jsonl", lines(asked(3)))
+    a_file(tmp_path, "t.txt", "Ada was born in Lisbon.")
+    a_file(tmp_path, "bad.jsonl", lines([*asked(2), {"question": "?"}]))
+    command = evaluate.main if flags.endswith("file bad.jsonl") and "retain" not in flags else train.main
+    with pytest.raises(SystemExit):
+        command([*"--method npo".split() * (command is train.main), "--model", str(toy_model_folder), *flags.split()])
+    assert re.search(says, capsys.readouterr().err) and len([*tmp_path.iterdir()]) == 3
 
 
 GOLDEN = [
@@ -376,17 +375,18 @@ def test_a_run_gives_these_numbers_and_its_evaluation_the_same(toy_model_folder,
         toy_model_folder,
         "--forget-file f.jsonl --retain-file r.jsonl --batch-size 8 --lr 1e-3 --dtype float64",
     )
-    metrics, log = (json.loads((tmp_path / "run" / name).read_text()) for name in ("metrics.json", "metrics.log.json"))
+    metrics, log, steps = (
+        runs.read_json(tmp_path / "run" / name) for name in ("metrics.json", "metrics.log.json", "log.jsonl")
+    )
     runs.check(metrics, own.FILES["metrics.json"], "the metrics'")
     assert list(metrics["reference"]) == ["Original"] and metrics["distance"] is None
     assert [len(log[part]["loss"]) for part in own.SETS] == [20, 14] and "--retrain" in capsys.readouterr().out
     # Stored, computed in float64: a change of what is read, drawn or scored shows here.
-    steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     found = [[line["forget"], line["retain"]] for line in (steps[0], steps[-1])]
     found += [[each[part]["loss"] for each in (metrics, metrics["reference"]["Original"])] for part in own.SETS]
     assert found == [pytest.approx(row, rel=1e-6) for row in GOLDEN]
     evaluate.main("--model run --device cpu --dtype float64 --out again.json --retrain run/metrics.log.json".split())
-    again = json.loads((tmp_path / "again.json").read_text())
+    again = runs.read_json(tmp_path / "again.json")
     assert again.pop("distance") == pytest.approx(0, abs=1e-6)
     for part in own.SETS:
         assert again[part] == pytest.approx(metrics[part])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import token_losses
+from conftest import near, shown, token_losses
 
 import data
 import tofu
@@ -110,8 +110,8 @@ def test_real_tofu(tofu_dir, toy_tokenizer):
     )
     assert len(rows) == 200 and len(retain) == 3800
     assert not {row["question"] for row in rows} & {row["question"] for row in retain}
-    assert [row["answer"] for row in perturbed] == [row["answer"] for row in rows]
-    for row in rows[::7]:
+    for row, other in zip(rows, perturbed, strict=True):
+        assert row["answer"] == other["answer"]
         example = data.encode(row["question"], row["answer"], toy_tokenizer)
         assert toy_tokenizer.decode(example.response[:-1]).strip() == row["answer"].strip()
 
@@ -163,11 +163,10 @@ def test_model_utility_is_zero_when_a_part_is():
 
 def test_extreme_losses_give_numbers_not_nan():
     log = a_log()
-    for name in tofu.SETS:
-        log[name]["loss"] = [5e3] * len(log[name]["loss"])
-        log[name]["perturbed_loss"] = [[9e3, 8e3, 7e3] for _ in log[name]["loss"]]
+    for part in log.values():
+        part |= {"loss": [5e3] * len(part["loss"]), "perturbed_loss": [[9e3, 8e3, 7e3]] * len(part["loss"])}
     metrics = tofu.summarize(log, {"paraphrased_loss": [1.0] * 3, "perturbed_loss": [[2.0]] * 3})
-    assert all(math.isfinite(metrics[name][part]) for name in tofu.SETS for part in tofu.PARTS)
+    assert all(math.isfinite(value) for name in tofu.SETS for value in metrics[name].values())
     assert metrics["real_authors"]["probability"] == pytest.approx(1) and metrics["forget"]["truth_ratio"] < 1e-300
 
 
@@ -202,8 +201,7 @@ def test_an_answer_is_judged_by_its_mean_token_loss_and_an_empty_one_by_its_end(
         prompt = toy_tokenizer(f"[INST] {question} [/INST]")["input_ids"]
         response = toy_tokenizer(text)["input_ids"] + [toy_tokenizer.eos_token_id]
         assert found == pytest.approx(mean(token_losses(toy_llama, prompt, response)), rel=1e-9)
-    half = tofu.judge(toy_llama.float(), toy_tokenizer, forget, torch.bfloat16, "llama2", 2)
-    assert half != pytest.approx(judged, rel=1e-6) and half == pytest.approx(judged, rel=0.02)
+    assert near(tofu.judge(toy_llama.float(), toy_tokenizer, forget, torch.bfloat16, "llama2", 2), judged)
 
 
 def test_models_are_compared_on_the_rows_that_both_have():
@@ -329,10 +327,8 @@ def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
             assert part["length"][i] == len(toy_tokenizer(row["answer"])["input_ids"]) + 1
             assert [part["question"][i], part["answer"][i]] == [row["question"], row["answer"]]
     tofu.runs.check(log, tofu.LOG, "the log's")
-    half, loss = tofu.measure(model.float(), toy_tokenizer, sets, torch.bfloat16, "llama2", 60), log["forget"]["loss"]
-    assert half["forget"]["loss"] != pytest.approx(loss, rel=1e-6) and half["forget"]["loss"] == pytest.approx(
-        loss, rel=0.02
-    )
+    half = tofu.measure(model.float(), toy_tokenizer, sets, torch.bfloat16, "llama2", 60)
+    assert near(half["forget"]["loss"], log["forget"]["loss"])
     with pytest.raises(InputError, match="limit of 20; raise --max-length"):
         tofu.measure(model, toy_tokenizer, sets, torch.float32, max_length=20)
 
@@ -354,17 +350,16 @@ def test_rouge_is_the_stemmed_recall_of_what_is_common(answer, said, rouge, toy_
     assert log["world_facts"]["rouge"] == pytest.approx([rouge])
 
 
-SHOWN = """
-0.001 forget quality ↑
--3.0 log10 of it ↑
-0.750 distance to Retrain ↓
-0.12 shortest half ↑
-0.5 longest half ↑
-0.625 model utility ↑
-0.000 forget probability →R
-0.010 forget rouge →R
+SHOWN = """0.001 forget quality ↑ main bold
+-3.0 log10 of it ↑ main
+0.750 distance to Retrain ↓ main bold
+0.12 shortest half ↑ main
+0.5 longest half ↑ main
+0.625 model utility ↑ main bold
+0.000 forget probability →R main
+0.010 forget rouge →R main
 0.020 forget truth ratio →R
-0.100 retain probability ↑
+0.100 retain probability ↑ main
 0.110 retain rouge ↑
 0.120 retain truth ratio ↑
 0.200 real authors probability ↑
@@ -373,28 +368,22 @@ SHOWN = """
 0.300 world facts probability ↑
 0.310 world facts rouge ↑
 0.320 world facts truth ratio ↑
-0.875 repeated 4-grams →R
-2.00 answers under Retrain →R"""
+0.875 repeated 4-grams →R main
+2.00 answers under Retrain →R main
+0.625 model utility
+0.001 forget quality
+-3 log10 forget quality
+-3 log10 forget quality
+0.75 distance to Retrain
+0.625 model utility
+NPO 0.001 0.750 0.625 0.000 0.010 0.020 0.100 0.110 0.120 0.200 0.210 0.220 0.300 0.310 0.320
+"""
 
 
 def test_what_tables_and_figures_show_of_a_model():
-    metrics = {
-        "forget_quality": 1e-3,
-        "forget_quality_halves": {"shortest": 0.12, "longest": 0.5},
-        "distance": 0.75,
-        "model_utility": 0.625,
-        "repetition": 0.875,
-        "judged": 2.0,
-    }
+    metrics = dict(forget_quality=1e-3, forget_quality_halves={"shortest": 0.12, "longest": 0.5}, distance=0.75)
+    metrics |= dict(model_utility=0.625, repetition=0.875, judged=2.0)
     for i, name in enumerate(tofu.SETS):
         metrics[name] = {part: i / 10 + j / 100 for j, part in enumerate(tofu.PARTS)}
-    lines = SHOWN.strip().splitlines()
-    assert [f"{form.format(value(metrics))} {name}" for name, (value, form) in tofu.COLUMNS.items()] == lines
-    assert tofu.MAIN == [line.split(" ", 1)[1] for line in lines[:8] + lines[9:10] + lines[-2:]]
-    assert tofu.BOLD == ("forget quality ↑", "distance to Retrain ↓", "model utility ↑")
-    shown = tofu.KEPT, tofu.FORGOTTEN, tofu.PATH, *tofu.OVER_EPOCHS
-    assert [value(metrics) for _, value in shown] == pytest.approx([0.625, 1e-3, -3, -3, 0.75, 0.625])
+    assert shown(tofu, metrics) == SHOWN
     assert tofu.log_quality({"forget_quality": 0.0}) == pytest.approx(-307.65, abs=0.01)  # of the least float64
-    assert tofu.table({"NPO": metrics}).splitlines()[-1].split() == (
-        "NPO 0.001 0.750 0.625 0.000 0.010 0.020 0.100 0.110 0.120 0.200 0.210 0.220 0.300 0.310 0.320".split()
-    )
