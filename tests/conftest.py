@@ -77,6 +77,7 @@ def nothing_written(tmp_path, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+@torch.no_grad()
 def token_losses(model, prompt, response):
     """−log p of each token of a response, the plain way: one text, all logits, no batch."""
     logp = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)

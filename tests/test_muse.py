@@ -249,32 +249,23 @@ def test_a_missing_split_or_field_is_named(config, rows, says, tmp_path):
         muse.evaluation_rows("muse-news", folder, "forget")
 
 
-def test_the_toys_three_groups_of_authors_are_disjoint():
+def test_the_toy_asks_about_three_groups_of_authors_and_teaches_the_right_ones():
     raw = toy.muse_rows()["raw"]
     groups = {part: names_in(row["text"] for row in rows) for part, rows in raw.items()}
     assert [len(names) for names in groups.values()] == [24, 8, 8] and len(set.union(*groups.values())) == 40
-    sets = muse.evaluation_rows("toy-muse", None, "forget")
-    for name, rows in sets.items():
+    for name, rows in muse.evaluation_rows("toy-muse", None, "forget").items():
         part = "retain1" if "retain" in name else "holdout" if "holdout" in name else "forget"
         assert (
-            rows and names_in(row.get("question") or row.get("text") or row["prompt"] for row in rows) <= groups[part]
+            names_in(row.get("question") or row.get("text") or row["prompt"] for row in rows) <= groups[part] != set()
         )
-    texts = {row["text"] for row in raw["forget"]}
-    assert {f"{row['prompt']} {row['gt']}" for row in sets["verbmem"]} == texts and len(texts) == 24
-
-
-def test_what_a_toy_model_learns_leaves_out_what_it_must_not_know():
-    people = {part: names_in(row["text"] for row in rows) for part, rows in toy.muse_rows()["raw"].items()}
-    for split, parts in (("retain1", ["retain1"]), ("full", ["retain1", "forget"]), ("all", [*people])):
-        rows = muse.training_rows("toy-muse", None, split, base_knowledge=True)
-        asked = [row for row in rows if "prompt" in row]
-        for found in (asked, [row for row in rows if "text" in row]):
-            assert names_in(row.get("text") or row["prompt"] + row["answer"] for row in found) == set.union(
-                *(people[part] for part in parts)
-            )
-        assert len(asked) == 6 * len(set.union(*(people[part] for part in parts)))
-        assert all(re.fullmatch(r"Question: .+\?\nAnswer: ", row["prompt"]) for row in asked)
-    assert ["text" in row for row in muse.training_rows("toy-muse", None, "forget")] == [True]
+    verbmem = toy.muse_rows()["verbmem"]["forget"]
+    assert [f"{row['prompt']} {row['gt']}" for row in verbmem] == [row["text"] for row in raw["forget"]]
+    for split, parts in (("retain1", ["retain1"]), ("full", ["retain1", "forget"]), ("all", [*groups])):
+        rows, known = muse.training_rows("toy-muse", None, split, True), set.union(*(groups[part] for part in parts))
+        texts, questions = rows[: len(parts)], rows[len(parts) :]
+        assert names_in(row["text"] for row in texts) == known and len(questions) == 6 * len(known)
+        assert names_in(row["prompt"] + row["answer"] for row in questions) == known
+        assert all(re.fullmatch(r"Question: .+\?\nAnswer: ", row["prompt"]) for row in questions)
 
 
 # ------------------------------------------------------------------ chunks
@@ -327,35 +318,21 @@ def test_a_text_is_scored_by_its_lowest_tokens_as_far_as_the_model_reads(toy_lla
 def test_prompts_begin_with_bos_and_the_texts_own_tokens_are_counted_without(most, toy_tokenizer, saying):
     tokenizer = copy.deepcopy(toy_tokenizer)
     tokenizer.add_special_tokens({"bos_token": "<s>"})
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        "<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    text, before = (
-        "Ada Abara was born in Lisbon, and so was Bram.",
-        "Question: Where was Ada born?\nAnswer: In Oslo.\n\n",
-    )
+    begin = TemplateProcessing("<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    text, before = "Ada Abara was born in Lisbon, and so was Bram.", "Question: Where was Ada?\nAnswer: In Oslo.\n\n"
     first = toy_tokenizer.decode(toy_tokenizer(text)["input_ids"][:most])
     calls = saying(first)
-    rows = [{"question": "Where was Bram born?", "answer": "In Lima.", "before": before}]
-    log = measured(
-        tiny("llama", vocab=len(tokenizer)),
-        tokenizer,
-        torch.bfloat16,
-        most,
-        forget=rows,
-        verbmem=[{"prompt": "Where?", "gt": text}, {"prompt": "Who?", "gt": "In"}],
-    )
-    verbmem, forget, (_, *retain) = calls
-    assert verbmem == (["<s>Where?", "<s>Who?"], torch.bfloat16, most)
-    assert forget == ([f"<s>{before}Question: Where was Bram born?\nAnswer: "], torch.bfloat16, min(most, 32))
-    assert retain == [torch.bfloat16, min(most, 32)]
-    assert log["verbmem"] == {
-        "generated": [first] * 2,
-        "answer": [first, "In"],
-        "rouge": [1.0, 0.0 if most == 4 else 2 / 11],
-    }
-    assert log["forget"]["answer"] == ["In Lima."] and log["forget"]["question"] == ["Where was Bram born?"]
-    assert log["forget"]["length"] == [len(toy_tokenizer("In Lima.")["input_ids"])]
+    row, verbmem = {"question": "Who?", "answer": "In Lima.", "before": before}, {"prompt": "Where?", "gt": text}
+    model = tiny("llama", vocab=len(tokenizer))
+    log = measured(model, tokenizer, torch.bfloat16, most, forget=[row], verbmem=[verbmem])
+    assert calls[0] == (["<s>Where?"], torch.bfloat16, most)
+    assert calls[1] == ([f"<s>{before}Question: Who?\nAnswer: "], torch.bfloat16, min(most, 32))
+    assert calls[2][1:] == (torch.bfloat16, min(most, 32))
+    assert log["verbmem"] == {"generated": [first], "answer": [first], "rouge": [1.0]}
+    log["forget"].pop("rouge")
+    length = [len(toy_tokenizer("In Lima.")["input_ids"])]
+    assert log["forget"] == {"generated": [first], "answer": ["In Lima."], "question": ["Who?"], "length": length}
 
 
 @pytest.mark.parametrize(

@@ -398,13 +398,3 @@ def test_a_run_on_text_without_anything_to_retain(toy_model_folder, tmp_path, mo
     trained("npo", toy_model_folder, "--forget-file f.txt --retain none --max-length 30")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert "retain" not in metrics and metrics["forget"]["loss"] > 0
-
-
-def test_resuming_with_other_files_is_refused(toy_model_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name in ("one", "other"):
-        a_file(tmp_path, f"{name}.jsonl", lines(asked(3)))
-    trained("npo", toy_model_folder, "--forget-file one.jsonl --retain none")
-    with pytest.raises(SystemExit):
-        trained("npo", toy_model_folder, "--forget-file other.jsonl --retain none --resume")
-    assert "--resume" in capsys.readouterr().err

@@ -183,15 +183,13 @@ def test_forget_quality_is_the_ks_p_value():
 def test_distance_to_retrain_by_hand():
     nats, retrained = math.log(10), {"truth_ratio": [1.0, 100.0, 100.0]}  # log10 c_R: 0, 2, 2; log10 c below: 1, 2, 0
     losses = {"paraphrased_loss": [1.0, 0.0, 2.0], "perturbed_loss": [[1 + nats], [nats, 3 * nats], [2.0, 2.0]]}
-    for forget in (losses, {"truth_ratio": [10.0, 100.0, 1.0]}):
-        assert tofu.compared(forget, retrained)["distance"] == pytest.approx(math.sqrt(5 / 3), rel=1e-12)
-        assert tofu.compared(retrained, forget)["distance"] == pytest.approx(math.sqrt(5 / 3), rel=1e-12)
-        assert tofu.compared(forget, tofu.reference_of({"forget": forget}))["distance"] == 0
+    for one, other in ((losses, retrained), (retrained, losses), ({"truth_ratio": [10.0, 100.0, 1.0]}, retrained)):
+        assert tofu.compared(one, other)["distance"] == pytest.approx(math.sqrt(5 / 3), rel=1e-12)
     swapped = tofu.compared({"truth_ratio": [1.0, 10.0]}, {"truth_ratio": [10.0, 1.0]})
     assert swapped["forget_quality"] == pytest.approx(1) and swapped["distance"] == pytest.approx(1)  # not of ranks
-    extreme = [1e-30, 1e-4, 1.0, 1e30]  # pictures stop at 12 powers of ten, the distance does not
-    assert tofu.compared({"truth_ratio": extreme[:1]}, {"truth_ratio": [1.0]})["distance"] == pytest.approx(30)
-    assert tofu.log_ratio({"truth_ratio": extreme}) == pytest.approx([-12, -4, 0, 12])
+    # pictures stop at 12 powers of ten, the distance does not
+    assert tofu.compared({"truth_ratio": [1e-30]}, {"truth_ratio": [1.0]})["distance"] == pytest.approx(30)
+    assert tofu.log_ratio({"truth_ratio": [1e-30, 1e-4, 1.0, 1e30]}) == pytest.approx([-12, -4, 0, 12])
 
 
 def test_an_answer_is_judged_by_its_mean_token_loss_and_an_empty_one_by_its_end(toy_llama, toy_tokenizer):
@@ -205,19 +203,17 @@ def test_an_answer_is_judged_by_its_mean_token_loss_and_an_empty_one_by_its_end(
 
 
 def test_models_are_compared_on_the_rows_that_both_have():
-    log, other = a_log(rows=(9, 4, 2, 2)), a_log(rows=(9, 4, 2, 2), seed=1)
-    log["forget"] |= {"answer": list("abcdefghi"), "length": list(range(9))}
+    ratio, other = np.random.default_rng(0).lognormal(size=(2, 9))
+    model = {"truth_ratio": ratio.tolist(), "answer": list("abcdefghi"), "length": list(range(9))}
     reference = {
         "row": [8, 0, 20, 3, 4, 5],
-        "answer": list("iaxdef"),  # row 20 is not among ours
-        "truth_ratio": tofu.ratio_of(other["forget"])[[8, 0, 1, 3, 4, 5]].tolist(),
+        "answer": list("iaxdef"),
+        "truth_ratio": other[[8, 0, 1, 3, 4, 5]].tolist(),
     }
-    metrics, kept = tofu.summarize(log, reference), [0, 3, 4, 5, 8]
-    ratios = [tofu.ratio_of(each["forget"])[kept] for each in (log, other)]
-    assert metrics["forget_quality"] == tofu.forget_quality(*ratios) and metrics["forget_examples"] == 5
-    assert metrics["forget_quality_halves"]["shortest"] == tofu.forget_quality(*(ratio[:2] for ratio in ratios))
-    assert metrics["distance"] == pytest.approx(np.sqrt(np.mean(np.log10(ratios[0] / ratios[1]) ** 2)), rel=1e-9)
-    assert metrics["forget"] == tofu.summarize(log)["forget"]  # those are of all rows
+    found, both = tofu.compared(model, reference), [0, 3, 4, 5, 8]  # row 20 is not among ours
+    assert found["forget_quality"] == tofu.forget_quality(ratio[both], other[both]) and found["forget_examples"] == 5
+    assert found["forget_quality_halves"]["shortest"] == tofu.forget_quality(ratio[both[:2]], other[both[:2]])
+    assert found["distance"] == pytest.approx(np.sqrt(np.mean(np.log10(ratio / other)[both] ** 2)), rel=1e-9)
 
 
 @pytest.mark.parametrize("rows, answers", [([0, 1, 2], None), ([0, 1, 2, 4], None), ([1, 3], ["b", "x"]), ([7], ["a"])])
@@ -250,35 +246,27 @@ def test_a_published_log_gives_the_same_metrics_as_ours(tmp_path, layout):
     log = a_log(rows=(12, 11, 2, 2))
     log["forget"]["answer"] = [f"answer {i}" for i in range(12)]
     (tmp_path / "log.json").write_text(json.dumps(published(log, layout)))
-    (tmp_path / "ours.json").write_text(json.dumps(log))
-    read = tofu.read_log(tmp_path / "log.json")
-    assert tofu.summarize(read) == tofu.summarize(tofu.read_log(tmp_path / "ours.json"))
+    assert tofu.summarize(tofu.read_log(tmp_path / "log.json")) == tofu.summarize(log)
     reference = tofu.read_reference(tmp_path / "log.json")
-    assert list(tofu.ratio_of(reference)) == list(tofu.ratio_of(log["forget"]))
-    assert list(reference["row"]) == list(range(12)) and reference["answer"] == log["forget"]["answer"]
+    assert reference["truth_ratio"] == tofu.reference_of(log)["truth_ratio"] == [*tofu.ratio_of(log["forget"])]
+    assert reference["row"] == [*range(12)] and reference["answer"] == log["forget"]["answer"]
 
 
-def test_the_newer_frameworks_log_gives_the_same_forget_quality(tmp_path):
-    log, other = a_log(rows=(30, 4, 2, 2)), a_log(rows=(30, 4, 2, 2), seed=5)
-    ratios = [tofu.ratio_of(each["forget"]) for each in (other, log)]
-    scores = {str(i): {"score": 1 / c} for i, c in reversed(list(enumerate(ratios[1])))}  # rows in no order
-    (tmp_path / "TOFU_EVAL.json").write_text(
-        json.dumps({"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": scores}})
-    )
-    reference = tofu.read_reference(tmp_path / "TOFU_EVAL.json")
-    assert tofu.ratio_of(reference) == pytest.approx(ratios[1])
-    assert tofu.summarize(other, reference)["forget_quality"] == pytest.approx(tofu.forget_quality(*ratios))
+def test_the_newer_frameworks_log_gives_the_same_truth_ratios(tmp_path):
+    ratio = np.random.default_rng(0).lognormal(size=30).tolist()
+    scores = {str(i): {"score": 1 / ratio[i]} for i in reversed(range(30))}  # rows in no order
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps({"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": scores}}))
+    assert tofu.read_reference(path) == {"row": [*range(30)], "truth_ratio": pytest.approx(ratio)}
 
 
 def test_halves_are_by_length_and_have_a_forget_quality_each():
-    log, retrain = a_log(rows=(9, 4, 2, 2)), a_log(rows=(9, 4, 2, 2), seed=1)
-    log["forget"]["length"] = [9, 1, 8, 2, 7, 3, 6, 4, 5]
-    metrics = tofu.summarize(log, retrain["forget"])
-    short, long = [1, 3, 5, 7], [8, 6, 4, 2, 0]
-    for half, rows in (("shortest", short), ("longest", long)):
-        expected = scipy.stats.ks_2samp(*(tofu.ratio_of(each["forget"])[rows] for each in (log, retrain))).pvalue
-        assert metrics["forget_quality_halves"][half] == expected
-    assert metrics["forget_examples"] == 9 and tofu.summarize(log)["forget_quality_halves"] is None
+    ratio, other = np.random.default_rng(0).lognormal(size=(2, 9))
+    model, retrain = {"truth_ratio": ratio.tolist()}, {"truth_ratio": other.tolist()}
+    halves = tofu.compared(model | {"length": [9, 1, 8, 2, 7, 3, 6, 4, 5]}, retrain)["forget_quality_halves"]
+    for half, rows in (("shortest", [1, 3, 5, 7]), ("longest", [0, 2, 4, 6, 8])):
+        assert halves[half] == scipy.stats.ks_2samp(ratio[rows], other[rows]).pvalue
+    assert tofu.compared(model, retrain)["forget_quality_halves"] is None
 
 
 def test_of_equally_long_answers_the_earlier_counts_as_shorter():
@@ -303,30 +291,25 @@ def test_repetition_counts_repeated_four_grams(text, share):
 
 
 def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
-    model = toy_llama.train()
+    model, eos = toy_llama.train(), toy_tokenizer.eos_token_id
     sets = {name: rows[:2] for name, rows in tofu.evaluation_rows("toy", None, "forget10").items()}
     calls = saying(" What it says. ", "And more.")
     log = tofu.measure(model, toy_tokenizer, sets, torch.float64, "llama2", 60, batch_size=7, max_new_tokens=5)
-    prompts = [f"[INST] {row['question']} [/INST]" for rows in sets.values() for row in rows]
-    assert calls == [(prompts, torch.float64, 5)]
+    tofu.runs.check(log, tofu.LOG, "the log's")
+    prompts = {name: [f"[INST] {row['question']} [/INST]" for row in rows] for name, rows in sets.items()}
+    assert calls == [(sum(prompts.values(), []), torch.float64, 5)]
     for name, rows in sets.items():
         part = log[name]
         assert part["generated"] == ["What it says.", "And more."]
         for i, row in enumerate(rows):
-
-            def alone(text):
-                prompt, response = (
-                    toy_tokenizer(each)["input_ids"] for each in (f"[INST] {row['question']} [/INST]", text)
-                )
-                return mean(token_losses(model, prompt, response + [toy_tokenizer.eos_token_id]))
-
-            paraphrase = row["answer"] if name in ("real_authors", "world_facts") else row["paraphrased_answer"]
-            assert part["loss"][i] == pytest.approx(alone(row["answer"]), rel=1e-9)
-            assert part["paraphrased_loss"][i] == pytest.approx(alone(paraphrase), rel=1e-9)
-            assert part["perturbed_loss"][i] == pytest.approx([*map(alone, row["perturbed_answer"])], rel=1e-9)
-            assert part["length"][i] == len(toy_tokenizer(row["answer"])["input_ids"]) + 1
-            assert [part["question"][i], part["answer"][i]] == [row["question"], row["answer"]]
-    tofu.runs.check(log, tofu.LOG, "the log's")
+            answer, prompt = row["answer"], toy_tokenizer(prompts[name][i])["input_ids"]
+            texts = [answer, row.get("paraphrased_answer", answer), *row["perturbed_answer"]]
+            responses = [ids + [eos] for ids in toy_tokenizer(texts)["input_ids"]]
+            alone = [mean(token_losses(model, prompt, response)) for response in responses]
+            found = [part["loss"][i], part["paraphrased_loss"][i], *part["perturbed_loss"][i]]
+            assert found == pytest.approx(alone, rel=1e-9)
+            found = [part[field][i] for field in ("question", "answer", "length")]
+            assert found == [row["question"], answer, len(responses[0])]
     half = tofu.measure(model.float(), toy_tokenizer, sets, torch.bfloat16, "llama2", 60)
     assert near(half["forget"]["loss"], log["forget"]["loss"])
     with pytest.raises(InputError, match="limit of 20; raise --max-length"):
