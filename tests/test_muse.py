@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import math
 import re
 from statistics import mean
 
@@ -17,7 +16,6 @@ from test_bad_input import refused
 from tokenizers.processors import TemplateProcessing
 
 import data
-import evaluate
 import muse
 import runs
 import toy
@@ -159,35 +157,17 @@ def test_what_tables_and_figures_show_of_a_model():
     assert muse.notes(metrics, {}) == [] and "--retrain" in muse.notes(alone, {})[0]
 
 
-@pytest.mark.parametrize(
-    "part, field, values",
-    [
-        ("privleak_holdout", "score", None),
-        ("forget", "rouge", None),
-        ("verbmem", "rouge", [0.5, 2.0]),
-        ("privleak_forget", "score", []),
-        ("privleak_forget", "score", [math.nan, 1.0]),
-    ],
-)
-def test_a_log_without_what_is_needed_is_refused(part, field, values):
-    with pytest.raises(InputError, match=f"{part}.*{field}"):
-        muse.summarize(a_log() | {part: {"generated": ["a", "b"], field: values}})
-
-
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
     reference = muse.reference_of(a_log() | {"forget": {"generated": ["said"]}})
     assert reference["generated"] == ["said"] and muse.spread_of(reference) == [1.0, 2.0]
-    for content, auc in (
-        (a_log(), 3 / 8),
-        ({"Retrain": {"auc": 0.25}, "Original": {"auc": 0.1}}, 0.25),
-        ({"Retrain": reference}, 3 / 8),
-    ):
-        (tmp_path / "log.json").write_text(json.dumps(content))
-        assert muse.read_reference(tmp_path / "log.json")["auc"] == auc
-    for content in ("{}", "[]", "{", '{"auc": 2}', '{"Retrain": {}}', '{"privleak_forget": {"score": [1]}}'):
-        (tmp_path / "log.json").write_text(content)
+    path, runs_file = tmp_path / "log.json", {"Retrain": reference, "Original": {"auc": 0.1}}
+    for content, auc in ((a_log(), 3 / 8), (runs_file, 3 / 8), ({"auc": 0.25}, 0.25)):
+        path.write_text(json.dumps(content))
+        assert muse.read_reference(path)["auc"] == auc
+    for content in ("{}", "{", '{"auc": 2}', '{"Retrain": {}}', '{"privleak_forget": {"score": [1]}}'):
+        path.write_text(content)
         with pytest.raises(InputError, match="log.json"):
-            muse.read_reference(tmp_path / "log.json")
+            muse.read_reference(path)
 
 
 # ------------------------------------------------------------------ rows
@@ -216,8 +196,8 @@ def test_a_split_to_train_on_is_one_text_of_its_own_rows(tmp_path):
     expected |= {split: some_texts(f"raw {split}", 3) for split in ("forget", "retain1")}
     assert {*muse.FOLDS} == {*expected} - {"retain1"}
     for split, rows in expected.items():
-        (row,) = muse.training_rows("muse-news", folder, split)
-        assert row["text"].split("\n\n") == [each["text"] for each in rows], split
+        text = "\n\n".join(row["text"] for row in rows)
+        assert muse.training_rows("muse-news", folder, split) == [{"text": text, "cut": "fill"}]
     assert {muse.retain_split(split) for split in muse.FOLDS} == {"retain1"}
     assert {split: muse.forget_split_of("muse-news", split) for split in ("scal_2", "forget", "retain1", "full")} == {
         "scal_2": "scal_2",
@@ -359,9 +339,9 @@ def test_an_answer_ends_at_the_first_of_three_stops(said, kept, toy_llama, toy_t
 @pytest.mark.parametrize(
     "answer, said, rouge",
     [
-        ("The cat sat on the mat.", "the cat lay on a mat, running", 2 * (4 / 7) * (4 / 6) / (4 / 7 + 4 / 6)),
+        ("The cat sat on the mat.", "the cat lay on a mat, running", 2 * 4 / (7 + 6)),
         ("he runs", "he run", 1 / 2),  # stemmed it would be 1
-        ("one two", "one two three four five six", 2 * (2 / 6) * 1 / (2 / 6 + 1)),  # recall would be 1
+        ("one two", "one two three four five six", 1 / 2),  # recall would be 1
         ("a b c d", "d c b a", 1 / 4),
         ("one", "two", 0),
         ("one", "", 0),
@@ -374,32 +354,6 @@ def test_rouge_is_the_f1_of_the_longest_common_subsequence(answer, said, rouge, 
 
 
 # ------------------------------------------------------------------ the commands
-
-
-def test_a_local_copy_of_the_benchmark_is_evaluated(toy_model_folder, tmp_path, capsys):
-    folder, out = a_benchmark(tmp_path / "news"), tmp_path / "metrics.json"
-    evaluate.main(
-        [
-            "--task",
-            "muse-news",
-            "--model",
-            str(toy_model_folder),
-            "--data",
-            folder,
-            "--out",
-            str(out),
-            "--tokenizer",
-            str(toy_model_folder),
-            "--max-length",
-            "40",
-            "--max-new-tokens",
-            "2",
-            "--device",
-            "cpu",
-        ]
-    )
-    log = json.loads((tmp_path / "metrics.log.json").read_text())
-    assert json.loads(out.read_text()) == muse.summarize(log, {"auc": 0.4772}) and "PrivLeak" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -138,13 +138,12 @@ def test_truth_ratio_by_hand():
 def test_every_metric_by_hand():
     log, expected = a_log(), {}
     for name in tofu.SETS:
-        loss, right, wrong, rouge = log[name].values()
-        probability = [math.exp(-x) for x in loss]
-        ratio = [math.exp(mean(others) - x) for x, others in zip(right, wrong)]
-        truth = [min(c, 1 / c) for c in ratio] if name == "forget" else [max(0, 1 - 1 / c) for c in ratio]
+        loss, right, wrong, rouge = map(np.array, log[name].values())
+        probability, ratio = np.exp(-loss), np.exp(wrong.mean(1) - right)
+        truth = np.minimum(ratio, 1 / ratio) if name == "forget" else np.maximum(0, 1 - 1 / ratio)
         if name in ("real_authors", "world_facts"):  # of the answer among those offered
-            probability = [p / (p + sum(math.exp(-x) for x in others)) for p, others in zip(probability, wrong)]
-        expected[name] = {"probability": mean(probability), "rouge": mean(rouge), "truth_ratio": mean(truth)}
+            probability /= probability + np.exp(-wrong).sum(1)
+        expected[name] = {"probability": probability.mean(), "rouge": rouge.mean(), "truth_ratio": truth.mean()}
     log["forget"] |= {"judged": [1.0, 2.0, 6.0], "generated": ["a a a a a a", "a b", "c"]}
     metrics = tofu.summarize(log)
     for name in tofu.SETS:
