@@ -259,6 +259,12 @@ def test_the_newer_frameworks_log_gives_the_same_truth_ratios(tmp_path):
     assert tofu.read_reference(path) == {"row": [*range(30)], "truth_ratio": pytest.approx(ratio)}
 
 
+def test_of_a_runs_references_the_retrained_model_counts(tmp_path):
+    retrain, original = {"truth_ratio": [2.0], "generated": ["r"]}, {"truth_ratio": [1.0], "generated": ["o"]}
+    (tmp_path / "reference.log.json").write_text(json.dumps({"Original": original, "Retrain": retrain}))
+    assert tofu.read_reference(tmp_path / "reference.log.json") == retrain
+
+
 def test_halves_are_by_length_and_have_a_forget_quality_each():
     ratio, other = np.random.default_rng(0).lognormal(size=(2, 9))
     model, retrain = {"truth_ratio": ratio.tolist()}, {"truth_ratio": other.tolist()}
