@@ -238,6 +238,14 @@ def test_a_published_log_is_read_and_compared_with_another(asked, tmp_path):
     assert evaluated("--log a.json --retrain b.json") == tofu.summarize(logs[0], logs[1]["forget"])
 
 
+def test_a_reference_of_other_rows_is_refused_before_a_model_is_measured(asked, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tofu, "evaluation_rows", lambda *given: {"forget": [{"answer": "Me."}] * 3})
+    (tmp_path / "r.json").write_text(json.dumps({"forget": {"truth_ratio": [1.0, 2.0]}}))
+    with pytest.raises(SystemExit):
+        evaluated("--model M --retrain r.json")
+    assert "3 forget examples with 2" in capsys.readouterr().err and asked == []
+
+
 MADE = dict(
     task="tofu",
     data="D",
