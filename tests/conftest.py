@@ -107,7 +107,7 @@ def toy_llama(toy_tokenizer):
 
 
 def shown(benchmark, metrics):
-    """All that tables and figures show of a model, a line each; of a column also whether it is a main one or gets bold."""
+    """All that tables and figures show of a model, a line each; of a column also if it is a main one or gets bold."""
     lines = []
     for name, (value, form) in benchmark.COLUMNS.items():
         where = " main" * (name in benchmark.MAIN) + " bold" * (name in benchmark.BOLD)
