@@ -1,4 +1,5 @@
 """Runs compared: tables, answers, claims, paths and figures of small made-up runs, each number by hand."""
+
 import io
 import json
 import math
@@ -24,34 +25,81 @@ LENGTHS = [4, 6, 9, 20, 33, 5, 7, 8, 10, 12, 15, 26]
 def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **flags):
     """A folder with the files of a run, small and made up. start: the flags of the run it started from."""
     folder.mkdir(parents=True)
-    flags = dict(task="toy", forget_split="forget10", model="tiny", family="tiny", method=method, seed=seed,
-                 beta=1.0, gamma=0.0, out=str(folder), retrain="r", subset=None) | flags
+    flags = (
+        dict(
+            task="toy",
+            forget_split="forget10",
+            model="tiny",
+            family="tiny",
+            method=method,
+            seed=seed,
+            beta=1.0,
+            gamma=0.0,
+            out=str(folder),
+            retrain="r",
+            subset=None,
+        )
+        | flags
+    )
     log, retrain = (a_log(rows=(12, 4, 2, 2), seed=s) for s in (10 + seed, 20 + seed))
     for one in (log, retrain):
-        one["forget"] |= {"length": LENGTHS, "question": [f"Who is {n}?" for n in LENGTHS],
-                          "answer": [f"I am {n}." for n in LENGTHS], "generated": [*map(generated, LENGTHS)]}
+        one["forget"] |= {
+            "length": LENGTHS,
+            "question": [f"Who is {n}?" for n in LENGTHS],
+            "answer": [f"I am {n}." for n in LENGTHS],
+            "generated": [*map(generated, LENGTHS)],
+        }
     metrics = tofu.summarize(log, retrain["forget"]) | {
-        "forget_quality": quality, "model_utility": utility, "train_seconds": 10.0 + seed, "peak_memory_bytes": 2e9}
+        "forget_quality": quality,
+        "model_utility": utility,
+        "train_seconds": 10.0 + seed,
+        "peak_memory_bytes": 2e9,
+    }
     retrained = tofu.summarize(retrain, retrain["forget"]) | {"train_seconds": 99.0, "peak_memory_bytes": 3e9}
     before = metrics | {"forget_quality": 1e-3, "model_utility": 0.8}
     write(folder, "run.json", {"format": runs.FORMAT, "flags": flags} | ({"start": start} if start else {}))
-    write(folder, "metrics.json", metrics | {
-        "reference": {"before" if start else "Original": before, "Retrain": retrained}})
+    write(
+        folder,
+        "metrics.json",
+        metrics | {"reference": {"before" if start else "Original": before, "Retrain": retrained}},
+    )
     write(folder, "metrics.log.json", log)
     write(folder, "reference.log.json", {"Retrain": tofu.reference_of(retrain)})
     draw = np.random.default_rng(seed + len(method))
-    write(folder, "path.jsonl", *({
-        "epoch": epoch, "length": LENGTHS, "weight": draw.uniform(0.1, 1, 12).tolist() if epoch else [1.0] * 12,
-        "logp": [-n * (0.2 + 0.3 * epoch) for n in LENGTHS], "retain": 0.2 + 0.1 * epoch} for epoch in range(12)))
-    write(folder, "epochs.jsonl", *({"epoch": epoch} | metrics | {
-        "forget_quality": quality * epoch / 3, "model_utility": utility - 0.1 * epoch * (method == "npo"),
-        "distance": seed + epoch / 8} for epoch in (1, 2, 3)))
+    write(
+        folder,
+        "path.jsonl",
+        *(
+            {
+                "epoch": epoch,
+                "length": LENGTHS,
+                "weight": draw.uniform(0.1, 1, 12).tolist() if epoch else [1.0] * 12,
+                "logp": [-n * (0.2 + 0.3 * epoch) for n in LENGTHS],
+                "retain": 0.2 + 0.1 * epoch,
+            }
+            for epoch in range(12)
+        ),
+    )
+    write(
+        folder,
+        "epochs.jsonl",
+        *(
+            {"epoch": epoch}
+            | metrics
+            | {
+                "forget_quality": quality * epoch / 3,
+                "model_utility": utility - 0.1 * epoch * (method == "npo"),
+                "distance": seed + epoch / 8,
+            }
+            for epoch in (1, 2, 3)
+        ),
+    )
     return folder
 
 
 def generated(n):
     """What is said of n: a third of the answers repeat one of six 4-grams."""
-    return f"{n} " + "a b c d " * (n % 3)
+    return f"{n} " + "a b c d " * (2 - n % 3)
 
 
 def write(folder, name, *lines):
@@ -68,6 +116,10 @@ def change(folder, name, **fields):
     write(folder, name, read(folder, name) | fields)
 
 
+def forgotten(metrics):
+    return math.log10(metrics["forget_quality"])
+
+
 def flags_of(folder):
     return read(folder, "run.json")["flags"]
 
@@ -75,30 +127,37 @@ def flags_of(folder):
 @pytest.fixture
 def said(capsys):
     """What a command says: its lines."""
+
     def run(*arguments):
         compare.main([*map(str, arguments)])
         return capsys.readouterr().out.splitlines()
+
     return run
 
 
 @pytest.fixture
 def table(said):
     """{row: {column: cell}} of the table that a command prints; the first column names the row."""
+
     def run(*arguments):
-        header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")]
-                             for line in said(*arguments) if line[:1] == "|")
+        header, _, *lines = (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in said(*arguments) if line[:1] == "|"
+        )
         return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+
     return run
 
 
 @pytest.fixture
 def axes(monkeypatch, tmp_path):
     """What a figure shows, without a picture."""
+
     def draw(kind, *folders):
         drawn = []
         monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
         compare.main(["figure", kind, *map(str, folders), "--out", str(tmp_path / "f.png")])
         return drawn[0].axes
+
     return draw
 
 
@@ -110,40 +169,47 @@ def of_all(folders, *path):
     return found
 
 
-def log10(value):
-    return math.log10(value)
-
-
 # ------------------------------------------------------------------ tables
 
 
 def test_a_table_has_mean_and_deviation_of_each_method_and_the_best_in_bold(tmp_path, table):
     npo = [a_run(tmp_path / "a", quality=0.2, utility=0.6), a_run(tmp_path / "b", seed=1, quality=0.4, utility=0.62)]
-    simnpo = a_run(tmp_path / "c", "simnpo", quality=0.001, utility=0.7)
+    simnpo = a_run(tmp_path / "c", "simnpo", quality=0.001, utility=0.8)  # as much as Original
     change(simnpo, "metrics.json", distance=0.1)
     rows = table("table", "--columns", "all", *npo, simnpo)
-    assert [*rows] == ["Original", "Retrain", "Retrain of another seed", "NPO", "SimNPO"]
-    assert [row["runs"] for row in rows.values()] == ["2", "2", "1", "2", "1"]  # seed 0's once, though two runs had it
-    for column, (form, *path) in {
-            "forget quality ↑": (".2g", "forget_quality"), "distance to Retrain ↓": (".3f", "distance"),
-            "shortest half ↑": (".2g", "forget_quality_halves", "shortest"), "model utility ↑": (".3f", "model_utility"),
-            "longest half ↑": (".2g", "forget_quality_halves", "longest"), "retain rouge ↑": (".3f", "retain", "rouge"),
-            "forget truth ratio →R": (".3f", "forget", "truth_ratio"), "repeated 4-grams →R": (".3f", "repetition"),
-            "training s ↓": (".1f", "train_seconds")}.items():
-        for row, *place in (("NPO",), ("Retrain", "reference", "Retrain"), ("Original", "reference", "Original")):
+    assert {name: row["runs"] for name, row in rows.items()} == {
+        "Original": "2",
+        "Retrain": "2",
+        "Retrain of another seed": "1",
+        "NPO": "2",
+        "SimNPO": "1",
+    }  # once per seed
+    for column, form, *path in (
+        ("forget quality ↑", ".2g", "forget_quality"),
+        ("distance to Retrain ↓", ".3f", "distance"),
+        ("model utility ↑", ".3f", "model_utility"),
+        ("shortest half ↑", ".2g", "forget_quality_halves", "shortest"),
+        ("forget truth ratio →R", ".3f", "forget", "truth_ratio"),
+        ("training s ↓", ".1f", "train_seconds"),
+    ):
+        for row, *place in (("NPO",), ("Retrain", "reference", "Retrain")):
             values = of_all(npo, *place, *path)
             assert rows[row][column].strip("*") == f"{np.mean(values):{form}} ± {statistics.stdev(values):{form}}"
-    assert rows["NPO"]["log10 of it ↑"] == "-0.5 ± 0.2" and rows["NPO"]["peak memory GB ↓"] == "2.00 ± 0.00"
-    assert rows["SimNPO"]["log10 of it ↑"] == "-3.0"
+    assert rows["NPO"]["log10 of it ↑"] == "-0.5 ± 0.2" and rows["SimNPO"]["log10 of it ↑"] == "-3.0"
     assert {(name, column) for name, row in rows.items() for column, cell in row.items() if "**" in cell} == {
-        ("NPO", "forget quality ↑"), ("SimNPO", "distance to Retrain ↓"), ("SimNPO", "model utility ↑")}
-    main, cost = (table("table", *flags, *npo) for flags in ([], ["--columns", "cost"]))
-    assert [*main["NPO"]] == ["method", "runs", *tofu.MAIN] and "**" not in str(main)  # nothing to be better than
-    assert cost["NPO"] == {"method": "NPO", "runs": "2", "training s ↓": "10.5 ± 0.7", "peak memory GB ↓": "2.00 ± 0.00"}
+        ("NPO", "forget quality ↑"),
+        ("SimNPO", "distance to Retrain ↓"),
+        ("SimNPO", "model utility ↑"),
+    }
+    main, cost = (table("table", "--columns", columns, *npo)["NPO"] for columns in ("main", "cost"))
+    assert [*main] == ["method", "runs", *tofu.MAIN] and "**" not in str(main)  # nothing to be better than
+    assert [*cost.values()] == ["NPO", "2", "10.5 ± 0.7", "2.00 ± 0.00"]
 
 
 def test_runs_are_averaged_unless_a_flag_that_matters_differs(tmp_path, table):
-    immaterial = "model retrain tokenizer retain_file device eval eval_batch_size micro_batch_size grad_checkpointing".split()
+    immaterial = (
+        "model retrain tokenizer retain_file device eval eval_batch_size micro_batch_size grad_checkpointing".split()
+    )
     for flag in [*immaterial, "beta", "gamma", "lr", "epochs", "batch_size", "retain", "dtype"]:
         kind = str if flag in immaterial[:5] else int
         pair = [a_run(tmp_path / f"{flag}{i}", "simnpo", i, **{flag: kind(i)}) for i in (1, 2)]
@@ -153,15 +219,20 @@ def test_runs_are_averaged_unless_a_flag_that_matters_differs(tmp_path, table):
 
 def test_relearning_is_named_and_grouped_by_where_it_started(tmp_path, table):
     bases = [a_run(tmp_path / name, seed=seed, beta=beta) for name, seed, beta in (("a", 0, 1.0), ("b", 1, 2.0))]
-    again = [a_run(base / "again", "finetune", start=flags_of(base), model=str(base), subset="random:0.2")
-             for base in bases]
+    again = [
+        a_run(base / "again", "finetune", start=flags_of(base), model=str(base), subset="random:0.2") for base in bases
+    ]
     assert [*table("table", *again)][1:] == [f"NPO → fine-tuning random:0.2 start-beta={beta}" for beta in (1.0, 2.0)]
-    assert [*table("table", again[0])] == ["Retrain", "NPO → fine-tuning random:0.2"]  # `before` has a folder of its own
+    assert [*table("table", again[0])] == [
+        "Retrain",
+        "NPO → fine-tuning random:0.2",
+    ]  # `before` has a folder of its own
 
 
 def test_no_number_is_minus_zero():
     assert compare.spread([-0.0], "{:.1f}") == compare.spread([-1e-17], "{:.1f}") == "0.0"
-    assert compare.spread([-0.04, 0.04], "{:.1f}") == "0.0 ± 0.1" and compare.spread([-0.2], "{:.1f}") == "-0.2"
+    assert compare.spread([-0.04, 0.04], "{:.1f}") == "0.0 ± 0.1"
+    assert compare.spread([-0.2], "{:.1f}") == "-0.2" and compare.spread([0, 1, 5], "{:.1f}") == "2.0 ± 2.6"
 
 
 def test_a_terminal_without_arrows(tmp_path, monkeypatch):
@@ -175,36 +246,55 @@ def test_a_terminal_without_arrows(tmp_path, monkeypatch):
 def test_retrain_of_another_seed_is_the_floor(tmp_path, table):
     folders = [a_run(tmp_path / str(seed), seed=seed) for seed in (2, 0, 1)]
     c = [np.log10(tofu.ratio_of(a_log(rows=(12, 4, 2, 2), seed=20 + seed)["forget"])) for seed in range(3)]
-    for kept, pairs in ((folders, [(0, 1), (1, 2)]), (folders[:2], [(0, 2)]), (folders[:1], [])):
-        row = table("table", "--columns", "all", *kept).get("Retrain of another seed", {"runs": "0"})
-        assert row["runs"] == str(len(pairs))
-        for column, form, values in (
-                ("distance to Retrain ↓", "{:.3f}", [np.sqrt(np.mean((c[i] - c[j]) ** 2)) for i, j in pairs]),
-                ("forget quality ↑", "{:.2g}", [scipy.stats.ks_2samp(c[i], c[j]).pvalue for i, j in pairs]),
-                ("retain rouge ↑", "{:.3f}", [read(folders[(i + 1) % 3], "metrics.json")["reference"]["Retrain"][
-                    "retain"]["rouge"] for i, _ in pairs])):
-            if pairs:
-                assert row[column] == compare.spread(values, form)
+    for kept, *pairs in ((folders, (0, 1), (1, 2)), (folders[:2], (0, 2))):
+        row = table("table", "--columns", "all", *kept)["Retrain of another seed"]
+        distances = [np.sqrt(np.mean((c[i] - c[j]) ** 2)) for i, j in pairs]
+        rouge = of_all([folders[(i + 1) % 3] for i, _ in pairs], "reference", "Retrain", "retain", "rouge")
+        assert [row[name] for name in ("runs", "distance to Retrain ↓", "retain rouge ↑")] == [
+            str(len(pairs)),
+            *(compare.spread(values, "{:.3f}") for values in (distances, rouge)),
+        ]
+    assert "Retrain of another seed" not in table("table", folders[0])
 
 
 # ------------------------------------------------------------------ answers
 
 
+ANSWERS = """
+Q Who is 4?
+truth 0.00 I am 4.
+Retrain 0.00 4 a b c d
+NPO 0.00 4 a b c d
+SimNPO 0.00 4 a b c d
+
+Q Who is 9?
+truth 0.00 I am 9.
+Retrain 0.17 9 a b c d a b c d
+NPO 0.17 9 a b c d a b c d
+SimNPO 0.17 9 a b c d a b c d
+
+Q Who is 33?
+truth 0.00 I am 33.
+Retrain 0.17 33 a b c d a b c d
+NPO 0.17 33 a b c d a b c d
+SimNPO 0.17 33 a b c d a b c d
+
+beside each answer: its share of repeated 4-grams. Mean over all forget answers and runs:
+truth 0.000
+Retrain 0.069
+NPO 0.135 ± 0.092
+SimNPO 0.069"""
+
+
 def test_answers_stand_beside_their_question_from_short_to_long_truths(tmp_path, said):
-    npo = [a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]
-    simnpo = a_run(tmp_path / "c", "simnpo")
-    log = read(npo[1], "metrics.log.json")
-    log["forget"]["generated"] = ["a b c d a b c d a b c d"] * 12  # 4 distinct of 9
-    write(npo[1], "metrics.log.json", log)
-    lines = [line.split() for line in said("answers", *npo, simnpo, "--show", "3")]
-    expected = []
-    for n in (4, 9, 33):  # the shortest, the sixth of twelve, the longest
-        expected += [[], ["Q", *f"Who is {n}?".split()], ["truth", "0.00", *f"I am {n}.".split()]]
-        expected += [[label, f"{1 / 6 if n % 3 == 2 else 0:.2f}", *generated(n).split()] for label in ("Retrain", "NPO", "SimNPO")]
-    assert lines[:len(expected)] == expected
-    share = sum(n % 3 == 2 for n in LENGTHS) / 12 / 6
-    shown = f"{(share + 5 / 9) / 2:.3f} ± {(5 / 9 - share) / 2 ** 0.5:.3f}"
-    assert lines[-4:] == [["truth", "0.000"], ["Retrain", f"{share:.3f}"], ["NPO", *shown.split()], ["SimNPO", f"{share:.3f}"]]
+    """The shortest, the sixth of twelve, the longest; NPO's second run repeats a fifth of all 4-grams."""
+    runs = [
+        a_run(tmp_path / f"{method}{seed}", method, seed) for method, seed in (("npo", 0), ("npo", 1), ("simnpo", 0))
+    ]
+    log = read(runs[1], "metrics.log.json")
+    log["forget"]["generated"] = ["a b c d a b c d"] * 12
+    write(runs[1], "metrics.log.json", log)
+    assert [" ".join(line.split()) for line in said("answers", *runs, "--show", "3")] == ANSWERS.splitlines()
 
 
 # ------------------------------------------------------------------ claims
@@ -221,52 +311,104 @@ def claim_runs(folder):
                 write(base, "epochs.jsonl", *read(base, "epochs.jsonl")[:2])
             for part in ("shortest", "random"):
                 run = folders[method, seed, part] = a_run(
-                    folder / f"{method}{seed}{part}", "finetune", 50 - seed, draw(1e-5, 1e-3), start=flags_of(base),
-                    model=str(base), subset=f"{part}:0.2")
+                    folder / f"{method}{seed}{part}",
+                    "finetune",
+                    7 + seed * len(method),
+                    draw(1e-5, 1e-3),
+                    start=flags_of(base),
+                    model=str(base),
+                    subset=f"{part}:0.2",
+                )
                 metrics = read(run, "metrics.json")
                 metrics["reference"]["before"]["forget_quality"] = draw(1e-3, 1)
                 write(run, "metrics.json", metrics)
     return folders
 
 
-def claimed_by_hand(folders, seed):
-    """What each claim is about, for one seed, and how it is to be compared with 0."""
-    def all_of(method):
-        metrics, epochs, path = (read(folders[method, seed], f"{name}") for name in ("metrics.json", "epochs.jsonl", "path.jsonl"))
-        r = [np.corrcoef(line["length"], line["weight"])[0, 1] if epoch else 0 for epoch, line in enumerate(path)]
-        relearnt = [read(folders[method, seed, part], "metrics.json") for part in ("shortest", "random")]
-        after = [log10(each["forget_quality"]) for each in relearnt]
-        lasts = [value - log10(each["reference"]["before"]["forget_quality"]) for value, each in zip(after, relearnt)]
-        return metrics, metrics["forget_quality_halves"], epochs, r, after, lasts
+SIGNS = "> > > > >= < > > > > > > > < > > >= <".split()
 
-    s, s_half, s_epochs, s_r, s_after, s_lasts = all_of("simnpo")
-    n, n_half, n_epochs, n_r, n_after, n_lasts = all_of("npo")
-    short, long = (s_half[half] - n_half[half] for half in ("shortest", "longest"))
-    return [(s["forget_quality"] - n["forget_quality"], ">"), (short, ">"), (short - long, ">"), (n["distance"] - s["distance"], ">"),
-            (s["model_utility"] - n["model_utility"], ">="), (n_half["shortest"] - n_half["longest"], "<"),
-            (s_epochs[1]["model_utility"] - n_epochs[1]["model_utility"], ">"),
-            (log10(s_epochs[2]["forget_quality"] / n_epochs[1]["forget_quality"]), ">"), (n["repetition"] - s["repetition"], ">"),
-            (-(s_r[1] + s_r[2]) / 2, ">"), (abs(s_r[1]) - abs(n_r[1]), ">"), (abs(s_r[2]) - abs(n_r[2]), ">"),
-            ((abs(s_r[1]) + abs(s_r[2])) / 2 - abs(s_r[10]), ">"), (abs(s_r[10]) - abs(n_r[10]), "<"),
-            (s_lasts[0] - n_lasts[0], ">"), (s_lasts[1] - n_lasts[1], ">"), (s_after[0] - s_after[1], ">="), (n_after[0] - n_after[1], "<")]
+
+def claimed_by_hand(folders, seed):
+    """What each claim is about, for one seed."""
+
+    def numbers(method):
+        metrics, epochs, path = (
+            read(folders[method, seed], name) for name in ("metrics.json", "epochs.jsonl", "path.jsonl")
+        )
+        r = [np.corrcoef(line["length"], line["weight"])[0, 1] for line in path[1:]]
+        relearnt = [read(folders[method, seed, part], "metrics.json") for part in ("shortest", "random")]
+        after, before = (
+            [forgotten(each) for each in many]
+            for many in (relearnt, [each["reference"]["before"] for each in relearnt])
+        )
+        return np.array(
+            [
+                metrics["forget_quality"],
+                *metrics["forget_quality_halves"].values(),
+                metrics["distance"],
+                metrics["model_utility"],
+                metrics["repetition"],
+                epochs[1]["model_utility"],
+                forgotten(epochs[:3][-1]),
+                (r[0] + r[1]) / 2,
+                *np.abs([r[0], r[1], r[9]]),
+                *after,
+                *np.subtract(after, before),
+            ]
+        )
+
+    simnpo, npo = numbers("simnpo"), numbers("npo")
+    quality, short, long, distance, utility, repeats, early, along, _, first, second, tenth, *_, lasts, at_random = (
+        simnpo - npo
+    )
+    return [
+        quality,
+        short,
+        short - long,
+        -distance,
+        utility,
+        npo[1] - npo[2],
+        early,
+        along,
+        -repeats,
+        -simnpo[8],
+        first,
+        second,
+        (simnpo[9] + simnpo[10]) / 2 - simnpo[11],
+        tenth,
+        lasts,
+        at_random,
+        simnpo[12] - simnpo[13],
+        npo[12] - npo[13],
+    ]
 
 
 def test_claims_are_paired_by_seed_each_by_hand(tmp_path, said):
     folders = claim_runs(tmp_path)
     _, _, *lines = said("claims", *folders.values())
-    for line, *of_seeds in zip(lines, *(claimed_by_hand(folders, seed) for seed in range(4)), strict=True):
-        values, (sign, *_) = zip(*of_seeds)
+    for line, sign, *values in zip(lines, SIGNS, *(claimed_by_hand(folders, seed) for seed in range(4)), strict=True):
         low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
         assert line.endswith(f"| {np.mean(values):.3g} [{low:.3g}, {high:.3g}] | 4 | {compare.verdict(values, sign)} |")
     one = said("claims", *(folders[method, 1] for method in ("npo", "simnpo")))
     assert "| 1 | can't tell |" in one[2] and one[-1].endswith("| – | 0 | no runs for it |")
 
 
-@pytest.mark.parametrize("values, sign, words", [
-    ([1, 2, 3.0], ">", "can't tell"), ([2, 2.1, 2.2], ">", "holds"), ([2, 2.1, 2.2], "<", "does not hold"),
-    ([-2, -2.1, -2.2], "<", "holds"), ([-2, -2.1, -2.2], ">=", "does not hold"), ([1, 2, 3.0], "<", "can't tell"),
-    ([0, 0, 0.0], ">=", "holds"), ([0, 0, 0.0], ">", "does not hold"), ([0, 0, 0.0], "<", "does not hold"),
-    ([5.0], ">", "can't tell"), ([], ">", "no runs for it")])
+@pytest.mark.parametrize(
+    "values, sign, words",
+    [
+        ([1, 2, 3.0], ">", "can't tell"),
+        ([2, 2.1, 2.2], ">", "holds"),
+        ([2, 2.1, 2.2], "<", "does not hold"),
+        ([-2, -2.1, -2.2], "<", "holds"),
+        ([-2, -2.1, -2.2], ">=", "does not hold"),
+        ([1, 2, 3.0], "<", "can't tell"),
+        ([0, 0, 0.0], ">=", "holds"),
+        ([0, 0, 0.0], ">", "does not hold"),
+        ([0, 0, 0.0], "<", "does not hold"),
+        ([5.0], ">", "can't tell"),
+        ([], ">", "no runs for it"),
+    ],
+)
 def test_verdicts(values, sign, words):
     assert compare.verdict(values, sign) == words
 
@@ -283,8 +425,11 @@ def test_correlation_of_equal_weights_or_lengths_is_none():
 def four(tmp_path_factory):
     """Two runs of NPO, then two of SimNPO."""
     folder = tmp_path_factory.mktemp("four")
-    return [a_run(folder / f"{method}{seed}", method, seed, 0.3 + seed / 10 + 0.2 * (method == "npo"), 0.6 + seed / 20)
-            for method in ("npo", "simnpo") for seed in (0, 1)]
+    return [
+        a_run(folder / f"{method}{seed}", method, seed, 0.3 + seed / 10 + 0.2 * (method == "npo"), 0.6 + seed / 20)
+        for method in ("npo", "simnpo")
+        for seed in (0, 1)
+    ]
 
 
 def test_a_figure_is_written_and_not_over_another(four, tmp_path, capsys):
@@ -304,12 +449,14 @@ def test_figures_of_weights_show_each_epochs(four, axes):
         assert axis.get_title() == f"epoch {epoch}: r = {r.statistic:.2f} [{low:.2f}, {high:.2f}]"
         assert axis.collections[0].get_offsets().T.tolist() == [LENGTHS, path[epoch]["weight"]]
     for axis, folder in zip(axes("boxes", *four[:2]), four):
-        medians = {np.mean(line.get_xdata()): line.get_ydata()[0] for line in axis.lines
-                   if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0.5}
-        assert medians == pytest.approx({line["epoch"]: np.median(line["weight"]) for line in read(folder, "path.jsonl")})
-
-
-FORGOTTEN, UTILITY = (lambda metrics: log10(metrics["forget_quality"])), (lambda metrics: metrics["model_utility"])
+        medians = {
+            np.mean(line.get_xdata()): line.get_ydata()[0]
+            for line in axis.lines
+            if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0.5
+        }
+        assert medians == pytest.approx(
+            {line["epoch"]: np.median(line["weight"]) for line in read(folder, "path.jsonl")}
+        )
 
 
 def curves_of(axis):
@@ -317,12 +464,24 @@ def curves_of(axis):
 
 
 def by_epoch(folders, start, of):
-    return np.mean([[of(metrics) for metrics in (read(folder, "metrics.json")["reference"][start], *read(folder, "epochs.jsonl"))]
-                    for folder in folders], 0)
+    return np.mean(
+        [
+            [
+                of(metrics)
+                for metrics in (read(folder, "metrics.json")["reference"][start], *read(folder, "epochs.jsonl"))
+            ]
+            for folder in folders
+        ],
+        0,
+    )
 
 
 def test_figures_over_epochs_begin_with_what_training_began_with(four, axes, tmp_path):
-    for axis, of in zip(axes("epochs", *four), (FORGOTTEN, lambda metrics: metrics["distance"], UTILITY), strict=True):
+    for axis, of in zip(
+        axes("epochs", *four),
+        (forgotten, lambda metrics: metrics["distance"], lambda metrics: metrics["model_utility"]),
+        strict=True,
+    ):
         curves = curves_of(axis)
         for label, folders in (("NPO", four[:2]), ("SimNPO", four[2:])):
             assert curves[label] == pytest.approx(by_epoch(folders, "Original", of))
@@ -333,7 +492,9 @@ def test_figures_over_epochs_begin_with_what_training_began_with(four, axes, tmp
     for name, method in (("NPO", "npo"), ("SimNPO", "simnpo")):
         for part in ("shortest", "random"):
             group = [folders[method, seed, part] for seed in range(4)]
-            assert curves_of(axis)[f"{name} → fine-tuning {part}:0.2"] == pytest.approx(by_epoch(group, "before", FORGOTTEN))
+            assert curves_of(axis)[f"{name} → fine-tuning {part}:0.2"] == pytest.approx(
+                by_epoch(group, "before", forgotten)
+            )
 
 
 def test_the_tradeoff_shows_runs_and_their_means(four, axes):
@@ -346,19 +507,20 @@ def test_the_tradeoff_shows_runs_and_their_means(four, axes):
 
 
 def test_the_halves_are_drawn_of_truth_ratios_with_retrains(four, axes):
-    short, *_, long = panels = axes("halves", *four)
-    assert len(panels) == 4
     order = np.argsort(LENGTHS)
-    for axis, half, rows in ((short, "shortest", order[:6]), (long, "longest", order[6:])):
-        folders = four[:2] if half == "shortest" else four[2:]
-        qualities = of_all(folders, "forget_quality_halves", half)
+    logs = [
+        [read(folder, "reference.log.json")["Retrain"] for folder in four[:2]],
+        [read(folder, "metrics.log.json")["forget"] for folder in four[:2]],
+    ]
+    for axis, half, rows in zip(
+        axes("halves", *four[:2]), ("shortest", "longest"), (order[:6], order[6:]), strict=True
+    ):
+        qualities = of_all(four[:2], "forget_quality_halves", half)
         assert axis.get_title() == f"{half} half: FQ {np.mean(qualities):.2g} ± {statistics.stdev(qualities):.2g}"
-        for line, label, logs in zip(axis.lines, ("Retrain", "NPO" if half == "shortest" else "SimNPO"), (
-                [read(folder, "reference.log.json")["Retrain"] for folder in folders],
-                [read(folder, "metrics.log.json")["forget"] for folder in folders]), strict=True):
-            values = np.log10(np.concatenate([tofu.ratio_of(log)[rows] for log in logs]))
+        for line, label, pair in zip(axis.lines, ("Retrain", "NPO"), logs, strict=True):
+            values = np.log10(np.concatenate([tofu.ratio_of(log)[rows] for log in pair]))
             x, y = line.get_data()
-            assert line.get_label() == label and x[[0, -1]] == pytest.approx([values.min() - 0.5, values.max() + 0.5])
+            assert line.get_label() == label and x[0] == pytest.approx(values.min() - 0.5)
             assert y == pytest.approx(scipy.stats.gaussian_kde(values)(x))
 
 
@@ -367,8 +529,10 @@ def test_the_halves_are_drawn_of_truth_ratios_with_retrains(four, axes):
 
 def on_the_way(folder, method, seed=0, unseen=(), **changed):
     """A run whose mean losses after each epoch are given; ten answers learnt, and if `unseen`, ten that were not."""
-    way = {"npo": dict(short=[1, 1.5, 2.5, 3.5], long=[1, 2, 3, 4], retain=[0.1, 0.2, 0.4, 0.8]),
-           "simnpo": dict(short=[1, 2, 3, 4], long=[1, 1.5, 2, 2.5], retain=[0.1, 0.2, 0.3, 0.4])}.get(method, {}) | changed
+    way = {
+        "npo": dict(short=[1, 1.5, 2.5, 3.5], long=[1, 2, 3, 4], retain=[0.1, 0.2, 0.4, 0.8]),
+        "simnpo": dict(short=[1, 2, 3, 4], long=[1, 1.5, 2, 2.5], retain=[0.1, 0.2, 0.3, 0.4]),
+    }.get(method, {}) | changed
     run = a_run(folder, method, seed, **({"never_learnt": 0.5} if unseen else {}))
     learnt, apart = [10, 2, 20, 3, 30, 4, 40, 5, 50, 6], [-0.2, -0.1, 0, 0.1, 0.2]
     lengths = learnt + [1] * 10 * bool(unseen)
@@ -377,17 +541,33 @@ def on_the_way(folder, method, seed=0, unseen=(), **changed):
         return [(short, long)[n > 6] + apart[i // 2] for i, n in enumerate(learnt)] + [other] * 10 * bool(unseen)
 
     rows = [losses(*each) for each in zip(way["short"], way["long"], unseen or way["long"])]
-    write(run, "path.jsonl", *(
-        {"epoch": epoch, "length": lengths, "weight": [1.0] * len(row), "retain": way["retain"][epoch],
-         "logp": [-n * loss for n, loss in zip(lengths, row)]} for epoch, row in enumerate(rows)))
+    write(
+        run,
+        "path.jsonl",
+        *(
+            {
+                "epoch": epoch,
+                "length": lengths,
+                "weight": [1.0] * len(row),
+                "retain": way["retain"][epoch],
+                "logp": [-n * loss for n, loss in zip(lengths, row)],
+            }
+            for epoch, row in enumerate(rows)
+        ),
+    )
     write(run, "reference.log.json", {"Retrain": {"loss": losses(3, 2, 3), "truth_ratio": [1.0] * len(lengths)}})
     return run
 
 
-# awaited, read: half-way and at Retrain of SimNPO, the same of NPO, by hand from `on_the_way`; whether the paper is right
-BY_HAND = {("long", "short"): (2, 3, 1.25, 1.5, "holds"), ("short", "long"): (1.5, 2, 2.5, 3.5, "holds"),
-           ("short", "retain"): (0.2, 0.3, 0.3, 0.6, "holds"), ("long", "retain"): (0.2, 0.3, 0.15, 0.2, "does not hold"),
-           ("learnt", "never learnt"): (3, 3.5, 4, 4.75, "holds"), ("learnt", "retain"): (0.2, 0.3, 0.2, 0.35, "holds")}
+# awaited, read: half-way and at Retrain of SimNPO, the same of NPO, by hand from `on_the_way`; is the paper right?
+BY_HAND = {
+    ("long", "short"): (2, 3, 1.25, 1.5, "holds"),
+    ("short", "long"): (1.5, 2, 2.5, 3.5, "holds"),
+    ("short", "retain"): (0.2, 0.3, 0.3, 0.6, "holds"),
+    ("long", "retain"): (0.2, 0.3, 0.15, 0.2, "does not hold"),
+    ("learnt", "never learnt"): (3, 3.5, 4, 4.75, "holds"),
+    ("learnt", "retain"): (0.2, 0.3, 0.2, 0.35, "holds"),
+}
 UNSEEN = {"npo": [3, 4, 5, 6], "simnpo": [3, 3, 3.5, 4]}
 BASE = {"npo": [0.1, 0.2, 0.4, 0.8], "simnpo": [0.1, 0.2, 0.3, 0.4]}
 
@@ -395,21 +575,39 @@ BASE = {"npo": [0.1, 0.2, 0.4, 0.8], "simnpo": [0.1, 0.2, 0.3, 0.4]}
 @pytest.mark.parametrize("unseen", [False, True])
 def test_paths_at_equal_forgetting_by_hand(unseen, tmp_path, said, axes):
     """Seeds differ by a tenth on retain in both methods: paired by seed, their difference is exact."""
-    folders = [on_the_way(tmp_path / f"{method}{seed}", method, seed, UNSEEN[method] if unseen else (),
-                          retain=[loss + shift for loss in BASE[method]])
-               for method, order in (("simnpo", (0, 1)), ("npo", (1, 0))) for seed in order for shift in [seed / 10 - 0.05]]
+    folders = [
+        on_the_way(
+            tmp_path / f"{method}{seed}",
+            method,
+            seed,
+            UNSEEN[method] if unseen else (),
+            retain=[loss + shift for loss in BASE[method]],
+        )
+        for method, order in (("simnpo", (0, 1)), ("npo", (1, 0)))
+        for seed in order
+        for shift in [seed / 10 - 0.05]
+    ]
     lines = iter(said("paths", *folders)[2:])
     for (awaited, quantity), (*values, words) in BY_HAND.items():
         for when, (ours, theirs) in zip(("half-way to", "at"), zip(values[:2], values[2:])):
             if quantity != "never learnt" or unseen:
                 gap = f"{theirs - ours:.3f}"
                 cells = [cell.strip() for cell in next(lines).strip("|").split("|")]
-                assert cells[:6] == [f"{awaited} {when} Retrain", quantity, f"{ours:.3f}", f"{theirs:.3f} NPO",
-                                     f"{gap} [{gap}, {gap}]".replace("-0.000", "0.000"), "2 of 2"]
+                assert cells[:6] == [
+                    f"{awaited} {when} Retrain",
+                    quantity,
+                    f"{ours:.3f}",
+                    f"{theirs:.3f} NPO",
+                    f"{gap} [{gap}, {gap}]".replace("-0.000", "0.000"),
+                    "2 of 2",
+                ]
                 assert cells[-1] == words or ours == theirs
     assert next(lines, None) is None
     turned = said("paths", *folders[::-1])  # the first given is what the others are compared with
-    assert turned[0].startswith("| when | loss on | NPO | another") and "| short | 1.250 | 2.000 SimNPO | 0.750" in turned[2]
+    assert (
+        turned[0].startswith("| when | loss on | NPO | another")
+        and "| short | 1.250 | 2.000 SimNPO | 0.750" in turned[2]
+    )
     shown = {axis.get_title(): [line.get_ydata()[[0, -1]] for line in axis.lines] for axis in axes("paths", *folders)}
     assert [*shown] == [f"loss on {group}" for group in ("short", "long", *["never learnt"] * unseen, "retain")]
     assert shown["loss on retain"] == [pytest.approx((0.1, at)) for at in (0.3, 0.35)]
@@ -419,14 +617,18 @@ def test_paths_count_the_seeds_that_got_there_and_say_when_they_disagree(tmp_pat
     flat, never = [0.1] * 4, [1, 1.5, 1.7, 1.9]  # short answers' half-way is 2
     folders = [on_the_way(tmp_path / f"s{seed}", "simnpo", seed) for seed in (0, 1, 2)]
     folders += [on_the_way(tmp_path / "n0", "npo"), on_the_way(tmp_path / "n1", "npo", 1, retain=flat)]
-    folders += [on_the_way(tmp_path / "g0", "graddiff", short=[1, 2, 3, 4], long=[1, 3, 5, 7], retain=flat),
-                on_the_way(tmp_path / "g1", "graddiff", 1, short=never, long=[1, 3, 5, 7], retain=flat),
-                on_the_way(tmp_path / "w1", "ga", 1, short=never, long=never, retain=flat)]
+    folders += [
+        on_the_way(tmp_path / "g0", "graddiff", short=[1, 2, 3, 4], long=[1, 3, 5, 7], retain=flat),
+        on_the_way(tmp_path / "g1", "graddiff", 1, short=never, long=[1, 3, 5, 7], retain=flat),
+        on_the_way(tmp_path / "w1", "ga", 1, short=never, long=never, retain=flat),
+    ]
     text = "\n".join(said("paths", *folders))
     half = scipy.stats.t.ppf(0.975, 1) * 0.1  # the standard error of 0.1 and -0.1
-    for line, words in ((f"retain | 0.200 | 0.200 NPO | 0.000 [-{half:.3f}, {half:.3f}] | 2 of 2", "can't tell"),
-                        ("long | 1.500 | 3.000 GradDiff | 1.500 [–, –] | 1 of 2", "can't tell"),
-                        ("long | – | – GA | – [–, –] | 0 of 1", "no runs for it")):
+    for line, words in (
+        (f"retain | 0.200 | 0.200 NPO | 0.000 [-{half:.3f}, {half:.3f}] | 2 of 2", "can't tell"),
+        ("long | 1.500 | 3.000 GradDiff | 1.500 [–, –] | 1 of 2", "can't tell"),
+        ("long | – | – GA | – [–, –] | 0 of 1", "no runs for it"),
+    ):
         (found,) = (each for each in text.splitlines() if each.startswith(f"| short half-way to Retrain | {line}"))
         assert found.endswith(f"| {words} |")
 
@@ -440,7 +642,9 @@ def another_run(folder, task, log, retrain, method="npo", seed=0, **flags):
     run = a_run(folder, method, seed, task=task, forget_split="forget", **flags)
     reference = benchmark.reference_of(retrain)
     metrics, retrained = benchmark.summarize(log, reference), benchmark.summarize(retrain, reference)
-    write(run, "metrics.json", metrics | {"train_seconds": 3.0, "reference": {"Original": metrics, "Retrain": retrained}})
+    write(
+        run, "metrics.json", metrics | {"train_seconds": 3.0, "reference": {"Original": metrics, "Retrain": retrained}}
+    )
     write(run, "metrics.log.json", log)
     write(run, "reference.log.json", {"Original": benchmark.reference_of(log), "Retrain": reference})
     write(run, "epochs.jsonl", *({"epoch": epoch} | metrics for epoch in (1, 2)))
@@ -448,33 +652,61 @@ def another_run(folder, task, log, retrain, method="npo", seed=0, **flags):
 
 
 def a_muse_log(shift=0.0, rouge=0.5):
-    part = {"rouge": [rouge, 0.0], "generated": ["a b", "c"], "answer": ["a", "c"], "question": ["q", "r"], "length": [1, 2]}
-    return {"verbmem": part, "forget": part, "retain": part | {"rouge": [1.0, 1.0]},
-            **{f"privleak_{part}": {"score": [1.0 + shift * (part == "forget"), 2.0]} for part in muse.TEXTS}}
+    part = {
+        "rouge": [rouge, 0.0],
+        "generated": ["a b", "c"],
+        "answer": ["a", "c"],
+        "question": ["q", "r"],
+        "length": [1, 2],
+    }
+    return {
+        "verbmem": part,
+        "forget": part,
+        "retain": part | {"rouge": [1.0, 1.0]},
+        **{f"privleak_{part}": {"score": [1.0 + shift * (part == "forget"), 2.0]} for part in muse.TEXTS},
+    }
 
 
 def a_wmdp_log(chosen=(0, 1, 2, 3)):
-    return {name: {"chosen": list(chosen), "answer": [0, 1, 2, 2], "margin": [1.0, 0.5, 0.25, -2.0]} for name in wmdp.SETS}
+    return {
+        name: {"chosen": list(chosen), "answer": [0, 1, 2, 2], "margin": [1.0, 0.5, 0.25, -2.0]} for name in wmdp.SETS
+    }
 
 
 def an_own_log(loss=1.0):
-    part = {"loss": [loss, 2.0], "rouge": [0.5, 1.0], "length": [3, 4], "question": ["a", "b"], "answer": ["c", "d"],
-            "generated": ["e", "f"]}
+    part = {
+        "loss": [loss, 2.0],
+        "rouge": [0.5, 1.0],
+        "length": [3, 4],
+        "question": ["a", "b"],
+        "answer": ["c", "d"],
+        "generated": ["e", "f"],
+    }
     return {"forget": part, "retain": part}
 
 
-LOGS = {"toy-muse": (a_muse_log(3.0), a_muse_log()), "toy-wmdp": (a_wmdp_log((1, 1, 1, 1)), a_wmdp_log()),
-        "own": (an_own_log(4.0), an_own_log())}
+LOGS = {
+    "toy-muse": (a_muse_log(3.0), a_muse_log()),
+    "toy-wmdp": (a_wmdp_log((1, 1, 1, 1)), a_wmdp_log()),
+    "own": (an_own_log(4.0), an_own_log()),
+}
 NONE = "{} ± 0.0".format
 
 
-@pytest.mark.parametrize("task, cells, point", [
-    ("toy-muse", "25.0 25.0 75.0 **75.0 **100.0 0.875 1.5", (100, -75)),
-    ("toy-wmdp", "**0.750 **0.750 **0.250 0.217 0.217 0.217 1.00", (0.25, 0.75)),
-    ("own", "**2.121 3.000 0.750 3.000 **0.750 0.000", (0.75, -2.1213))])
+@pytest.mark.parametrize(
+    "task, cells, point",
+    [
+        ("toy-muse", "25.0 25.0 75.0 **75.0 **100.0 0.875 1.5", (100, -75)),
+        ("toy-wmdp", "**0.750 **0.750 **0.250 0.217 0.217 0.217 1.00", (0.25, 0.75)),
+        ("own", "**2.121 3.000 0.750 3.000 **0.750 0.000", (0.75, -2.1213)),
+    ],
+)
 def test_tables_and_figures_of_the_other_benchmarks(task, cells, point, tmp_path, table, axes, capsys):
-    folders = [another_run(tmp_path / f"{method}{seed}", task, *LOGS[task], method, seed)
-               for method in ("npo", "rmu", "task-vector") for seed in (0, 1)]
+    folders = [
+        another_run(tmp_path / f"{method}{seed}", task, *LOGS[task], method, seed)
+        for method in ("npo", "rmu", "task-vector")
+        for seed in (0, 1)
+    ]
     rows = table("table", *folders)
     assert [*rows] == ["Original", "Retrain", "NPO", "RMU", "Task Vector"]
     assert [cell.split(" ")[0] for cell in rows["NPO"].values()] == ["NPO", "2", *cells.split(" ")]
@@ -483,24 +715,36 @@ def test_tables_and_figures_of_the_other_benchmarks(task, cells, point, tmp_path
     forgotten, kept = (curves_of(axis)["RMU"] for axis in axes("epochs", *folders))
     assert np.transpose([kept, forgotten]).tolist() == [pytest.approx(point, rel=1e-4)] * 3
     kinds = ["halves", "paths"] + ["mink"] * (task != "toy-muse")
-    for command in (["claims"], ["paths"], *([["answers"]] if task == "toy-wmdp" else []), *(["figure", kind] for kind in kinds)):
+    for command in (
+        ["claims"],
+        ["paths"],
+        *([["answers"]] if task == "toy-wmdp" else []),
+        *(["figure", kind] for kind in kinds),
+    ):
         with pytest.raises(SystemExit) as stop:
-            compare.main([*command, *map(str, folders), *(["--out", str(tmp_path / "no.png")] if "figure" in command else [])])
+            compare.main(
+                [*command, *map(str, folders), *(["--out", str(tmp_path / "no.png")] if "figure" in command else [])]
+            )
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_figure_mink_shows_retrains_scores_and_the_runs(tmp_path, axes):
-    """NPO's forget scores 4 and 2 are above the holdout's 1 and 2 in three and a half of four pairs, Retrain's 1 and 2 in two."""
+    """NPO's forget scores 4, 2 beat the holdout's 1, 2 in three and a half of four pairs, Retrain's 1, 2 in two."""
     folders = []
     for seed, low in enumerate((1.0, 1.0)):
         log = a_muse_log(3.0) | {"privleak_retain": {"score": [0.25, 9.0 + seed]}}
         folders.append(another_run(tmp_path / f"{seed}", "toy-muse", log, a_muse_log(), seed=seed))
     panels = axes("mink", *folders)
     assert [axis.get_title() for axis in panels] == [
-        "Original: AUC 0.88 ± 0.00", "Retrain: AUC 0.50 ± 0.00", "NPO: AUC 0.88 ± 0.00"]
+        "Original: AUC 0.88 ± 0.00",
+        "Retrain: AUC 0.50 ± 0.00",
+        "NPO: AUC 0.88 ± 0.00",
+    ]
     for axis, retain in zip(panels, ((0.25, 10), (1, 2), (0.25, 10))):
-        ends = {label: (bars[0].get_x(), bars[-1].get_x() + bars[-1].get_width())
-                for bars, label in zip(axis.containers, axis.get_legend_handles_labels()[1])}
+        ends = {
+            label: (bars[0].get_x(), bars[-1].get_x() + bars[-1].get_width())
+            for bars, label in zip(axis.containers, axis.get_legend_handles_labels()[1])
+        }
         assert ends["retain"] == pytest.approx(retain) and ends["holdout"] == pytest.approx((1, 2))
 
 
@@ -513,7 +757,9 @@ def test_runs_of_a_task_that_is_not_known(tmp_path, capsys):
 @pytest.mark.parametrize("task, field", [("own", "data"), ("toy-wmdp", "forget_file")])
 def test_runs_on_other_files_are_not_compared(task, field, tmp_path, table, capsys):
     files = [{"forget": name, "fields": []} if field == "data" else name for name in ("a.jsonl", "b.jsonl")]
-    folders = [another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)]
+    folders = [
+        another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)
+    ]
     with pytest.raises(SystemExit) as stop:
         compare.main(["table", *map(str, folders)])
     assert stop.value.code == 2 and "b.jsonl" in capsys.readouterr().err
