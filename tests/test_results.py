@@ -40,7 +40,7 @@ def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
         for method, beta, quality, utility in (
             ("npo", 1.0, 0.7, 0.75),
             ("npo", 2.0, 0.5, 0.77),
-            ("npo", 4.0, 0.5, 0.765),
+            ("npo", 4.0, 0.5, 0.78),
             ("npo", 3.0, 0.1, 0.8),
             ("ga", 5.0, 0.8, 0.1),
             ("ga", 6.0, 0.2, 0.3),
@@ -55,7 +55,7 @@ def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
     floor, *lines = capsys.readouterr().out.splitlines()
     assert floor.endswith("model utility of at least 0.769")
     assert [line.split() for line in lines] == [
-        "NPO beta=2.0 forget quality 0.55 model utility 0.770 runs 2".split(),
+        "NPO beta=4.0 forget quality 0.55 model utility 0.780 runs 2".split(),
         "GA beta=6.0 forget quality 0.25 model utility 0.300 runs 2".split(),
     ]  # none keeps enough: the one that keeps most
 
@@ -176,13 +176,14 @@ def test_the_search_for_beta_takes_the_cheapest_that_gets_there_and_draws_all(tm
         }
 
     seeds = (
-        result([0.5, 0.4, 0.3, 0.2, 0.1, 0.01], 1, 1, 1, 1.5, 1, 0.1),
+        result([0.5, 0.4, 0.3, 0.2, 0.1, 0.01], 1, 1, 1, 1.5, 1, 0.5),
         result([0.5, 0.4, 0.3, 0.1, 0.8, 0.01], *[1] * 6),
     )
     (tmp_path / "markov.json").write_text(json.dumps({"settings": {"panels": markov.PANELS}, "seeds": seeds}))
     markov_grid.main([str(tmp_path), "--out", str(tmp_path / "g.png")])
     chosen = json.loads(capsys.readouterr().out.splitlines()[0].removeprefix("chosen β: "))
-    assert chosen == dict.fromkeys(("left", "right"), {"npo": 0.5, "simnpo": 4.0})  # β = 2 gets there in one seed only
+    # the cheapest of all gets to 0.5 in one seed: as far as one panel asks
+    assert chosen == {"left": {"npo": 0.5, "simnpo": 4.0}, "right": {"npo": 2.0, "simnpo": 16.0}}
     for axis, x in zip(drawn[0].axes, ((1.5 + 1.35 + 1 + 0.9) / 4, (1.5 + 1) / 2)):
         curves = {line.get_label(): np.transpose(line.get_data()) for line in axis.lines}
         assert len(curves) == 12 and curves["NPO β=0.5"][1] == pytest.approx((x, 0.15))
@@ -212,23 +213,24 @@ def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys,
     log = read(far, "metrics.log.json")
     write(far, "metrics.log.json", log | {"forget": further(log["forget"], 30)})
     constant.main(["runs", str(far), str(near), "--out", str(tmp_path / "c.png")])
-    lines = capsys.readouterr().out.splitlines()[1:3]
+    lines, found = capsys.readouterr().out.splitlines()[1:3], []
     for line, folder in zip(lines, (near, far)):  # by loss
         parts = [read(folder, "metrics.log.json")["forget"], read(folder, "reference.log.json")["Retrain"]]
         p_values = [scipy.stats.ks_2samp(*ratios).pvalue for ratios in zip(*map(both_by_hand, parts))]
         loss = np.mean(parts[0]["paraphrased_loss"])
         assert line.split() == [f"{loss:.2f}", *(f"{p:.2g}" for p in p_values), str(folder)]
+        found += p_values
         points = [np.transpose(marks.get_data())[lines.index(line)] for marks in drawn[0].axes[0].lines]
         assert points == [pytest.approx([loss, math.log10(p)]) for p in p_values]
-    assert p_values[1] < 1e-6 < p_values[0]
+    assert found[3] < 1e-6 < found[2]
 
-    log, retrain = (read(far, name) for name in ("metrics.log.json", "reference.log.json"))
+    log, retrain = (read(near, name) for name in ("metrics.log.json", "reference.log.json"))
     for name, content in (("log.json", log), ("retrain.json", retrain["Retrain"])):
         (tmp_path / name).write_text(json.dumps(content if name == "log.json" else log | {"forget": content}))
     constant.main(["logs", str(tmp_path / "log.json"), str(tmp_path / "retrain.json")])
     first, _, _, *lines = capsys.readouterr().out.splitlines()
     c = both_by_hand(log["forget"])[0]
-    assert first.endswith(f"forget quality {p_values[0]:.3g}, truth ratio {np.mean([min(x, 1 / x) for x in c]):.3g}")
+    assert first.endswith(f"forget quality {found[0]:.3g}, truth ratio {np.mean([min(x, 1 / x) for x in c]):.3g}")
     for line, nats in zip(lines, (0, 10, 15, 20, 25, 30), strict=True):
         c = both_by_hand(further(log["forget"], nats))[1]
         p = scipy.stats.ks_2samp(c, both_by_hand(retrain["Retrain"])[1]).pvalue
