@@ -306,7 +306,8 @@ def claim_runs(folder):
     for method, order in (("npo", (0, 1, 2, 3)), ("simnpo", (2, 3, 0, 1))):
         for seed in order:
             base = folders[method, seed] = a_run(folder / f"{method}{seed}", method, seed, draw(0.1, 1), draw(0.5, 0.8))
-            change(base, "metrics.json", distance=draw(0.1, 1), repetition=draw(0.1, 1))
+            halves = {"shortest": draw(0.1, 1), "longest": draw(0.1, 1)}
+            change(base, "metrics.json", distance=draw(0.1, 1), repetition=draw(0.1, 1), forget_quality_halves=halves)
             if method == "npo":  # it ends after epoch 2
                 write(base, "epochs.jsonl", *read(base, "epochs.jsonl")[:2])
             for part in ("shortest", "random"):
