@@ -88,7 +88,7 @@ def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **
             | metrics
             | {
                 "forget_quality": quality * epoch / 3,
-                "model_utility": utility - 0.1 * epoch * (method == "npo"),
+                "model_utility": utility - 0.1 * epoch / len(method),
                 "distance": seed + epoch / 8,
             }
             for epoch in (1, 2, 3)
@@ -390,7 +390,7 @@ def test_claims_are_paired_by_seed_each_by_hand(tmp_path, said):
     for line, sign, *values in zip(lines, SIGNS, *(claimed_by_hand(folders, seed) for seed in range(4)), strict=True):
         low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
         assert line.endswith(f"| {np.mean(values):.3g} [{low:.3g}, {high:.3g}] | 4 | {compare.verdict(values, sign)} |")
-    one = said("claims", *(folders[method, 1] for method in ("npo", "simnpo")))
+    one = said("claims", *(folders[key] for key in (("npo", 1), ("npo", 2), ("simnpo", 1))))
     assert "| 1 | can't tell |" in one[2] and one[-1].endswith("| – | 0 | no runs for it |")
 
 
@@ -611,6 +611,7 @@ def test_paths_at_equal_forgetting_by_hand(unseen, tmp_path, said, axes):
     )
     shown = {axis.get_title(): [line.get_ydata()[[0, -1]] for line in axis.lines] for axis in axes("paths", *folders)}
     assert [*shown] == [f"loss on {group}" for group in ("short", "long", *["never learnt"] * unseen, "retain")]
+    assert shown["loss on short"] == [pytest.approx((1, at)) for at in (3, 2.25)]
     assert shown["loss on retain"] == [pytest.approx((0.1, at)) for at in (0.3, 0.35)]
 
 
