@@ -535,7 +535,7 @@ def on_the_way(folder, method, seed=0, unseen=(), **changed):
         "simnpo": dict(short=[1, 2, 3, 4], long=[1, 1.5, 2, 2.5], retain=[0.1, 0.2, 0.3, 0.4]),
     }.get(method, {}) | changed
     run = a_run(folder, method, seed, **({"never_learnt": 0.5} if unseen else {}))
-    learnt, apart = [10, 2, 20, 3, 30, 4, 40, 5, 50, 6], [-0.2, -0.1, 0, 0.1, 0.2]
+    learnt, apart = [10, 2, 20, 3, 30, 4, 40, 5, 50, 6], [-0.2, -0.1, -0.1, 0.1, 0.3]
     lengths = learnt + [1] * 10 * bool(unseen)
 
     def losses(short, long, other):

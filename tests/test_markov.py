@@ -273,7 +273,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         markov.main(command)
     assert stop.value.code == 130 and (tmp_path / "seed0.json").exists() and not (tmp_path / "markov.json").exists()
-    for more in ([], ["--jobs", "2"], ["--lr", "1e-3"], ["--init", "gpt2", "--jobs", "2"]):
+    for more in ([], ["--jobs", "2"], ["--lr", "1e-3"], ["--lr", "1e-3", "--init", "gpt2", "--jobs", "2"]):
         markov.main(command + more)
     assert ran == [0, 1, 1, 0, 1, 0, 1]  # finished seeds are not run again; other settings are another study
     content = json.loads((tmp_path / "markov.json").read_text())
