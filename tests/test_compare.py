@@ -1,10 +1,12 @@
-"""Runs compared: tables, claims, figures, from small made-up runs."""
+"""Runs compared: tables, answers, claims, paths and figures of small made-up runs, each number by hand."""
+
+import io
 import json
 import math
-import os
-import subprocess
+import statistics
 import sys
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import scipy.stats
@@ -17,191 +19,510 @@ import tofu
 import wmdp
 from evaluate import BENCHMARKS
 
-
 LENGTHS = [4, 6, 9, 20, 33, 5, 7, 8, 10, 12, 15, 26]
 
 
 def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **flags):
     """A folder with the files of a run, small and made up. start: the flags of the run it started from."""
     folder.mkdir(parents=True)
-    flags = dict(task="toy", forget_split="forget10", model="tiny", family="tiny", method=method, seed=seed,
-                 beta=1.0, gamma=0.0, out=str(folder), retrain="r", subset=None) | flags
-    (folder / "run.json").write_text(json.dumps(
-        {"format": runs.FORMAT, "flags": flags} | ({"start": start} if start else {})))
+    flags = (
+        dict(
+            task="toy",
+            forget_split="forget10",
+            model="tiny",
+            family="tiny",
+            method=method,
+            seed=seed,
+            beta=1.0,
+            gamma=0.0,
+            out=str(folder),
+            retrain="r",
+            subset=None,
+        )
+        | flags
+    )
     log, retrain = (a_log(rows=(12, 4, 2, 2), seed=s) for s in (10 + seed, 20 + seed))
     for one in (log, retrain):
-        one["forget"] |= {"length": LENGTHS, "question": ["Who?"] * 12, "answer": ["Me, the one."] * 12,
-                          "generated": ["a b c d a b c d"] * 12}
-    metrics = tofu.summarize(log, retrain["forget"]) | {"forget_quality": quality, "model_utility": utility,
-                                                                     "train_seconds": 10.0 + seed, "peak_memory_bytes": 2e9}
-    retrained = tofu.summarize(retrain, retrain["forget"])
-    reference = {"before" if start else "Original": metrics | {"forget_quality": 1e-3, "model_utility": 0.8},
-                 "Retrain": retrained | {"train_seconds": 99.0, "peak_memory_bytes": 3e9}}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"reference": reference}))
-    (folder / "metrics.log.json").write_text(json.dumps(log))
-    (folder / "reference.log.json").write_text(json.dumps({"Retrain": tofu.reference_of(retrain)}))
-    (folder / "path.jsonl").write_text("".join(json.dumps(
-        {"epoch": epoch, "length": LENGTHS, "weight": [1.0] * 12 if epoch <= 1 and method == "npo" else
-         [1 / n if epoch < 3 else 0.1 + 0.01 * (n % 2) for n in LENGTHS],
-         "logp": [-n * (0.2 + 0.3 * epoch) for n in LENGTHS], "retain": 0.2 + 0.1 * epoch}) + "\n" for epoch in range(12)))
-    (folder / "epochs.jsonl").write_text("".join(json.dumps({"epoch": epoch} | metrics | {
-        "forget_quality": quality * epoch / 3, "model_utility": utility - (0.1 * epoch if method == "npo" else 0)}) + "\n"
-        for epoch in (1, 2, 3)))
+        one["forget"] |= {
+            "length": LENGTHS,
+            "question": [f"Who is {n}?" for n in LENGTHS],
+            "answer": [f"I am {n}." for n in LENGTHS],
+            "generated": [*map(generated, LENGTHS)],
+        }
+    metrics = tofu.summarize(log, retrain["forget"]) | {
+        "forget_quality": quality,
+        "model_utility": utility,
+        "train_seconds": 10.0 + seed,
+        "peak_memory_bytes": 2e9,
+    }
+    retrained = tofu.summarize(retrain, retrain["forget"]) | {"train_seconds": 99.0, "peak_memory_bytes": 3e9}
+    before = metrics | {"forget_quality": 1e-3, "model_utility": 0.8}
+    write(folder, "run.json", {"format": runs.FORMAT, "flags": flags} | ({"start": start} if start else {}))
+    write(
+        folder,
+        "metrics.json",
+        metrics | {"reference": {"before" if start else "Original": before, "Retrain": retrained}},
+    )
+    write(folder, "metrics.log.json", log)
+    write(folder, "reference.log.json", {"Retrain": tofu.reference_of(retrain)})
+    draw = np.random.default_rng(seed + len(method))
+    write(
+        folder,
+        "path.jsonl",
+        *(
+            {
+                "epoch": epoch,
+                "length": LENGTHS,
+                "weight": draw.uniform(0.1, 1, 12).tolist() if epoch else [1.0] * 12,
+                "logp": [-n * (0.2 + 0.3 * epoch) for n in LENGTHS],
+                "retain": 0.2 + 0.1 * epoch,
+            }
+            for epoch in range(12)
+        ),
+    )
+    write(
+        folder,
+        "epochs.jsonl",
+        *(
+            {"epoch": epoch}
+            | metrics
+            | {
+                "forget_quality": quality * epoch / 3,
+                "model_utility": utility - 0.1 * epoch / len(method),
+                "distance": seed + epoch / 8,
+            }
+            for epoch in (1, 2, 3)
+        ),
+    )
     return folder
 
 
+def generated(n):
+    """What is said of n: a third of the answers repeat one of six 4-grams."""
+    return f"{n} " + "a b c d " * (2 - n % 3)
+
+
+def write(folder, name, *lines):
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read(folder, name):
+    """The file of a run, or its lines."""
+    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return lines if name.endswith("l") else lines[0]
+
+
+def change(folder, name, **fields):
+    write(folder, name, read(folder, name) | fields)
+
+
+def forgotten(metrics):
+    return math.log10(metrics["forget_quality"])
+
+
 def flags_of(folder):
-    return json.loads((folder / "run.json").read_text())["flags"]
+    return read(folder, "run.json")["flags"]
 
 
-def table_of(capsys, *arguments):
-    compare.main(["table", *map(str, arguments)])
-    return capsys.readouterr().out.splitlines()
+@pytest.fixture
+def said(capsys):
+    """What a command says: its lines."""
+
+    def run(*arguments):
+        compare.main([*map(str, arguments)])
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
-def test_table_over_runs(tmp_path, capsys):
-    runs = [a_run(tmp_path / "a", seed=0, quality=0.2, utility=0.6), a_run(tmp_path / "b", seed=1, quality=0.4, utility=0.6),
-            a_run(tmp_path / "c", "simnpo", quality=0.001, utility=0.7)]
-    lines = table_of(capsys, *runs)
-    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:] if line[:1] == "|"}
-    assert list(cells) == ["Original", "Retrain", "Retrain of another seed", "NPO", "SimNPO"]
-    assert cells["NPO"][:3] == ["2", "**0.3 ± 0.14**", "-0.5 ± 0.2"] and cells["NPO"][6] == "0.600 ± 0.000"
-    assert cells["SimNPO"][1:3] == ["0.001", "-3.0"] and cells["SimNPO"][6] == "**0.700**"
-    assert cells["Original"][:2] == ["2", "0.001 ± 0"]  # seed 0's once, though two runs had it
-    assert len({line.count("|") for line in lines if line[:1] == "|"}) == 1
-    wide = table_of(capsys, "--columns", "all", *runs)
-    assert wide[0].count("|") == 3 + len(tofu.COLUMNS | compare.COST) and "repeated 4-grams →R" in wide[0]
+@pytest.fixture
+def table(said):
+    """{row: {column: cell}} of the table that a command prints; the first column names the row."""
 
-    cost = table_of(capsys, "--columns", "cost", *runs)
-    assert cost[3] == "| Retrain | 2 | 99.0 ± 0.0 | 3.00 ± 0.00 |" and cost[4] == "| NPO | 2 | 10.5 ± 0.7 | 2.00 ± 0.00 |"
+    def run(*arguments):
+        header, _, *lines = (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in said(*arguments) if line[:1] == "|"
+        )
+        return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
-    other = a_run(tmp_path / "d", seed=2, beta=2.0)  # runs that differ are not averaged
-    assert [line.split("|")[1].strip() for line in table_of(capsys, runs[0], other)[5:7]] == ["NPO beta=1.0", "NPO beta=2.0"]
-    again = a_run(tmp_path / "e", "finetune", start=flags_of(runs[0]), model=str(runs[0]), subset="shortest:0.2")
-    assert table_of(capsys, again)[3].startswith("| NPO → fine-tuning shortest:0.2 | 1 |")
+    return run
 
 
-def test_relearning_from_different_settings_is_not_averaged(tmp_path, capsys):
+@pytest.fixture
+def axes(monkeypatch, tmp_path):
+    """What a figure shows, without a picture."""
+
+    def draw(kind, *folders):
+        drawn = []
+        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+        compare.main(["figure", kind, *map(str, folders), "--out", str(tmp_path / "f.png")])
+        return drawn[0].axes
+
+    return draw
+
+
+def of_all(folders, *path):
+    """One number of metrics.json of each run."""
+    found = [read(folder, "metrics.json") for folder in folders]
+    for key in path:
+        found = [each[key] for each in found]
+    return found
+
+
+# ------------------------------------------------------------------ tables
+
+
+def test_a_table_has_mean_and_deviation_of_each_method_and_the_best_in_bold(tmp_path, table):
+    npo = [a_run(tmp_path / "a", quality=0.2, utility=0.6), a_run(tmp_path / "b", seed=1, quality=0.4, utility=0.62)]
+    simnpo = a_run(tmp_path / "c", "simnpo", quality=0.001, utility=0.8)  # as much as Original
+    change(simnpo, "metrics.json", distance=0.1)
+    rows = table("table", "--columns", "all", *npo, simnpo)
+    assert {name: row["runs"] for name, row in rows.items()} == {
+        "Original": "2",
+        "Retrain": "2",
+        "Retrain of another seed": "1",
+        "NPO": "2",
+        "SimNPO": "1",
+    }  # once per seed
+    for column, form, *path in (
+        ("forget quality ↑", ".2g", "forget_quality"),
+        ("distance to Retrain ↓", ".3f", "distance"),
+        ("model utility ↑", ".3f", "model_utility"),
+        ("shortest half ↑", ".2g", "forget_quality_halves", "shortest"),
+        ("forget truth ratio →R", ".3f", "forget", "truth_ratio"),
+        ("training s ↓", ".1f", "train_seconds"),
+    ):
+        for row, *place in (("NPO",), ("Retrain", "reference", "Retrain")):
+            values = of_all(npo, *place, *path)
+            assert rows[row][column].strip("*") == f"{np.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+    assert rows["NPO"]["log10 of it ↑"] == "-0.5 ± 0.2" and rows["SimNPO"]["log10 of it ↑"] == "-3.0"
+    assert {(name, column) for name, row in rows.items() for column, cell in row.items() if "**" in cell} == {
+        ("NPO", "forget quality ↑"),
+        ("SimNPO", "distance to Retrain ↓"),
+        ("SimNPO", "model utility ↑"),
+    }
+    main, cost = (table("table", "--columns", columns, *npo)["NPO"] for columns in ("main", "cost"))
+    assert [*main] == ["method", "runs", *tofu.MAIN] and "**" not in str(main)  # nothing to be better than
+    assert [*cost.values()] == ["NPO", "2", "10.5 ± 0.7", "2.00 ± 0.00"]
+
+
+def test_runs_are_averaged_unless_a_flag_that_matters_differs(tmp_path, table):
+    immaterial = (
+        "model retrain tokenizer retain_file device eval eval_batch_size micro_batch_size grad_checkpointing".split()
+    )
+    for flag in [*immaterial, "beta", "gamma", "lr", "epochs", "batch_size", "retain", "dtype"]:
+        kind = str if flag in immaterial[:5] else int
+        pair = [a_run(tmp_path / f"{flag}{i}", "simnpo", i, **{flag: kind(i)}) for i in (1, 2)]
+        labels = ["SimNPO"] if flag in immaterial else [f"SimNPO {flag.replace('_', '-')}={i}" for i in (1, 2)]
+        assert [*table("table", *pair, a_run(tmp_path / f"{flag}3", beta=3))][3:] == [*labels, "NPO"]
+
+
+def test_relearning_is_named_and_grouped_by_where_it_started(tmp_path, table):
     bases = [a_run(tmp_path / name, seed=seed, beta=beta) for name, seed, beta in (("a", 0, 1.0), ("b", 1, 2.0))]
-    runs = [a_run(base / "again", "finetune", start=flags_of(base), model=str(base), subset="random:0.2") for base in bases]
-    assert [line.split("|")[1].strip() for line in table_of(capsys, *runs)[3:5]] == [
-        f"NPO → fine-tuning random:0.2 start-beta={beta}" for beta in (1.0, 2.0)]
-    measured_alike = [a_run(tmp_path / "c", seed=5, eval="end"), a_run(tmp_path / "d", seed=6, eval="epoch")]
-    assert table_of(capsys, *measured_alike)[5].startswith("| NPO | 2 |")
+    again = [
+        a_run(base / "again", "finetune", start=flags_of(base), model=str(base), subset="random:0.2") for base in bases
+    ]
+    assert [*table("table", *again)][1:] == [f"NPO → fine-tuning random:0.2 start-beta={beta}" for beta in (1.0, 2.0)]
+    assert [*table("table", again[0])] == [
+        "Retrain",
+        "NPO → fine-tuning random:0.2",
+    ]  # `before` has a folder of its own
 
 
 def test_no_number_is_minus_zero():
     assert compare.spread([-0.0], "{:.1f}") == compare.spread([-1e-17], "{:.1f}") == "0.0"
-    assert compare.spread([-0.04, 0.04], "{:.1f}") == "0.0 ± 0.1" and compare.spread([-0.2], "{:.1f}") == "-0.2"
+    assert compare.spread([-0.04, 0.04], "{:.1f}") == "0.0 ± 0.1"
+    assert compare.spread([-0.2], "{:.1f}") == "-0.2" and compare.spread([0, 1, 5], "{:.1f}") == "2.0 ± 2.6"
 
 
-def test_relearning_compares_with_its_base_whatever_the_model(tmp_path, capsys):
-    runs_of = [a_run(tmp_path / method, method, family="some/model", model="some/model") for method in ("npo", "simnpo")]
-    runs_of += [a_run(base / "again", "finetune", start=flags_of(base), model=str(base), family=str(base), subset="random:0.2")
-                for base in runs_of]
-    compare.main(["claims", *map(str, runs_of)])
-    assert "SimNPO forgets more lastingly (random-relearn) | difference of log10(FQ after / FQ before) | 0 | 1 |" in capsys.readouterr().out
+def test_a_terminal_without_arrows(tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    compare.main(["table", str(a_run(tmp_path / "a"))])
+    screen.flush()
+    assert b"forget quality ?" in screen.buffer.getvalue()
 
 
-def test_answers_average_over_the_runs_of_a_method(tmp_path, capsys):
-    runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]
-    log = json.loads((runs[1] / "metrics.log.json").read_text())
-    log["forget"]["generated"] = ["a b c d a b c d a b c d"] * 12  # 4 distinct of 9; the other run has 4 of 5
-    (runs[1] / "metrics.log.json").write_text(json.dumps(log))
-    compare.main(["answers", *map(str, runs)])
-    assert capsys.readouterr().out.splitlines()[-1].strip() == f"NPO  {(0.2 + 5 / 9) / 2:.3f} ± {(5 / 9 - 0.2) / 2 ** 0.5:.3f}"
+def test_retrain_of_another_seed_is_the_floor(tmp_path, table):
+    folders = [a_run(tmp_path / str(seed), seed=seed) for seed in (2, 0, 1)]
+    c = [np.log10(tofu.ratio_of(a_log(rows=(12, 4, 2, 2), seed=20 + seed)["forget"])) for seed in range(3)]
+    for kept, *pairs in ((folders, (0, 1), (1, 2)), (folders[:2], (0, 2))):
+        row = table("table", "--columns", "all", *kept)["Retrain of another seed"]
+        distances = [np.sqrt(np.mean((c[i] - c[j]) ** 2)) for i, j in pairs]
+        rouge = of_all([folders[(i + 1) % 3] for i, _ in pairs], "reference", "Retrain", "retain", "rouge")
+        assert [row[name] for name in ("runs", "distance to Retrain ↓", "retain rouge ↑")] == [
+            str(len(pairs)),
+            *(compare.spread(values, "{:.3f}") for values in (distances, rouge)),
+        ]
+    assert "Retrain of another seed" not in table("table", folders[0])
 
 
-def test_a_terminal_without_arrows(tmp_path):
-    done = subprocess.run([sys.executable, compare.__file__, "table", a_run(tmp_path / "a")], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0 and "forget quality ?" in done.stdout and done.stderr == ""
+# ------------------------------------------------------------------ answers
 
 
-def test_answers_side_by_side(tmp_path, capsys):
-    runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", "simnpo")]
-    compare.main(["answers", *map(str, runs), "--show", "3"])
-    screen = capsys.readouterr().out
-    assert screen.count("Who?") == 3 and screen.count(" NPO  0.20  a b c d a b c d") == 3
-    assert "Retrain  0.200" in screen and "truth  0.000" in screen
+ANSWERS = """
+Q Who is 4?
+truth 0.00 I am 4.
+Retrain 0.00 4 a b c d
+NPO 0.00 4 a b c d
+SimNPO 0.00 4 a b c d
+
+Q Who is 9?
+truth 0.00 I am 9.
+Retrain 0.17 9 a b c d a b c d
+NPO 0.17 9 a b c d a b c d
+SimNPO 0.17 9 a b c d a b c d
+
+Q Who is 33?
+truth 0.00 I am 33.
+Retrain 0.17 33 a b c d a b c d
+NPO 0.17 33 a b c d a b c d
+SimNPO 0.17 33 a b c d a b c d
+
+beside each answer: its share of repeated 4-grams. Mean over all forget answers and runs:
+truth 0.000
+Retrain 0.069
+NPO 0.135 ± 0.092
+SimNPO 0.069"""
 
 
-def claim_runs(folder, seeds=5):
-    """SimNPO a little ahead, by amounts that differ between seeds; it forgets lastingly, NPO does not."""
-    runs = []
-    for seed in range(seeds):
-        for method, quality in (("npo", 0.4 + 0.02 * seed), ("simnpo", 0.6 + 0.03 * seed)):
-            run = a_run(folder / f"{method}{seed}", method, seed, quality, utility=0.7 - 0.01 * seed * (method == "npo"))
-            runs.append(run)
-            for subset in ("shortest", "random"):
-                after = {"npo": 1e-6, "simnpo": 2e-3}[method] * (1.5 if subset == "random" else 1) * (1 + 0.1 * seed)
-                runs.append(a_run(folder / f"{method}{seed}{subset}", "finetune", seed + 50, after, start=flags_of(run),
-                                  model=str(run), subset=f"{subset}:0.2"))
-    return runs
+def test_answers_stand_beside_their_question_from_short_to_long_truths(tmp_path, said):
+    """The shortest, the sixth of twelve, the longest; NPO's second run repeats a fifth of all 4-grams."""
+    runs = [
+        a_run(tmp_path / f"{method}{seed}", method, seed) for method, seed in (("npo", 0), ("npo", 1), ("simnpo", 0))
+    ]
+    log = read(runs[1], "metrics.log.json")
+    log["forget"]["generated"] = ["a b c d a b c d"] * 12
+    write(runs[1], "metrics.log.json", log)
+    assert [" ".join(line.split()) for line in said("answers", *runs, "--show", "3")] == ANSWERS.splitlines()
 
 
-def test_claims_with_intervals_and_verdicts(tmp_path, capsys):
-    runs = claim_runs(tmp_path)
-    compare.main(["claims", *map(str, runs)])
-    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in capsys.readouterr().out.splitlines()[2:]]
-    by_hand = scipy.stats.ttest_1samp([0.2 + 0.01 * seed for seed in range(5)], 0).confidence_interval()
-    assert rows[0][2] == f"0.22 [{by_hand.low:.3g}, {by_hand.high:.3g}]" and rows[0][3:] == ["5", "holds"]
-    r = -np.corrcoef(LENGTHS, [1 / n for n in LENGTHS])[0, 1]
-    said, by_claim = {row[0]: row[-1] for row in rows}, {row[0]: row[2] for row in rows}
-    assert by_claim["NPO loses more utility early"].startswith("0.22 [")  # 0.2, and 0 to 0.04 more by seed
-    assert by_claim["… more so than NPO's, in epoch 1"].startswith(f"{r:.3g} [")
-    assert by_claim["… more so than NPO's, in epoch 2"].startswith("0 [")
-    assert by_claim["short responses get SimNPO's largest weights in epochs 1 and 2"].startswith(f"{r:.3g} ")
-    assert by_claim["NPO's answers repeat themselves more"].startswith("0 ")
-    halves = [json.loads((tmp_path / f"{m}{s}" / "metrics.json").read_text())["forget_quality_halves"] for s in range(5) for m in ("simnpo", "npo")]
-    gaps = [[one[half] - other[half] for half in ("shortest", "longest")] for one, other in zip(halves[::2], halves[1::2])]
-    assert rows[1][2].startswith(f"{np.mean(gaps, axis=0)[0]:.3g}") and rows[2][2].startswith(f"{np.mean(gaps, axis=0) @ [1, -1]:.3g}")
-    assert said["SimNPO's model utility is at least NPO's"] == said["SimNPO forgets more lastingly (shortest-relearn)"] == "holds"
-    assert said["shortest-relearn is no worse than random-relearn for SimNPO"] == "does not hold"  # log10(1 / 1.5) in each seed
-    assert said["… but is worse for NPO"] == said["… and less so later"] == "holds"
-    compare.main(["claims", *map(str, runs[:1] + runs[3:4])])
-    lines = capsys.readouterr().out.splitlines()
-    assert "can't tell" in lines[2] and "no runs for it" in lines[-1]  # one seed says nothing
+# ------------------------------------------------------------------ claims
+
+
+def claim_runs(folder):
+    """Runs of made-up numbers: NPO, SimNPO, and relearning from both; seeds not in the order of folders."""
+    draw, folders = np.random.default_rng(1).uniform, {}
+    for method, order in (("npo", (0, 1, 2, 3)), ("simnpo", (2, 3, 0, 1))):
+        for seed in order:
+            base = folders[method, seed] = a_run(folder / f"{method}{seed}", method, seed, draw(0.1, 1), draw(0.5, 0.8))
+            halves = {"shortest": draw(0.1, 1), "longest": draw(0.1, 1)}
+            change(base, "metrics.json", distance=draw(0.1, 1), repetition=draw(0.1, 1), forget_quality_halves=halves)
+            if method == "npo":  # it ends after epoch 2
+                write(base, "epochs.jsonl", *read(base, "epochs.jsonl")[:2])
+            for part in ("shortest", "random"):
+                run = folders[method, seed, part] = a_run(
+                    folder / f"{method}{seed}{part}",
+                    "finetune",
+                    7 + seed * len(method),
+                    draw(1e-5, 1e-3),
+                    start=flags_of(base),
+                    model=str(base),
+                    subset=f"{part}:0.2",
+                )
+                metrics = read(run, "metrics.json")
+                metrics["reference"]["before"]["forget_quality"] = draw(1e-3, 1)
+                write(run, "metrics.json", metrics)
+    return folders
+
+
+SIGNS = "> > > > >= < > > > > > > > < > > >= <".split()
+
+
+def claimed_by_hand(folders, seed):
+    """What each claim is about, for one seed."""
+
+    def numbers(method):
+        metrics, epochs, path = (
+            read(folders[method, seed], name) for name in ("metrics.json", "epochs.jsonl", "path.jsonl")
+        )
+        r = [np.corrcoef(line["length"], line["weight"])[0, 1] for line in path[1:]]
+        relearnt = [read(folders[method, seed, part], "metrics.json") for part in ("shortest", "random")]
+        after, before = (
+            [forgotten(each) for each in many]
+            for many in (relearnt, [each["reference"]["before"] for each in relearnt])
+        )
+        return np.array(
+            [
+                metrics["forget_quality"],
+                *metrics["forget_quality_halves"].values(),
+                metrics["distance"],
+                metrics["model_utility"],
+                metrics["repetition"],
+                epochs[1]["model_utility"],
+                forgotten(epochs[:3][-1]),
+                (r[0] + r[1]) / 2,
+                *np.abs([r[0], r[1], r[9]]),
+                *after,
+                *np.subtract(after, before),
+            ]
+        )
+
+    simnpo, npo = numbers("simnpo"), numbers("npo")
+    quality, short, long, distance, utility, repeats, early, along, _, first, second, tenth, *_, lasts, at_random = (
+        simnpo - npo
+    )
+    return [
+        quality,
+        short,
+        short - long,
+        -distance,
+        utility,
+        npo[1] - npo[2],
+        early,
+        along,
+        -repeats,
+        -simnpo[8],
+        first,
+        second,
+        (simnpo[9] + simnpo[10]) / 2 - simnpo[11],
+        tenth,
+        lasts,
+        at_random,
+        simnpo[12] - simnpo[13],
+        npo[12] - npo[13],
+    ]
+
+
+def test_claims_are_paired_by_seed_each_by_hand(tmp_path, said):
+    folders = claim_runs(tmp_path)
+    _, _, *lines = said("claims", *folders.values())
+    for line, sign, *values in zip(lines, SIGNS, *(claimed_by_hand(folders, seed) for seed in range(4)), strict=True):
+        low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
+        assert line.endswith(f"| {np.mean(values):.3g} [{low:.3g}, {high:.3g}] | 4 | {compare.verdict(values, sign)} |")
+    one = said("claims", *(folders[key] for key in (("npo", 1), ("npo", 2), ("simnpo", 1))))
+    assert "| 1 | can't tell |" in one[2] and one[-1].endswith("| – | 0 | no runs for it |")
+
+
+@pytest.mark.parametrize(
+    "values, sign, words",
+    [
+        ([1, 2, 3.0], ">", "can't tell"),
+        ([2, 2.1, 2.2], ">", "holds"),
+        ([2, 2.1, 2.2], "<", "does not hold"),
+        ([-2, -2.1, -2.2], "<", "holds"),
+        ([-2, -2.1, -2.2], ">=", "does not hold"),
+        ([1, 2, 3.0], "<", "can't tell"),
+        ([0, 0, 0.0], ">=", "holds"),
+        ([0, 0, 0.0], ">", "does not hold"),
+        ([0, 0, 0.0], "<", "does not hold"),
+        ([5.0], ">", "can't tell"),
+        ([], ">", "no runs for it"),
+    ],
+)
+def test_verdicts(values, sign, words):
+    assert compare.verdict(values, sign) == words
 
 
 def test_correlation_of_equal_weights_or_lengths_is_none():
     assert compare.correlation({"weight": [1.0, 1.0 + 1e-7, 1.0], "length": [3, 5, 9]}) == 0
     assert compare.correlation({"weight": [0.1, 0.2, 0.3], "length": [4, 4, 4]}) == 0
-    assert compare.correlation({"weight": [0.1, 0.2, 0.3], "length": [1, 2, 3]}) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("values, sign, said", [
-    ([1, 2, 3.0], ">", "can't tell"), ([2, 2.1, 2.2], ">", "holds"), ([2, 2.1, 2.2], "<", "does not hold"),
-    ([-2, -2.1, -2.2], "<", "holds"), ([0, 0, 0.0], ">=", "holds"), ([0, 0, 0.0], ">", "does not hold"), ([5.0], ">", "can't tell")])
-def test_verdicts(values, sign, said):
-    assert compare.verdict(values, sign) == said
+# ------------------------------------------------------------------ figures
 
 
-@pytest.mark.parametrize("kind", [kind for kind in compare.FIGURES if kind != "mink"])
-def test_every_figure_is_drawn_from_the_files_of_runs(kind, tmp_path):
-    if kind == "relearn":
-        runs = [run for run in claim_runs(tmp_path / "runs", 2) if run.name[-1] in "tm"]
-    else:
-        runs = [a_run(tmp_path / f"{method}{seed}", method, seed) for method in ("npo", "simnpo") for seed in (0, 1)]
-    compare.main(["figure", kind, *map(str, runs), "--out", str(tmp_path / "f.png")])
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Two runs of NPO, then two of SimNPO."""
+    folder = tmp_path_factory.mktemp("four")
+    return [
+        a_run(folder / f"{method}{seed}", method, seed, 0.3 + seed / 10 + 0.2 * (method == "npo"), 0.6 + seed / 20)
+        for method in ("npo", "simnpo")
+        for seed in (0, 1)
+    ]
+
+
+def test_a_figure_is_written_and_not_over_another(four, tmp_path, capsys):
+    command = ["figure", "boxes", str(four[0]), "--out", str(tmp_path / "f.png")]
+    compare.main(command)
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(SystemExit):
+        compare.main(command)
+    compare.main([*command, "--overwrite"])
 
 
-def test_figures_show_what_the_runs_say(tmp_path):
-    runs = [a_run(tmp_path / f"{method}{seed}", method, seed, 0.5 + seed / 10) for method in ("npo", "simnpo") for seed in (0, 1)]
-    panels = compare.draw_weights(compare.read(runs[2:], "path.jsonl")).axes
-    r = scipy.stats.pearsonr(LENGTHS, [1 / n for n in LENGTHS])
-    assert f"r = {r.statistic:.2f} [{r.confidence_interval().low:.2f}" in panels[0].get_title() and "epoch 10" in panels[3].get_title()
-    assert panels[0].collections[0].get_offsets().tolist() == [[n, 1 / n] for n in LENGTHS]
-    quality, _, _ = compare.draw_epochs(compare.read(runs, "epochs.jsonl")).axes
-    expected = [np.mean([math.log10(x) for x in values]) for values in
-                ([1e-3, 1e-3], [0.5 / 3, 0.6 / 3], [1 / 3, 0.4], [0.5, 0.6])]
-    assert quality.lines[0].get_ydata() == pytest.approx(expected)
-    halves = compare.draw_halves(compare.read(runs[:1], "metrics.log.json", "reference.log.json")).axes
-    metrics = json.loads((runs[0] / "metrics.json").read_text())["forget_quality_halves"]
-    assert [axis.get_title() for axis in halves] == [f"{half} half: FQ {metrics[half]:.2g}" for half in ("shortest", "longest")]
-    (axis,) = compare.draw_tradeoff(compare.read(runs)).axes
-    assert [0.7, 0.55] in [points.get_offsets().tolist()[0] for points in axis.collections]
+def test_figures_of_weights_show_each_epochs(four, axes):
+    path = read(four[3], "path.jsonl")
+    for axis, epoch in zip(axes("weights", four[3]), (1, 2, 3, 10), strict=True):
+        r = scipy.stats.pearsonr(LENGTHS, path[epoch]["weight"])
+        low, high = r.confidence_interval()
+        assert axis.get_title() == f"epoch {epoch}: r = {r.statistic:.2f} [{low:.2f}, {high:.2f}]"
+        assert axis.collections[0].get_offsets().T.tolist() == [LENGTHS, path[epoch]["weight"]]
+    for axis, folder in zip(axes("boxes", *four[:2]), four):
+        medians = {
+            np.mean(line.get_xdata()): line.get_ydata()[0]
+            for line in axis.lines
+            if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0.5
+        }
+        assert medians == pytest.approx(
+            {line["epoch"]: np.median(line["weight"]) for line in read(folder, "path.jsonl")}
+        )
+
+
+def curves_of(axis):
+    return {line.get_label(): line.get_ydata() for line in axis.lines}
+
+
+def by_epoch(folders, start, of):
+    return np.mean(
+        [
+            [
+                of(metrics)
+                for metrics in (read(folder, "metrics.json")["reference"][start], *read(folder, "epochs.jsonl"))
+            ]
+            for folder in folders
+        ],
+        0,
+    )
+
+
+def test_figures_over_epochs_begin_with_what_training_began_with(four, axes, tmp_path):
+    for axis, of in zip(
+        axes("epochs", *four),
+        (forgotten, lambda metrics: metrics["distance"], lambda metrics: metrics["model_utility"]),
+        strict=True,
+    ):
+        curves = curves_of(axis)
+        for label, folders in (("NPO", four[:2]), ("SimNPO", four[2:])):
+            assert curves[label] == pytest.approx(by_epoch(folders, "Original", of))
+        for label in ("Original", "Retrain"):
+            assert curves[label] == pytest.approx([np.mean([*map(of, of_all(four[:2], "reference", label))])] * 2)
+    folders = claim_runs(tmp_path)
+    (axis,) = axes("relearn", *(folder for key, folder in folders.items() if len(key) == 3))
+    for name, method in (("NPO", "npo"), ("SimNPO", "simnpo")):
+        for part in ("shortest", "random"):
+            group = [folders[method, seed, part] for seed in range(4)]
+            assert curves_of(axis)[f"{name} → fine-tuning {part}:0.2"] == pytest.approx(
+                by_epoch(group, "before", forgotten)
+            )
+
+
+def test_the_tradeoff_shows_runs_and_their_means(four, axes):
+    (axis,) = axes("tradeoff", *four)
+    points = [group.get_offsets().tolist() for group in axis.collections]
+    assert [group.get_label() for group in axis.collections[1::2]] == ["Original", "Retrain", "NPO", "SimNPO"]
+    for place, folders in ((4, four[:2]), (6, four[2:])):
+        expected = [[of_all([folder], "model_utility")[0], of_all([folder], "forget_quality")[0]] for folder in folders]
+        assert points[place] == expected and points[place + 1] == [pytest.approx(np.mean(expected, 0))]
+
+
+def test_the_halves_are_drawn_of_truth_ratios_with_retrains(four, axes):
+    order = np.argsort(LENGTHS)
+    logs = [
+        [read(folder, "reference.log.json")["Retrain"] for folder in four[:2]],
+        [read(folder, "metrics.log.json")["forget"] for folder in four[:2]],
+    ]
+    for axis, half, rows in zip(
+        axes("halves", *four[:2]), ("shortest", "longest"), (order[:6], order[6:]), strict=True
+    ):
+        qualities = of_all(four[:2], "forget_quality_halves", half)
+        assert axis.get_title() == f"{half} half: FQ {np.mean(qualities):.2g} ± {statistics.stdev(qualities):.2g}"
+        for line, label, pair in zip(axis.lines, ("Retrain", "NPO"), logs, strict=True):
+            values = np.log10(np.concatenate([tofu.ratio_of(log)[rows] for log in pair]))
+            x, y = line.get_data()
+            assert line.get_label() == label and x[0] == pytest.approx(values.min() - 0.5)
+            assert y == pytest.approx(scipy.stats.gaussian_kde(values)(x))
 
 
 # ------------------------------------------------------------------ at equal forgetting
@@ -209,98 +530,109 @@ def test_figures_show_what_the_runs_say(tmp_path):
 
 def on_the_way(folder, method, seed=0, unseen=(), **changed):
     """A run whose mean losses after each epoch are given; ten answers learnt, and if `unseen`, ten that were not."""
-    way = {"npo": dict(short=[1, 1.5, 2.5, 3.5], long=[1, 2, 3, 4], retain=[0.1, 0.2, 0.4, 0.8]),
-           "simnpo": dict(short=[1, 2, 3, 4], long=[1, 1.5, 2, 2.5], retain=[0.1, 0.2, 0.3, 0.4])}.get(method, {}) | changed
+    way = {
+        "npo": dict(short=[1, 1.5, 2.5, 3.5], long=[1, 2, 3, 4], retain=[0.1, 0.2, 0.4, 0.8]),
+        "simnpo": dict(short=[1, 2, 3, 4], long=[1, 1.5, 2, 2.5], retain=[0.1, 0.2, 0.3, 0.4]),
+    }.get(method, {}) | changed
     run = a_run(folder, method, seed, **({"never_learnt": 0.5} if unseen else {}))
-    learnt, apart = [10, 2, 20, 3, 30, 4, 40, 5, 50, 6], [-0.2, -0.1, 0, 0.1, 0.2]
+    learnt, apart = [10, 2, 20, 3, 30, 4, 40, 5, 50, 6], [-0.2, -0.1, -0.1, 0.1, 0.3]
     lengths = learnt + [1] * 10 * bool(unseen)
+
     def losses(short, long, other):
         return [(short, long)[n > 6] + apart[i // 2] for i, n in enumerate(learnt)] + [other] * 10 * bool(unseen)
+
     rows = [losses(*each) for each in zip(way["short"], way["long"], unseen or way["long"])]
-    (run / "path.jsonl").write_text("".join(json.dumps(
-        {"epoch": epoch, "length": lengths, "weight": [1.0] * len(row), "logp": [-n * loss for n, loss in zip(lengths, row)],
-         "retain": way["retain"][epoch]}) + "\n" for epoch, row in enumerate(rows)))
-    (run / "reference.log.json").write_text(json.dumps(
-        {"Retrain": {"loss": losses(3, 2, 3), "truth_ratio": [1.0] * len(lengths)}}))
+    write(
+        run,
+        "path.jsonl",
+        *(
+            {
+                "epoch": epoch,
+                "length": lengths,
+                "weight": [1.0] * len(row),
+                "retain": way["retain"][epoch],
+                "logp": [-n * loss for n, loss in zip(lengths, row)],
+            }
+            for epoch, row in enumerate(rows)
+        ),
+    )
+    write(run, "reference.log.json", {"Retrain": {"loss": losses(3, 2, 3), "truth_ratio": [1.0] * len(lengths)}})
     return run
 
 
-def read_paths(*folders):
-    return {(when, quantity, other): rest for when, quantity, other, *rest in compare.paths(
-        compare.read(folders, "path.jsonl", "reference.log.json"))}
-
-
-# (awaited, read): (half-way, at Retrain) of SimNPO, of NPO, by hand from `on_the_way`
-BY_HAND = {("long", "short"): ((2, 3), (1.25, 1.5)), ("short", "long"): ((1.5, 2), (2.5, 3.5)),
-           ("short", "retain"): ((0.2, 0.3), (0.3, 0.6)), ("long", "retain"): ((0.2, 0.3), (0.15, 0.2)),
-           ("learnt", "retain"): ((0.2, 0.3), (0.2, 0.35)), ("learnt", "never learnt"): ((3, 3.5), (4, 4.75))}
+# awaited, read: half-way and at Retrain of SimNPO, the same of NPO, by hand from `on_the_way`; is the paper right?
+BY_HAND = {
+    ("long", "short"): (2, 3, 1.25, 1.5, "holds"),
+    ("short", "long"): (1.5, 2, 2.5, 3.5, "holds"),
+    ("short", "retain"): (0.2, 0.3, 0.3, 0.6, "holds"),
+    ("long", "retain"): (0.2, 0.3, 0.15, 0.2, "does not hold"),
+    ("learnt", "never learnt"): (3, 3.5, 4, 4.75, "holds"),
+    ("learnt", "retain"): (0.2, 0.3, 0.2, 0.35, "holds"),
+}
 UNSEEN = {"npo": [3, 4, 5, 6], "simnpo": [3, 3, 3.5, 4]}
+BASE = {"npo": [0.1, 0.2, 0.4, 0.8], "simnpo": [0.1, 0.2, 0.3, 0.4]}
 
 
 @pytest.mark.parametrize("unseen", [False, True])
-def test_paths_at_equal_forgetting_by_hand(unseen, tmp_path, capsys):
-    runs = [on_the_way(tmp_path / f"{method}{seed}", method, seed, UNSEEN[method] if unseen else ())
-            for method in ("simnpo", "npo") for seed in (0, 1)]
-    found = read_paths(*runs)
-    assert len(found) == 10 + 2 * unseen
-    for (awaited, quantity), values in BY_HAND.items():
-        for when, level in enumerate(compare.WAY):
-            if quantity == "never learnt" and not unseen:
-                assert (f"{awaited} {level}", quantity, "NPO") not in found
-                continue
-            ours, theirs, gap, *rest, said = found[f"{awaited} {level}", quantity, "NPO"]
-            assert (ours, theirs) == pytest.approx((values[0][when], values[1][when])) and rest[:2] == [2, 2]
-            assert gap == pytest.approx([values[1][when] - values[0][when]] * 3)
-            if ours != pytest.approx(theirs):
-                claimed = theirs < ours if (awaited, quantity) == ("long", "short") else theirs > ours
-                assert said == ("holds" if claimed else "does not hold")
-    turned = read_paths(*runs[::-1])  # the first given is what the others are compared with
-    assert turned["long at Retrain", "short", "SimNPO"][-1] == turned["short at Retrain", "long", "SimNPO"][-1] == "does not hold"
-    compare.main(["paths", *map(str, runs)])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| when | loss on | SimNPO |") and len(lines) == 2 + len(found)
-    assert lines[2].startswith("| long half-way to Retrain | short | 2.000 | 1.250 NPO | -0.750 [-0.750, -0.750] | 2 of 2 | L1")
-    curves = {axis.get_title(): [line.get_ydata() for line in axis.lines] for axis in
-              compare.draw_paths(compare.read(runs, "path.jsonl", "reference.log.json")).axes}
-    assert [*curves] == [f"loss on {group}" for group in ("short", "long", *["never learnt"] * unseen, "retain")]
-    assert [(ys[0], ys[-1]) for ys in curves["loss on retain"]] == [pytest.approx((0.1, at)) for at in (0.3, 0.35)]
+def test_paths_at_equal_forgetting_by_hand(unseen, tmp_path, said, axes):
+    """Seeds differ by a tenth on retain in both methods: paired by seed, their difference is exact."""
+    folders = [
+        on_the_way(
+            tmp_path / f"{method}{seed}",
+            method,
+            seed,
+            UNSEEN[method] if unseen else (),
+            retain=[loss + shift for loss in BASE[method]],
+        )
+        for method, order in (("simnpo", (0, 1)), ("npo", (1, 0)))
+        for seed in order
+        for shift in [seed / 10 - 0.05]
+    ]
+    lines = iter(said("paths", *folders)[2:])
+    for (awaited, quantity), (*values, words) in BY_HAND.items():
+        for when, (ours, theirs) in zip(("half-way to", "at"), zip(values[:2], values[2:])):
+            if quantity != "never learnt" or unseen:
+                gap = f"{theirs - ours:.3f}"
+                cells = [cell.strip() for cell in next(lines).strip("|").split("|")]
+                assert cells[:6] == [
+                    f"{awaited} {when} Retrain",
+                    quantity,
+                    f"{ours:.3f}",
+                    f"{theirs:.3f} NPO",
+                    f"{gap} [{gap}, {gap}]".replace("-0.000", "0.000"),
+                    "2 of 2",
+                ]
+                assert cells[-1] == words or ours == theirs
+    assert next(lines, None) is None
+    turned = said("paths", *folders[::-1])  # the first given is what the others are compared with
+    assert (
+        turned[0].startswith("| when | loss on | NPO | another")
+        and "| short | 1.250 | 2.000 SimNPO | 0.750" in turned[2]
+    )
+    shown = {axis.get_title(): [line.get_ydata()[[0, -1]] for line in axis.lines] for axis in axes("paths", *folders)}
+    assert [*shown] == [f"loss on {group}" for group in ("short", "long", *["never learnt"] * unseen, "retain")]
+    assert shown["loss on short"] == [pytest.approx((1, at)) for at in (3, 2.25)]
+    assert shown["loss on retain"] == [pytest.approx((0.1, at)) for at in (0.3, 0.35)]
 
 
-def test_paths_count_the_seeds_that_got_there_and_say_when_they_disagree(tmp_path):
-    runs = [on_the_way(tmp_path / f"s{seed}", "simnpo", seed) for seed in (0, 1, 2)]
-    runs += [on_the_way(tmp_path / "n0", "npo"), on_the_way(tmp_path / "n1", "npo", 1, retain=[0.1] * 4)]
-    never = [1, 1.5, 1.7, 1.9]  # short answers' half-way is 2
-    runs += [on_the_way(tmp_path / "g0", "graddiff", short=[1, 2, 3, 4], long=[1, 3, 5, 7], retain=[0.1] * 4),
-             on_the_way(tmp_path / "g1", "graddiff", 1, short=never, long=[1, 3, 5, 7], retain=[0.1] * 4),
-             on_the_way(tmp_path / "w1", "ga", 1, short=never, long=never, retain=[0.1] * 4)]
-    found = read_paths(*runs)
-    ours, theirs, gap, reached, seeds, _, said = found["short half-way to Retrain", "retain", "NPO"]
-    assert (ours, theirs, reached, seeds, said) == (pytest.approx(0.2), pytest.approx(0.2), 2, 2, "can't tell")  # 0.3 and 0.1
-    half = 12.7062 * 0.1  # t of one degree of freedom, times the standard error of ±0.1
-    assert gap == pytest.approx([0, -half, half], abs=1e-5)
-    ours, theirs, gap, reached, seeds, _, said = found["short half-way to Retrain", "long", "GradDiff"]
-    assert (ours, theirs, gap[0]) == pytest.approx((1.5, 3, 1.5)) and gap[1:] == (None, None)
-    assert (reached, seeds, said) == (1, 2, "can't tell")
-    *values, reached, seeds, _, said = found["short at Retrain", "long", "GA"]
-    assert (values, reached, seeds, said) == ([None] * 3, 0, 1, "no runs for it")
-    table = compare.paths_table(compare.read(runs, "path.jsonl", "reference.log.json"))
-    assert "| short at Retrain | long | – | – GA | – [–, –] | 0 of 1 |" in table
-
-
-def test_retrain_of_another_seed_is_the_floor(tmp_path, capsys):
-    runs = [a_run(tmp_path / str(seed), seed=seed) for seed in (2, 0, 1)]
-    logs = [a_log(rows=(12, 4, 2, 2), seed=20 + seed)["forget"] for seed in range(3)]
-    for kept, pairs in ((runs, [(0, 1), (1, 2)]), (runs[:2], [(0, 2)]), (runs[:1], [])):
-        floor = compare.floor_of(compare.read(kept, "reference.log.json")).get("Retrain of another seed", [])
-        assert len(floor) == len(pairs)
-        for metrics, pair in zip(floor, pairs):
-            ours, theirs = (np.log10(tofu.ratio_of(logs[seed])) for seed in pair)
-            assert metrics["distance"] == pytest.approx(np.sqrt(np.mean((ours - theirs) ** 2))) and metrics["distance"] > 0.1
-            assert metrics["forget_quality"] == scipy.stats.ks_2samp(ours, theirs).pvalue
-            probability = np.mean(np.exp(-np.array(logs[pair[0]]["loss"])))
-            assert metrics["forget"]["probability"] == pytest.approx(probability)
-        rows = [line.split("|")[1:3] for line in table_of(capsys, *kept) if "another seed" in line]
-        assert rows == ([[" Retrain of another seed ", f" {len(pairs)} "]] if pairs else [])
+def test_paths_count_the_seeds_that_got_there_and_say_when_they_disagree(tmp_path, said):
+    flat, never = [0.1] * 4, [1, 1.5, 1.7, 1.9]  # short answers' half-way is 2
+    folders = [on_the_way(tmp_path / f"s{seed}", "simnpo", seed) for seed in (0, 1, 2)]
+    folders += [on_the_way(tmp_path / "n0", "npo"), on_the_way(tmp_path / "n1", "npo", 1, retain=flat)]
+    folders += [
+        on_the_way(tmp_path / "g0", "graddiff", short=[1, 2, 3, 4], long=[1, 3, 5, 7], retain=flat),
+        on_the_way(tmp_path / "g1", "graddiff", 1, short=never, long=[1, 3, 5, 7], retain=flat),
+        on_the_way(tmp_path / "w1", "ga", 1, short=never, long=never, retain=flat),
+    ]
+    text = "\n".join(said("paths", *folders))
+    half = scipy.stats.t.ppf(0.975, 1) * 0.1  # the standard error of 0.1 and -0.1
+    for line, words in (
+        (f"retain | 0.200 | 0.200 NPO | 0.000 [-{half:.3f}, {half:.3f}] | 2 of 2", "can't tell"),
+        ("long | 1.500 | 3.000 GradDiff | 1.500 [–, –] | 1 of 2", "can't tell"),
+        ("long | – | – GA | – [–, –] | 0 of 1", "no runs for it"),
+    ):
+        (found,) = (each for each in text.splitlines() if each.startswith(f"| short half-way to Retrain | {line}"))
+        assert found.endswith(f"| {words} |")
 
 
 # ------------------------------------------------------------------ the other benchmarks
@@ -312,71 +644,125 @@ def another_run(folder, task, log, retrain, method="npo", seed=0, **flags):
     run = a_run(folder, method, seed, task=task, forget_split="forget", **flags)
     reference = benchmark.reference_of(retrain)
     metrics, retrained = benchmark.summarize(log, reference), benchmark.summarize(retrain, reference)
-    (run / "metrics.json").write_text(json.dumps(metrics | {"train_seconds": 3.0, "reference": {"Original": metrics, "Retrain": retrained}}))
-    (run / "metrics.log.json").write_text(json.dumps(log))
-    (run / "reference.log.json").write_text(json.dumps({"Original": benchmark.reference_of(log), "Retrain": reference}))
-    (run / "epochs.jsonl").write_text("".join(json.dumps({"epoch": epoch} | metrics) + "\n" for epoch in (1, 2)))
+    write(
+        run, "metrics.json", metrics | {"train_seconds": 3.0, "reference": {"Original": metrics, "Retrain": retrained}}
+    )
+    write(run, "metrics.log.json", log)
+    write(run, "reference.log.json", {"Original": benchmark.reference_of(log), "Retrain": reference})
+    write(run, "epochs.jsonl", *({"epoch": epoch} | metrics for epoch in (1, 2)))
     return run
 
 
 def a_muse_log(shift=0.0, rouge=0.5):
-    part = {"rouge": [rouge, 0.0], "generated": ["a b", "c"], "answer": ["a", "c"], "question": ["q", "r"], "length": [1, 2]}
-    return {"verbmem": part, "forget": part, "retain": part | {"rouge": [1.0, 1.0]},
-            **{f"privleak_{part}": {"score": [1.0 + shift * (part == "forget"), 2.0]} for part in muse.TEXTS}}
+    part = {
+        "rouge": [rouge, 0.0],
+        "generated": ["a b", "c"],
+        "answer": ["a", "c"],
+        "question": ["q", "r"],
+        "length": [1, 2],
+    }
+    return {
+        "verbmem": part,
+        "forget": part,
+        "retain": part | {"rouge": [1.0, 1.0]},
+        **{f"privleak_{part}": {"score": [1.0 + shift * (part == "forget"), 2.0]} for part in muse.TEXTS},
+    }
 
 
 def a_wmdp_log(chosen=(0, 1, 2, 3)):
-    return {name: {"chosen": list(chosen), "answer": [0, 1, 2, 2], "margin": [1.0, 0.5, 0.25, -2.0]} for name in wmdp.SETS}
+    return {
+        name: {"chosen": list(chosen), "answer": [0, 1, 2, 2], "margin": [1.0, 0.5, 0.25, -2.0]} for name in wmdp.SETS
+    }
 
 
 def an_own_log(loss=1.0):
-    part = {"loss": [loss, 2.0], "rouge": [0.5, 1.0], "length": [3, 4], "question": ["a", "b"], "answer": ["c", "d"], "generated": ["e", "f"]}
+    part = {
+        "loss": [loss, 2.0],
+        "rouge": [0.5, 1.0],
+        "length": [3, 4],
+        "question": ["a", "b"],
+        "answer": ["c", "d"],
+        "generated": ["e", "f"],
+    }
     return {"forget": part, "retain": part}
 
 
-LOGS = {"toy-muse": (a_muse_log(3.0), a_muse_log()), "toy-wmdp": (a_wmdp_log((1, 1, 1, 1)), a_wmdp_log()),
-        "own": (an_own_log(4.0), an_own_log())}
+LOGS = {
+    "toy-muse": (a_muse_log(3.0), a_muse_log()),
+    "toy-wmdp": (a_wmdp_log((1, 1, 1, 1)), a_wmdp_log()),
+    "own": (an_own_log(4.0), an_own_log()),
+}
+NONE = "{} ± 0.0".format
 
 
-@pytest.mark.parametrize("task, cells", [
-    ("toy-muse", ["2", "25.0 ± 0.0", "25.0 ± 0.0", "75.0 ± 0.0", "**75.0 ± 0.0**", "**100.0 ± 0.0**", "0.875 ± 0.000", "1.5 ± 0.0"]),
-    ("toy-wmdp", ["2", "**0.750 ± 0.000**", "**0.750 ± 0.000**", "**0.250 ± 0.000**", *["0.217 ± 0.000"] * 3, "1.00 ± 0.00"]),
-    ("own", ["2", "**2.121 ± 0.000**", "3.000 ± 0.000", "0.750 ± 0.000", "3.000 ± 0.000", "**0.750 ± 0.000**", "0.000 ± 0.000"])])
-def test_tables_and_figures_of_the_other_benchmarks(task, cells, tmp_path, capsys):
-    runs = [another_run(tmp_path / f"{method}{seed}", task, *LOGS[task], method, seed) for method in ("npo", "rmu", "task-vector") for seed in (0, 1)]
-    lines = table_of(capsys, *runs)
-    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:] if line[:1] == "|"}
-    assert list(rows) == ["Original", "Retrain", "NPO", "RMU", "Task Vector"] and rows["NPO"] == cells
-    kinds = ["tradeoff", "epochs", "weights", "boxes"] + ["mink"] * (task == "toy-muse")
-    for kind in kinds:
-        compare.main(["figure", kind, *map(str, runs), "--out", str(tmp_path / f"{kind}.png")])
-        assert (tmp_path / f"{kind}.png").read_bytes()[:4] == b"\x89PNG"
-    for command in (["claims"], ["paths"], ["figure", "halves"], ["figure", "paths"],
-                    *([["answers"]] if task == "toy-wmdp" else []), *([["figure", "mink"]] if task != "toy-muse" else [])):
+@pytest.mark.parametrize(
+    "task, cells, point",
+    [
+        ("toy-muse", "25.0 25.0 75.0 **75.0 **100.0 0.875 1.5", (100, -75)),
+        ("toy-wmdp", "**0.750 **0.750 **0.250 0.217 0.217 0.217 1.00", (0.25, 0.75)),
+        ("own", "**2.121 3.000 0.750 3.000 **0.750 0.000", (0.75, -2.1213)),
+    ],
+)
+def test_tables_and_figures_of_the_other_benchmarks(task, cells, point, tmp_path, table, axes, capsys):
+    folders = [
+        another_run(tmp_path / f"{method}{seed}", task, *LOGS[task], method, seed)
+        for method in ("npo", "rmu", "task-vector")
+        for seed in (0, 1)
+    ]
+    rows = table("table", *folders)
+    assert [*rows] == ["Original", "Retrain", "NPO", "RMU", "Task Vector"]
+    assert [cell.split(" ")[0] for cell in rows["NPO"].values()] == ["NPO", "2", *cells.split(" ")]
+    (axis,) = axes("tradeoff", *folders)
+    assert axis.collections[5].get_offsets().tolist() == [pytest.approx(point, rel=1e-4)]
+    forgotten, kept = (curves_of(axis)["RMU"] for axis in axes("epochs", *folders))
+    assert np.transpose([kept, forgotten]).tolist() == [pytest.approx(point, rel=1e-4)] * 3
+    kinds = ["halves", "paths"] + ["mink"] * (task != "toy-muse")
+    for command in (
+        ["claims"],
+        ["paths"],
+        *([["answers"]] if task == "toy-wmdp" else []),
+        *(["figure", kind] for kind in kinds),
+    ):
         with pytest.raises(SystemExit) as stop:
-            compare.main([*command, *map(str, runs), *(["--out", str(tmp_path / "no.png")] if "figure" in command else [])])
-        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "no.png").exists()
+            compare.main(
+                [*command, *map(str, folders), *(["--out", str(tmp_path / "no.png")] if "figure" in command else [])]
+            )
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_figure_mink_shows_retrains_scores_and_the_runs(tmp_path):
-    runs = compare.read([another_run(tmp_path / "a", "toy-muse", *LOGS["toy-muse"])], "metrics.log.json", "reference.log.json")
-    axes = compare.draw_mink(runs).axes
-    # NPO's forget scores 4 and 2 against the holdout's 1 and 2: three and a half of four pairs; Retrain's 1 and 2: two of four
-    assert [axis.get_title() for axis in axes] == ["Original: AUC 0.88", "Retrain: AUC 0.50", "NPO: AUC 0.88"]
+def test_figure_mink_shows_retrains_scores_and_the_runs(tmp_path, axes):
+    """NPO's forget scores 4, 2 beat the holdout's 1, 2 in three and a half of four pairs, Retrain's 1, 2 in two."""
+    folders = []
+    for seed, low in enumerate((1.0, 1.0)):
+        log = a_muse_log(3.0) | {"privleak_retain": {"score": [0.25, 9.0 + seed]}}
+        folders.append(another_run(tmp_path / f"{seed}", "toy-muse", log, a_muse_log(), seed=seed))
+    panels = axes("mink", *folders)
+    assert [axis.get_title() for axis in panels] == [
+        "Original: AUC 0.88 ± 0.00",
+        "Retrain: AUC 0.50 ± 0.00",
+        "NPO: AUC 0.88 ± 0.00",
+    ]
+    for axis, retain in zip(panels, ((0.25, 10), (1, 2), (0.25, 10))):
+        ends = {
+            label: (bars[0].get_x(), bars[-1].get_x() + bars[-1].get_width())
+            for bars, label in zip(axis.containers, axis.get_legend_handles_labels()[1])
+        }
+        assert ends["retain"] == pytest.approx(retain) and ends["holdout"] == pytest.approx((1, 2))
 
 
 def test_runs_of_a_task_that_is_not_known(tmp_path, capsys):
-    run = a_run(tmp_path / "a", task="magic")
     with pytest.raises(SystemExit):
-        compare.main(["table", str(run)])
+        compare.main(["table", str(a_run(tmp_path / "a", task="magic"))])
     assert "magic" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task, field", [("own", "data"), ("toy-wmdp", "forget_file")])
-def test_runs_on_other_files_are_not_compared(task, field, tmp_path, capsys):
+def test_runs_on_other_files_are_not_compared(task, field, tmp_path, table, capsys):
     files = [{"forget": name, "fields": []} if field == "data" else name for name in ("a.jsonl", "b.jsonl")]
-    runs = [another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)]
+    folders = [
+        another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)
+    ]
     with pytest.raises(SystemExit) as stop:
-        compare.main(["table", *map(str, runs)])
+        compare.main(["table", *map(str, folders)])
     assert stop.value.code == 2 and "b.jsonl" in capsys.readouterr().err
-    assert table_of(capsys, runs[0])[4].startswith("| NPO | 1 |")
+    assert table("table", folders[0])["NPO"]["runs"] == "1"

@@ -1,4 +1,6 @@
 """The scripts that make what results/ shows."""
+
+import argparse
 import json
 import math
 import runpy
@@ -6,41 +8,121 @@ import sys
 import unittest.mock
 from pathlib import Path
 
+import matplotlib.figure
+import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import some_examples, tiny
 from test_bad_input import refused
-from test_compare import a_run
-from test_markov import SMALL
-from test_tofu import a_log
+from test_compare import a_run, change, flags_of, on_the_way, read, write
 
-import compare
 import constant
 import grid
-import losses
 import markov
 import markov_grid
 import raw_logits
-import tofu
 import weights
 from methods import METHODS
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures that would have been saved."""
+    figures = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    return figures
+
+
 def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
-    runs = [a_run(tmp_path / "wild", beta=1.0, quality=0.9, utility=0.5), a_run(tmp_path / "good", beta=2.0, quality=0.6, utility=0.77),
-            a_run(tmp_path / "equal", beta=4.0, quality=0.6, utility=0.765), a_run(tmp_path / "weak", beta=3.0, quality=0.1, utility=0.8), a_run(tmp_path / "ga", "ga", quality=0.9, utility=0.1)]
-    grid.main(["choose", *map(str, runs)])
+    folders = [
+        a_run(tmp_path / f"{method}{beta}{seed}", method, seed, quality + seed / 10, utility, beta=beta)
+        for method, beta, quality, utility in (
+            ("npo", 1.0, 0.7, 0.75),
+            ("npo", 2.0, 0.5, 0.77),
+            ("npo", 4.0, 0.5, 0.78),
+            ("npo", 3.0, 0.1, 0.8),
+            ("ga", 5.0, 0.8, 0.1),
+            ("ga", 6.0, 0.2, 0.3),
+        )
+        for seed in (0, 1)
+    ]
+    for folder in folders:  # 95% of the mean of 0.8 and 0.82 is what must be kept
+        metrics = read(folder, "metrics.json")
+        metrics["reference"]["Original"]["model_utility"] += flags_of(folder)["seed"] / 50
+        write(folder, "metrics.json", metrics)
+    grid.main(["choose", *map(str, folders)])
+    floor, *lines = capsys.readouterr().out.splitlines()
+    assert floor.endswith("model utility of at least 0.769")
+    assert [line.split() for line in lines] == [
+        "NPO beta=4.0 forget quality 0.55 model utility 0.780 runs 2".split(),
+        "GA beta=6.0 forget quality 0.25 model utility 0.300 runs 2".split(),
+    ]  # none keeps enough: the one that keeps most
+
+
+def test_choose_paths_takes_the_cheapest_that_arrives_in_the_middle(tmp_path, capsys):
+    folders = []
+    for beta, seed, epoch, cost in (
+        (1, 0, 5, 0.1),
+        (2, 0, 7, 0.3),
+        (3, 0, 8, 0.2),
+        (3, 1, 9, 0.3),
+        (4, 0, 12, 0.05),
+        (5, 0, 8, 0.01),
+        (5, 1, 99, 0.01),
+    ):
+        loss = [1 + 1.5 * i / epoch for i in range(14)]  # Retrain's, over all that is learnt, is 2.5
+        folders.append(
+            on_the_way(
+                tmp_path / f"{beta}{seed}",
+                "npo",
+                seed,
+                short=loss,
+                long=loss,
+                retain=[cost * i / epoch for i in range(14)],
+            )
+        )
+        change(folders[-1], "run.json", flags=flags_of(folders[-1]) | {"beta": beta})
+    grid.main(["paths", *map(str, folders)])
     lines = capsys.readouterr().out.splitlines()
-    assert "0.760" in lines[0] and lines[1].startswith("NPO beta=2.0 ") and lines[2].startswith("GA ") and len(lines) == 3
+    assert [line[:12] for line in lines if line[0] == "*"] == ["* NPO beta=3"]
+    assert [line.split("reached by ")[1] for line in lines] == [
+        f"{arrived}, at epoch {epoch:.1f}, retain loss {cost:.4f}"
+        for arrived, epoch, cost in (
+            ("1 of 1", 5, 0.1),
+            ("1 of 1", 7, 0.3),
+            ("2 of 2", 8.5, 0.25),
+            ("1 of 1", 12, 0.05),
+            ("1 of 2", 8, 0.01),
+        )
+    ]
 
 
-def test_the_grid_is_drawn_over_beta_and_gamma(tmp_path, capsys):
-    runs = [a_run(tmp_path / f"{beta}{gamma}{seed}", "simnpo", seed, 0.5 + seed / 10, beta=beta, gamma=gamma)
-            for beta, gamma in ((1.0, 0.0), (2.0, 0.0), (2.0, 0.5)) for seed in (0, 1)]
-    quality, _, *_ = grid.draw(compare.read(runs)).axes
-    assert [text.get_text() for text in quality.texts] == ["0.55", "nan", "0.55", "0.55"]
-    grid.main(["draw", *map(str, runs), "--out", str(tmp_path / "f.png")])
-    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+def test_the_grid_is_drawn_over_beta_and_gamma(tmp_path, drawn):
+    folders = [
+        a_run(
+            tmp_path / f"{beta}{gamma}{seed}",
+            "simnpo",
+            seed,
+            beta / 4 + seed / 10,
+            gamma + seed / 10,
+            beta=beta,
+            gamma=gamma,
+        )
+        for beta, gamma in ((1.0, 0.0), (2.0, 0.0), (2.0, 0.5))
+        for seed in (0, 1)
+    ]
+    grid.main(["draw", *map(str, folders), "--out", str(tmp_path / "f.png")])
+    for axis, title, cells in zip(
+        drawn[0].axes,
+        ("forget quality", "model utility"),
+        (("0.3", "nan", "0.55", "0.55"), ("0.05", "nan", "0.05", "0.55")),
+    ):
+        where = {text.get_position(): text.get_text() for text in axis.texts}
+        assert where == dict(zip(((0, 0), (1, 0), (0, 1), (1, 1)), cells)) and axis.get_title() == title
+        ticks = ([text.get_text() for text in side] for side in (axis.get_xticklabels(), axis.get_yticklabels()))
+        assert [*ticks] == [["0", "0.5"], ["1", "2"]]
+        assert np.isnan(axis.images[0].get_array().filled(np.nan)).tolist() == [[False, True], [False, False]]
 
 
 def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):
@@ -52,82 +134,117 @@ def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):
     refused(grid.main, ["draw", a_run(tmp_path / "x", "simnpo", beta="x")], capsys, "x", "run.json")
 
 
-def test_the_weights_are_drawn_and_printed(tmp_path, capsys):
+def test_the_weights_are_printed_and_drawn(tmp_path, capsys, drawn):
     weights.main(["--out", str(tmp_path / "w.png")])
-    assert (tmp_path / "w.png").stat().st_size > 10_000
-    first = capsys.readouterr().out.splitlines()[4].split()
-    assert float(first[0]) == 0 and [float(x) for x in first[4:]] == [0.3333, 0.0833, 0.025]
+    rows = [[*map(float, line.split())] for line in capsys.readouterr().out.splitlines()[4:11]]
+    assert [row[0] for row in rows] == [0, -1, -2, -3, -4, -5, -6]
+
+    def by_hand(x):
+        npo, simnpo = (
+            [2 / (1 + math.exp(-margin)) / count for margin, count in each]
+            for each in ([(0.1 * n * (x + 0.05), 1) for n in (3, 12, 40)], [(2.5 * x, n) for n in (3, 12, 40)])
+        )
+        return npo, simnpo
+
+    for x, *shown in rows:
+        assert shown == pytest.approx(sum(by_hand(x), []), abs=6e-5)
+    for axis, side in zip(drawn[0].axes, (0, 1)):
+        curves = [line for line in axis.lines if line.get_label()[0] == "|"]
+        assert [line.get_ydata()[40].item() for line in curves] == pytest.approx(by_hand(-4)[side])
+    bounds = [line.get_ydata()[0] for line in axis.lines if line not in curves]
+    assert bounds == pytest.approx([1 / 3, 1 / 12, 1 / 40])
 
 
 def test_an_unwritable_picture_is_one_line_and_exit_two(tmp_path, nothing_written, capsys):
     refused(weights.main, ["--out", tmp_path / "absent" / "w.png"], capsys, "absent")
 
 
-def test_choosing_beta_takes_the_cheapest_that_gets_there():
-    def path(cost, top):
-        return {"iteration": [0, 1], "forget1": [0.0, top], "forget2": [0.0, top], "retain": [0.0, cost]}
-    values = {"npo": [0.5, 0.4, 0.3, 0.2, 0.1, 0.01], "simnpo": [0.5, 0.2, 0.3, 0.4, 0.5, 0.6]}
-    result = {"retrained": {"left": {"forget1": 0.4, "forget2": 0.4}}, "left": {
-        f"{method} {beta:g}": path(values[method][i], 0.1 if (method, i) == ("npo", 5) else 1.0)
-        for method in markov.METHODS for i, beta in enumerate(markov.GRID[method])}}
-    chosen = markov_grid.choose_betas([result], {"left": markov.PANELS["left"]})
-    assert chosen == {"left": {"npo": 1.0, "simnpo": 1.0}}  # NPO's cheapest, β = 2, never reaches the level
+def test_the_search_for_beta_takes_the_cheapest_that_gets_there_and_draws_all(tmp_path, capsys, nothing_written, drawn):
+    """By retain distance where each learnt chain reaches its own level."""
 
+    def result(costs, *tops):
+        paths = [
+            {"iteration": [0, 1], "forget1": [0.0, top], "forget2": [0.0, 0.9 * top], "retain": [0.0, cost]}
+            for cost, top in zip(costs, tops, strict=True)
+        ]
+        levels = {"left": {"forget1": 0.1, "forget2": 0.8}, "right": {"forget1": 0.4, "forget2": 9}}
+        return {"retrained": levels} | {
+            panel: {
+                f"{method} {beta:g}": path for method, betas in markov.GRID.items() for beta, path in zip(betas, paths)
+            }
+            for panel in levels
+        }
 
-def test_the_search_for_beta_is_drawn_from_a_run_of_it(tmp_path, capsys, nothing_written):
-    out = tmp_path / "out"
-    markov.main([*SMALL, "--out", str(out), "--grid"])
-    content = json.loads((out / "markov.json").read_text())
-    assert set(content["seeds"][0]["left"]) == {f"{m} {b:g}" for m in markov.METHODS for b in markov.GRID[m]}
-    markov_grid.main([str(out), "--out", str(tmp_path / "g.png")])
-    assert (tmp_path / "g.png").stat().st_size > 10_000 and "chosen β" in capsys.readouterr().out
+    seeds = (
+        result([0.5, 0.4, 0.3, 0.2, 0.1, 0.01], 1, 1, 1, 1.5, 1, 0.5),
+        result([0.5, 0.4, 0.3, 0.1, 0.8, 0.01], *[1] * 6),
+    )
+    (tmp_path / "markov.json").write_text(json.dumps({"settings": {"panels": markov.PANELS}, "seeds": seeds}))
+    markov_grid.main([str(tmp_path), "--out", str(tmp_path / "g.png")])
+    chosen = json.loads(capsys.readouterr().out.splitlines()[0].removeprefix("chosen β: "))
+    # the cheapest of all gets to 0.5 in one seed: as far as one panel asks
+    assert chosen == {"left": {"npo": 0.5, "simnpo": 4.0}, "right": {"npo": 2.0, "simnpo": 16.0}}
+    for axis, x in zip(drawn[0].axes, ((1.5 + 1.35 + 1 + 0.9) / 4, (1.5 + 1) / 2)):
+        curves = {line.get_label(): np.transpose(line.get_data()) for line in axis.lines}
+        assert len(curves) == 12 and curves["NPO β=0.5"][1] == pytest.approx((x, 0.15))
     refused(markov_grid.main, [tmp_path / "absent"], capsys, "absent", "--grid")
 
 
-def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys, nothing_written):
-    log, retrain = a_log(rows=(40, 4, 2, 2)), a_log(rows=(40, 4, 2, 2), seed=1)
-    quality = tofu.forget_quality(tofu.ratio_of(log["forget"]), tofu.ratio_of(retrain["forget"]))
-    far = {"paraphrased_loss": [x + 30 for x in log["forget"]["paraphrased_loss"]],
-           "perturbed_loss": [[x + 30 for x in wrong] for wrong in log["forget"]["perturbed_loss"]]}
-    assert tofu.ratio_of(far) == pytest.approx(tofu.ratio_of(log["forget"]))
-    theirs = [constant.inverse_with_constant(part, nats) for part, nats in
-              ((log["forget"], 0), (retrain["forget"], 0), (log["forget"], 30), (far, 0))]
-    assert tofu.forget_quality(*theirs[:2]) == pytest.approx(quality) and quality > 0.01
-    assert tofu.forget_quality(theirs[2], theirs[1]) < 1e-20 and theirs[3] == pytest.approx(theirs[2])
-    for name, content in (("log.json", log), ("retrain.json", retrain)):
-        (tmp_path / name).write_text(json.dumps(content))
-    constant.main(["logs", str(tmp_path / "log.json"), str(tmp_path / "retrain.json")])
-    lines = capsys.readouterr().out.splitlines()
-    assert f"forget quality {quality:.3g}," in lines[0] and float(lines[-1].split()[1]) < 1e-20
-    refused(constant.main, ["logs", tmp_path / "log.json", tmp_path / "absent.json"], capsys, "absent.json")
+def further(part, nats):
+    """A log's forget part with `nats` added to every loss."""
+    return part | {
+        "paraphrased_loss": [loss + nats for loss in part["paraphrased_loss"]],
+        "perturbed_loss": [[loss + nats for loss in wrong] for wrong in part["perturbed_loss"]],
+    }
 
 
-def test_runs_through_both_truth_ratios_by_hand(tmp_path, capsys, nothing_written):
+def both_by_hand(part):
+    """TOFU's truth ratios, and one over those with the constant."""
+    pairs = [(sum(wrong) / 3, right) for wrong, right in zip(part["perturbed_loss"], part["paraphrased_loss"])]
+    return (
+        [math.exp(wrong - right) for wrong, right in pairs],
+        [math.exp(-wrong) / (math.exp(-right) + 1e-10) for wrong, right in pairs],
+    )
+
+
+def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys, nothing_written, drawn):
+    """Of two logs for every D, and of runs: one of which is 30 nats away."""
     near, far = a_run(tmp_path / "near"), a_run(tmp_path / "far", seed=1)
-    log = json.loads((far / "metrics.log.json").read_text())
-    log["forget"] |= {"paraphrased_loss": [x + 30 for x in log["forget"]["paraphrased_loss"]],
-                      "perturbed_loss": [[x + 30 for x in wrong] for wrong in log["forget"]["perturbed_loss"]]}
-    (far / "metrics.log.json").write_text(json.dumps(log))
-    found = compare.read([near, far], "metrics.log.json", "reference.log.json")
-    for run, above in zip(found, (0, 30)):
-        parts = run["metrics.log.json"]["forget"], run["reference.log.json"]["Retrain"]
-        pairs = [[(sum(wrong) / 3, right) for wrong, right in zip(part["perturbed_loss"], part["paraphrased_loss"])]
-                 for part in parts]
-        c = [[math.exp(wrong - right) for wrong, right in part] for part in pairs]
-        theirs = [[math.exp(-wrong) / (math.exp(-right) + 1e-10) for wrong, right in part] for part in pairs]
-        loss, true, constant_ = constant.both_ways(run)
-        assert loss == pytest.approx(sum(right for _, right in pairs[0]) / 12) and above < loss < above + 3
-        assert (true, constant_) == pytest.approx(tuple(scipy.stats.ks_2samp(*each).pvalue for each in (c, theirs)))
-        assert (constant_ < 1e-6 < true) if above else constant_ == pytest.approx(true)
+    log = read(far, "metrics.log.json")
+    write(far, "metrics.log.json", log | {"forget": further(log["forget"], 30)})
     constant.main(["runs", str(far), str(near), "--out", str(tmp_path / "c.png")])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[1:3]] == [str(near), str(far)]  # by loss
-    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
-    refused(constant.main, ["runs", near, "--out", "c.pdf"], capsys, ".png")
-    refused(constant.main, ["runs", tmp_path / "absent", "--out", "c.png"], capsys, "absent")
-    refused(constant.main, ["logs", near], capsys, "two files")
-    (near / "reference.log.json").write_text(json.dumps({"Retrain": {"truth_ratio": [1.0] * 12}}))
-    refused(constant.main, ["runs", near, "--out", "c.png"], capsys, near, "paraphrased_loss")
+    lines, found = capsys.readouterr().out.splitlines()[1:3], []
+    for line, folder in zip(lines, (near, far)):  # by loss
+        parts = [read(folder, "metrics.log.json")["forget"], read(folder, "reference.log.json")["Retrain"]]
+        p_values = [scipy.stats.ks_2samp(*ratios).pvalue for ratios in zip(*map(both_by_hand, parts))]
+        loss = np.mean(parts[0]["paraphrased_loss"])
+        assert line.split() == [f"{loss:.2f}", *(f"{p:.2g}" for p in p_values), str(folder)]
+        found += p_values
+        points = [np.transpose(marks.get_data())[lines.index(line)] for marks in drawn[0].axes[0].lines]
+        assert points == [pytest.approx([loss, math.log10(p)]) for p in p_values]
+    assert found[3] < 1e-6 < found[2]
+
+    log, retrain = (read(near, name) for name in ("metrics.log.json", "reference.log.json"))
+    for name, content in (("log.json", log), ("retrain.json", retrain["Retrain"])):
+        (tmp_path / name).write_text(json.dumps(content if name == "log.json" else log | {"forget": content}))
+    constant.main(["logs", str(tmp_path / "log.json"), str(tmp_path / "retrain.json")])
+    first, _, _, *lines = capsys.readouterr().out.splitlines()
+    c = both_by_hand(log["forget"])[0]
+    assert first.endswith(f"forget quality {found[0]:.3g}, truth ratio {np.mean([min(x, 1 / x) for x in c]):.3g}")
+    for line, nats in zip(lines, (0, 10, 15, 20, 25, 30), strict=True):
+        c = both_by_hand(further(log["forget"], nats))[1]
+        p = scipy.stats.ks_2samp(c, both_by_hand(retrain["Retrain"])[1]).pvalue
+        assert line.split() == [str(nats), f"{p:.2g}", f"{np.mean([min(x, 1 / x) for x in c]):.2g}"]
+
+    write(near, "reference.log.json", {"Retrain": {"truth_ratio": [1.0] * 12}})
+    for arguments, says in (
+        (["logs", tmp_path / "log.json", tmp_path / "absent.json"], "absent.json"),
+        (["runs", near, "--out", "c.pdf"], ".png"),
+        (["runs", tmp_path / "absent", "--out", "c.png"], "absent"),
+        (["logs", near], "two files"),
+        (["runs", near, "--out", "c.png"], "paraphrased_loss"),
+    ):
+        refused(constant.main, arguments, capsys, says)
 
 
 def hybrids(name="hybrids"):
@@ -143,20 +260,22 @@ def methods_put_back():
 
 def test_hybrids_are_each_a_step_from_npo_and_from_simnpo(methods_put_back):
     script, beta = hybrids(), 0.7
-    known = {"logp": torch.linspace(-40, -0.5, 7, dtype=torch.float64).requires_grad_(), "beta": beta,
-             "ref_logp": torch.linspace(-30, -3, 7, dtype=torch.float64), "length": torch.tensor([30, 20, 10, 5, 4, 2, 1])}
+    known = {
+        "logp": torch.linspace(-40, -0.5, 7, dtype=torch.float64).requires_grad_(),
+        "beta": beta,
+        "ref_logp": torch.linspace(-30, -3, 7, dtype=torch.float64),
+        "length": torch.tensor([30, 20, 10, 5, 4, 2, 1]),
+    }
     for name in ("npo-mean", "simnpo-sum"):
         given = [known[each] for each in METHODS[name].takes]
-        gradient, = torch.autograd.grad(METHODS[name].loss(*given).sum(), known["logp"])
-        assert gradient.dtype == torch.float64 and torch.allclose(gradient, METHODS[name].weight(*given), rtol=1e-12, atol=0)
+        (gradient,) = torch.autograd.grad(METHODS[name].loss(*given).sum(), known["logp"])
+        assert gradient.dtype == torch.float64 and torch.allclose(
+            gradient, METHODS[name].weight(*given), rtol=1e-12, atol=0
+        )
     logp, ref, length = (known[name].detach() for name in ("logp", "ref_logp", "length"))
     by_hand = -2 / beta * torch.log(torch.sigmoid(-beta * (logp - ref) / length))
     assert torch.allclose(script["npo_mean"](logp, ref, length, beta), by_hand)
     assert torch.allclose(script["simnpo_sum"](logp, beta), -2 / beta * torch.log(torch.sigmoid(-beta * logp)))
-    assert torch.allclose(script["npo_mean_weight"](ref, ref, length, beta), 1 / length.double())
-    alone = torch.ones_like(length)  # of one token each, all four are two
-    assert torch.equal(script["npo_mean"](logp, ref, alone, beta), losses.npo(logp, ref, beta))
-    assert torch.equal(script["simnpo_sum_weight"](logp, beta), losses.simnpo_weight(logp, alone, beta))
 
 
 def test_hybrids_go_through_the_loop_and_into_tables(methods_put_back, toy_model_folder, tmp_path, monkeypatch, capsys):
@@ -164,8 +283,22 @@ def test_hybrids_go_through_the_loop_and_into_tables(methods_put_back, toy_model
         monkeypatch.setattr(sys, "argv", ["hybrids.py", *map(str, arguments)])
         hybrids("__main__")
         return capsys.readouterr().out
-    command("train.py", "--method", "npo-mean", "--model", toy_model_folder, "--epochs", "1", "--eval", "none",
-            "--max-length", "60", "--out", tmp_path / "run")
+
+    command(
+        "train.py",
+        "--method",
+        "npo-mean",
+        "--model",
+        toy_model_folder,
+        "--epochs",
+        "1",
+        "--eval",
+        "none",
+        "--max-length",
+        "60",
+        "--out",
+        tmp_path / "run",
+    )
     first = json.loads((tmp_path / "run" / "path.jsonl").read_text().splitlines()[0])
     assert first["weight"] == pytest.approx([1 / n for n in first["length"]])
     runs = [a_run(tmp_path / name, name) for name in ("simnpo", "npo-mean", "simnpo-sum")]
@@ -177,19 +310,45 @@ def test_hybrids_go_through_the_loop_and_into_tables(methods_put_back, toy_model
         assert stop.value.code not in (None, 0)
 
 
-def test_raw_logit_npo_pushes_every_entry_alike_and_simnpo_the_large_ones_more():
-    """So that softmax does not change, to first order, for the one, and gets flatter for the other."""
-    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    gradient, = torch.autograd.grad(raw_logits.raw_loss(logits, logits.detach(), "npo", 0.1, 0.0), logits)
-    assert torch.allclose(gradient, torch.full_like(gradient, 1 / 21), rtol=1e-12)
-    gradient, = torch.autograd.grad(raw_logits.raw_loss(logits, None, "simnpo", 0.7, 0.0), logits)
-    assert torch.allclose(gradient, 2 * torch.sigmoid(0.7 * logits.detach()) / 21, rtol=1e-12)
+def test_raw_logit_losses_are_against_what_the_model_said_before(monkeypatch):
+    monkeypatch.setattr(raw_logits, "REFERENCE", {})
+    before, after = tiny("gpt2"), tiny("gpt2", seed=1)
+    examples, beta, gamma = some_examples(4), 0.7, 0.3
+    for method in ("npo", "simnpo"):
+        args = argparse.Namespace(method=method, beta=beta, gamma=gamma)
+        raw_logits.forget_loss(before, {"answer": examples}, [0, 1, 2, 3], args)
+        loss, logit, length = raw_logits.forget_loss(after, {"answer": examples}, [2, 0], args)
+        for place, (prompt, response) in enumerate([examples[2], examples[0]]):
+            ref, z = (
+                model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] for model in (before, after)
+            )
+            margin = beta * (ref - z) if method == "npo" else -beta * z - gamma
+            assert loss[place].item() == pytest.approx(
+                (-2 / beta * torch.sigmoid(margin).log()).mean().item(), rel=1e-5
+            )
+            assert logit[place].item() == pytest.approx(z.mean().item(), rel=1e-4) and length[place] == len(response)
 
 
-def test_raw_logit_losses_run_in_the_loop_with_what_was_there_before_as_their_reference(toy_model_folder, tmp_path, monkeypatch):
+def test_raw_logit_losses_run_in_the_loop(toy_model_folder, tmp_path, monkeypatch):
     for name in ("train", "forget_loss"):
         monkeypatch.setattr(raw_logits.train, name, getattr(raw_logits.train, name))  # put back afterwards
-    raw_logits.main(["--method", "npo", "--model", str(toy_model_folder), "--epochs", "1", "--max-new-tokens", "1", "--max-length", "60",
-                     "--lr", "0", "--beta", "0.1", "--out", str(tmp_path / "run")])
-    losses = [json.loads(line)["forget"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert len(losses) > 1 and losses == pytest.approx([20 * math.log(2)] * len(losses))  # -2/0.1 log σ(0): it stood still
+    raw_logits.main(
+        [
+            "--method",
+            "npo",
+            "--model",
+            str(toy_model_folder),
+            "--epochs",
+            "1",
+            "--max-length",
+            "60",
+            "--beta",
+            "0.1",
+            "--eval",
+            "none",
+            "--out",
+            str(tmp_path / "run"),
+        ]
+    )
+    first, *_, last = (line["forget"] for line in read(tmp_path / "run", "log.jsonl"))
+    assert first == pytest.approx(20 * math.log(2)) and last < first - 1e-4  # -2/0.1 log σ(0), until it moves
