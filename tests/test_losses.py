@@ -139,7 +139,8 @@ def test_sequence_logp_against_a_plain_loop():
         every = logits[row].log_softmax(-1).tolist()
         expected = [0 if ids[t] == -100 else every[t - 1][ids[t]] for t in range(1, 9)]
         assert tokens[row].tolist() == pytest.approx(expected, rel=1e-12)
-        assert logp[row].item() == pytest.approx(sum(expected), rel=1e-12) and length[row] == sum(x != 0 for x in expected)
+        assert logp[row].item() == pytest.approx(sum(expected), rel=1e-12)
+        assert length[row] == sum(x != 0 for x in expected)
 
 
 def test_kl_is_the_divergence_from_reference_to_model():

@@ -76,7 +76,8 @@ def test_names_and_colours_are_one_to_a_method_and_help_shows_all():
 
 USED = """
 import sys, pytest, compare, train
-assert pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "derivative or every_loss or names"]) == 0
+tests = "tests/test_methods.py", "-k", "derivative or every_loss or names"
+assert pytest.main(["-q", "-p", "no:cacheprovider", *tests]) == 0
 train.main(["--method", "hinge", "--beta", "9", "--epochs", "1", *sys.argv[1:]])
 compare.main(["table", "hinge"])
 compare.main(["figure", "weights", "hinge"])
@@ -95,8 +96,8 @@ def test_readmes_example_of_a_new_loss_is_all_that_it_takes(tmp_path, toy_model_
     table = (copy / "methods.py").read_text(encoding="utf-8")
     (copy / "methods.py").write_text(table.rstrip().removesuffix("}") + '    "hinge"' + entry + "}\n", encoding="utf-8")
     rows.write_text(json.dumps({"question": "Who?", "answer": "A baker."}))
-    done = subprocess.run([sys.executable, "-c", USED, "--forget-file", rows, "--retain", "none", "--max-new-tokens", "1",
-                           "--model", toy_model_folder, "--out", "hinge"], cwd=copy, capture_output=True, text=True)
+    flags = ["--forget-file", rows, "--retain", "none", "--max-new-tokens", "1", "--model", toy_model_folder]
+    done = subprocess.run([sys.executable, "-c", USED, *flags, "--out", "hinge"], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| Hinge | 1 |" in done.stdout and "simnpo, hinge;" in done.stdout
     refused(compare.main, ["table", copy / "hinge"], capsys, "methods.py lacks")  # a run of a method that is not there
