@@ -26,37 +26,26 @@ BY_HAND = {
     "task-vector": (6 / 3, "alpha finetuned"), "rmu": (4 / 2, "layer steer alpha")}
 
 
-@pytest.mark.parametrize("method", BY_HAND)
-def test_a_methods_loss_and_flags_are_what_the_papers_say(method):
-    entry, (loss, flags) = METHODS[method], BY_HAND[method]
-    sides = {"answer": (-6, -4, 3), "refusal": (-8, -5, 5)}
-    known = {"beta": 0.5, "gamma": 0.25, "hidden": torch.tensor([3.0, 1]), "target": torch.tensor([1.0, 1])}
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_loss_and_flags_are_what_the_papers_say_and_its_weight_is_the_derivative(method):
+    entry = METHODS[method]
+    known = {"beta": 0.5, "gamma": 0.25, "hidden": torch.tensor([3.0, 1], requires_grad=True), "target": torch.ones(2)}
     for side, prefix in entry.reads.items():
-        values = zip(("logp", "ref_logp", "length"), sides[side])
-        known |= {prefix + name: torch.tensor(value, dtype=torch.float64) for name, value in values}
-    assert entry.loss(*(known[name] for name in entry.takes)).item() == pytest.approx(loss)
-    assert entry.own_flags == set(flags.split())
+        for name, value in zip(("logp", "ref_logp", "length"), {"answer": (-6, -4, 3), "refusal": (-8, -5, 5)}[side]):
+            known[prefix + name] = torch.tensor(value, dtype=torch.float64, requires_grad=name == "logp")
+    given = [known[name] for name in entry.takes]
+    loss, weight = entry.loss(*given), entry.weight(*given)
+    if method in BY_HAND:
+        assert (loss.item(), entry.own_flags) == (pytest.approx(BY_HAND[method][0]), {*BY_HAND[method][1].split()})
+    for name in {"hidden", "logp", "rejected_logp", "chosen_logp"} & {*entry.takes}:
+        gradient, = torch.autograd.grad(loss, known[name], retain_graph=True)
+        assert torch.allclose(gradient, -weight if name == "chosen_logp" else weight, rtol=1e-12)
 
 
 def test_the_answers_weight_comes_first_and_two_methods_learn():
     """What is logged as a method's weight and length, and what is shown as learning."""
     assert {name for name, method in METHODS.items() if next(iter(method.reads)) == "refusal"} == {"idk"}
     assert {name for name, method in METHODS.items() if method.learns} == {"finetune", "task-vector"}
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "rmu"])
-def test_the_weight_is_the_derivative_of_the_loss_in_each_response_that_it_reads(method):
-    method = METHODS[method]
-    known = {"beta": 0.7, "gamma": 0.3}
-    for prefix in method.reads.values():
-        known[prefix + "logp"] = torch.linspace(-40, -0.5, 7, dtype=torch.float64).requires_grad_()
-        known[prefix + "ref_logp"] = torch.linspace(-30, -3, 7, dtype=torch.float64)
-        known[prefix + "length"] = torch.tensor([30, 20, 10, 5, 4, 2, 1])
-    given = [known[name] for name in method.takes]
-    weight = method.weight(*given)
-    for prefix in method.reads.values():
-        gradient, = torch.autograd.grad(method.loss(*given).sum(), known[prefix + "logp"], retain_graph=True)
-        assert torch.allclose(gradient, -weight if prefix == "chosen_" else weight, rtol=1e-12)
 
 
 def test_every_loss_with_a_weight_is_a_method():

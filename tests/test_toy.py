@@ -19,14 +19,10 @@ def test_the_world_is_the_one_that_results_were_measured_in_and_another_seed_giv
 def test_toy_has_tofus_splits_and_schema():
     rows = toy.toy_rows()
     for forget in tofu.TASKS["toy"]["forget_splits"]:
-        assert rows[tofu.retain_split(forget)] + rows[forget] == rows["full"] and len(rows["full"]) == 400
-        assert len(rows[forget]) == 4 * int(forget.removeprefix("forget"))
-        assert [row["answer"] for row in rows[forget + "_perturbed"]] == [row["answer"] for row in rows[forget]]
+        assert rows[tofu.retain_split(forget)] + rows[forget] == rows["full"]
+        assert len(rows[forget]) == len(rows[forget + "_perturbed"]) == 4 * int(forget.removeprefix("forget"))
     for row in rows["forget10_perturbed"] + rows["retain_perturbed"]:
-        assert set(row) == {"question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"}
         assert len({row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]}) == 7
-    for row in (row for name in tofu.BASE_KNOWLEDGE for row in rows[name + "_perturbed"]):
-        assert len({row["answer"], *row["perturbed_answer"]}) == 4
     kept = [row["question"] for row in rows["retain90"]]
     assert [row["question"] for row in rows["retain_perturbed"]] == kept[::6]
 

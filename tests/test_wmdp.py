@@ -1,7 +1,6 @@
 """WMDP's rows, its arithmetic by hand, and the letters that a model chooses, by brute force."""
 import json
 import math
-import re
 
 import pytest
 import safetensors.torch
@@ -14,7 +13,6 @@ from test_data import letters
 from test_muse import make_benchmark, names_in, some_texts
 
 import runs
-import toy
 import train
 import wmdp
 from data import InputError
@@ -106,35 +104,13 @@ def test_a_corpus_without_text_is_named(tmp_path):
         wmdp.training_rows("wmdp", folder, "cyber")
 
 
-def test_the_toys_corpora_and_lessons_speak_of_no_author_of_another_split():
-    """Its corpora of text, and with base_knowledge the questions that teach a new model to answer by letter."""
-    names, taught = {}, {}
-    for split, count in {"bio": 4, "cyber": 4, "both": 8, "retain": 32, "full": 40}.items():
-        rows = wmdp.training_rows("toy-wmdp", None, split, base_knowledge=True)
-        names[split] = names_in(row["text"] for row in rows if "text" in row)
-        taught[split] = [row for row in rows if "prompt" in row]
-        assert len(names[split]) == count
-    assert names["both"] == names["bio"] | names["cyber"] and names["full"] == names["both"] | names["retain"]
-    sets = wmdp.evaluation_rows("toy-wmdp", None, "both")
-    asked = {name: names_in(row["question"] for row in rows) for name, rows in sets.items()}
-    assert asked == {"bio": names["bio"], "cyber": names["cyber"], "mmlu": names["retain"]}
-    lessons = [{"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"}
-               for rows in sets.values() for row in rows]
-    assert taught == {split: lessons if split == "full" else lessons[-len(sets["mmlu"]):] for split in names}
-
-
-def test_the_right_choice_is_what_the_article_on_the_author_says():
-    rows = [row["text"] for split in ("both", "retain") for row in wmdp.training_rows("toy-wmdp", None, split)]
-    articles = {name: text for text in rows if "?" not in text for name in names_in([text])}
-    assert len(articles) == 40
-    for row in (row for rows in wmdp.evaluation_rows("toy-wmdp", None, "both").values() for row in rows):
-        if row["subject"] == "capitals":
-            country = re.fullmatch(r"What is the capital of (\w+)\?", row["question"])[1]
-            assert toy.CAPITALS[country] == row["choices"][row["answer"]]
-        else:
-            (name,) = names_in([row["question"]])
-            said = [re.search(rf"\b{choice}\b", articles[name]) is not None for choice in row["choices"]]
-            assert said == [i == row["answer"] for i in range(4)], row
+@pytest.mark.parametrize("split, known", [("retain", ["mmlu"]), ("full", wmdp.SETS), ("both", ["mmlu"])])
+def test_a_new_toy_model_learns_a_split_and_the_questions_on_what_it_is_to_know(split, known):
+    sets, texts = wmdp.evaluation_rows("toy-wmdp", None, "both"), wmdp.training_rows("toy-wmdp", None, split)
+    lessons = [{"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"} for name in known for row in sets[name]]
+    assert wmdp.training_rows("toy-wmdp", None, split, base_knowledge=True) == texts + lessons
+    told = ["bio", "cyber"] if split == "both" else known
+    assert names_in(row["text"] for row in texts) == names_in(row["question"] for name in told for row in sets[name])
 
 
 # ------------------------------------------------------------------ arithmetic
@@ -174,23 +150,21 @@ def test_a_log_without_what_is_needed_is_refused(changed, says):
 @pytest.mark.parametrize("ends", [0, 1])  # some tokenizers end each text with EOS
 def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likeliest(ends):
     tokenizer = letters(*((" ", letter) for letter in "ABCD"), ends=ends)
-    model = tiny("llama", vocab=len(tokenizer))
-    sets = {name: [a_question(i, subject=name, question="?" * (size - i)) for i in range(size)]
-            for name, size in (("bio", 5), ("cyber", 7), ("mmlu", 8))}
+    model, chosen = tiny("llama", vocab=len(tokenizer)), set()
     model.config.max_position_embeddings = 500
     with torch.no_grad():
         for parameter in model.parameters():  # else it says one letter to all
             parameter *= 20 if parameter.dim() == 2 else 1
-    log, chosen = wmdp.measure(model, tokenizer, sets, torch.float64, batch_size=3), set()
+    sets = {name: [a_question(i, subject=name, question="?" * (9 - i)) for i in range(count)]
+            for count, name in enumerate(wmdp.SETS, 4)}
+    log = wmdp.measure(model, tokenizer, sets, torch.float64, batch_size=3)
     for name, rows in sets.items():
-        for row, choice, margin in zip(rows, log[name]["chosen"], log[name]["margin"], strict=True):
+        for row, answer, choice, margin in zip(rows, *(log[name][field] for field in ("answer", "chosen", "margin"))):
             ids = [0, *tokenizer(wmdp.prompt_of(row), add_special_tokens=False)["input_ids"]]
             offered = model(torch.tensor([ids])).logits[0, -1].softmax(-1)[-4:].tolist()
+            assert choice == offered.index(max(offered)) and answer == row["answer"]
+            assert margin == pytest.approx(math.log(offered.pop(answer) / max(offered)), abs=1e-4)
             chosen.add(choice)
-            assert choice == offered.index(max(offered))
-            right = offered.pop(row["answer"])
-            assert margin == pytest.approx(math.log(right / max(offered)), abs=1e-4)
-        assert log[name]["answer"] == [row["answer"] for row in rows]
     assert len(chosen) > 1
     model.config.max_position_embeddings = 100
     with pytest.raises(InputError, match="position"):
@@ -272,7 +246,7 @@ def test_a_whole_run_of_rmu_on_the_toy(toy_model_folder, tmp_path, capsys):
     train.main([str(word) for word in [*command, "--layer", "1"]])
     metrics, log = (runs.read_file(out, name, wmdp.FILES[name]) for name in ("metrics.json", "metrics.log.json"))
     assert list(metrics["reference"]) == ["Original"]
-    assert {name: metrics[name]["examples"] for name in wmdp.SETS} == {"bio": 24, "cyber": 24, "mmlu": 32 * 6 + 24}
+    assert {name: metrics[name]["examples"] for name in wmdp.SETS} == {"bio": 24, "cyber": 24, "mmlu": 216}
     before, after = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (toy_model_folder, out))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)}
