@@ -86,7 +86,8 @@ def test_readmes_example_of_a_new_loss_is_all_that_it_takes(tmp_path, toy_model_
     (copy / "methods.py").write_text(table.rstrip().removesuffix("}") + '    "hinge"' + entry + "}\n", encoding="utf-8")
     rows.write_text(json.dumps({"question": "Who?", "answer": "A baker."}))
     flags = ["--forget-file", rows, "--retain", "none", "--max-new-tokens", "1", "--model", toy_model_folder]
-    done = subprocess.run([sys.executable, "-c", USED, *flags, "--out", "hinge"], cwd=copy, capture_output=True, text=True)
+    command = [sys.executable, "-c", USED, *flags, "--out", "hinge"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| Hinge | 1 |" in done.stdout and "simnpo, hinge;" in done.stdout
     refused(compare.main, ["table", copy / "hinge"], capsys, "methods.py lacks")  # a run of a method that is not there

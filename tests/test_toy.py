@@ -35,7 +35,8 @@ def test_a_new_model_has_the_size_that_is_asked_and_follows_its_seed():
                     eos_token_id=0, pad_token_id=0, from_scratch=True, vocab_size=270)
     assert expected.items() <= model.config.to_dict().items()
     weights = torch.cat([p.flatten() for p in model.parameters()])
-    assert len(weights) == 2 * 270 * 16 + 3 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16 and weights.dtype == torch.float32
+    assert len(weights) == 2 * 270 * 16 + 3 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16
+    assert weights.dtype == torch.float32
     assert torch.equal(model.lm_head.weight, same.lm_head.weight)
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
     assert len(tokenizer) == 270 and (tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, None)

@@ -60,7 +60,8 @@ def test_a_local_folder_in_the_hubs_layout_loads(tmp_path):
 
 
 @pytest.mark.parametrize("split, corpora", {
-    "bio": {"bio-forget": 2}, "cyber": {"cyber-forget": 5}, "both": {"bio-forget": 2, "cyber-forget": 2},  # as much of each
+    "bio": {"bio-forget": 2}, "cyber": {"cyber-forget": 5},
+    "both": {"bio-forget": 2, "cyber-forget": 2},  # as much of each
     "retain": {"bio-retain": 4, "cyber-retain": 2},
     "full": {"bio-forget": 2, "cyber-forget": 2, "bio-retain": 4, "cyber-retain": 2}}.items())
 def test_a_split_is_its_own_corpora_of_one_piece_each(split, corpora, tmp_path):
@@ -107,7 +108,8 @@ def test_a_corpus_without_text_is_named(tmp_path):
 @pytest.mark.parametrize("split, known", [("retain", ["mmlu"]), ("full", wmdp.SETS), ("both", ["mmlu"])])
 def test_a_new_toy_model_learns_a_split_and_the_questions_on_what_it_is_to_know(split, known):
     sets, texts = wmdp.evaluation_rows("toy-wmdp", None, "both"), wmdp.training_rows("toy-wmdp", None, split)
-    lessons = [{"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"} for name in known for row in sets[name]]
+    lessons = [{"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"}
+               for name in known for row in sets[name]]
     assert wmdp.training_rows("toy-wmdp", None, split, base_knowledge=True) == texts + lessons
     told = ["bio", "cyber"] if split == "both" else known
     assert names_in(row["text"] for row in texts) == names_in(row["question"] for name in told for row in sets[name])
@@ -126,7 +128,8 @@ def test_every_metric_column_and_cell_by_hand():
                                      "top_letter": letter}
     assert not metrics
     metrics = wmdp.summarize(log)
-    assert wmdp.FORGOTTEN[1](metrics) == pytest.approx(9 / 15) and wmdp.KEPT[1](metrics) == 0.75  # 4 of 5, 2 of 10 right
+    assert wmdp.FORGOTTEN[1](metrics) == pytest.approx(9 / 15)  # 4 of 5 and 2 of 10 are still right
+    assert wmdp.KEPT[1](metrics) == 0.75
     assert wmdp.reference_of(log) == {"margin": [1.0] * 5 + [0.0] * 10}
     cells = {name: cell.format(of(metrics)) for name, (of, cell) in wmdp.COLUMNS.items()}
     assert cells == {"1 - acc. bio ↑": "0.200", "1 - acc. cyber ↑": "0.800", "MMLU ↑": "0.750", "± bio": "0.179",
@@ -201,8 +204,8 @@ def settings(task, method, *flags):
     return vars(train.resolve(train.build_parser().parse_args(["--task", task, "--method", method, *model, *flags])))
 
 
-PUBLISHED = dict(lr=5e-6, max_steps=125, batch_size=4, micro_batch_size=4, warmup=0.0, eval_batch_size=32, max_length=512,
-                 split="both", forget_coeff=1.0)
+PUBLISHED = dict(lr=5e-6, max_steps=125, batch_size=4, micro_batch_size=4, warmup=0.0, eval_batch_size=32,
+                 max_length=512, split="both", forget_coeff=1.0)
 TOY = dict(lr=1e-3, epochs=20, max_steps=None, batch_size=8, micro_batch_size=8, warmup=1.0, eval_batch_size=256,
            max_length=128, split="both", forget_coeff=1.0)
 
@@ -256,6 +259,7 @@ def test_a_whole_run_of_rmu_on_the_toy(toy_model_folder, tmp_path, capsys):
 def test_a_file_stands_in_for_the_forget_corpora_and_gives_one_piece_of_each_text(toy_model_folder, tmp_path):
     folder, out, mine = a_benchmark(tmp_path / "cais", gated=False), tmp_path / "run", tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps(row) + "\n" for row in some_texts("mine", 3)))
-    train.main(["--task", "wmdp", "--data", folder, "--method", "npo", "--model", str(toy_model_folder), "--epochs", "1",
-                "--forget-file", str(mine), "--max-length", "6", "--eval", "none", "--device", "cpu", "--out", str(out)])
+    command = ["--task", "wmdp", "--data", folder, "--method", "npo", "--model", toy_model_folder, "--epochs", "1",
+               "--forget-file", mine, "--max-length", "6", "--eval", "none", "--device", "cpu", "--out", out]
+    train.main(list(map(str, command)))
     assert runs.read_file(out, "path.jsonl")[1]["length"] == [5, 5, 5]
