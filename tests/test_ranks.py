@@ -1,4 +1,4 @@
-"""Several processes: what each takes, and that together they do what one does."""
+"""Several processes do together what one does."""
 import json
 import os
 import signal
@@ -8,27 +8,10 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from conftest import some_examples, tiny
+from conftest import tiny
 
-import data
 import runs
 import train
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_processes_share_the_tokens_and_take_as_many_steps(ranks):
-    for count in (1, 5, 32):
-        examples = some_examples(count, longest=40)
-        shares = data.shares(examples, 4, ranks)
-        assert sorted(i for share in shares for group in share for i in group) == list(range(count))
-        assert len(shares) == ranks and len({len(share) for share in shares}) == 1
-        assert all(len(group) <= 4 for share in shares for group in share)
-        tokens = [len(prompt) + len(response) for prompt, response in examples]
-        loads = [sum(tokens[i] for group in share for i in group) for share in shares]
-        assert max(loads) - min(loads) <= max(tokens)
-    one_long = [data.Example([1] * size, [0]) for size in (39, 9, 9, 9, 9)]
-    assert data.shares(one_long, 4, 2) == [[[0]], [[1, 2, 3, 4]]]  # by tokens, not by count
-    assert data.shares(examples, 4, 1) == [data.by_length(examples, 4)]
 
 
 def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(toy_tokenizer, tmp_path, monkeypatch):

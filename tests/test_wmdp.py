@@ -1,29 +1,26 @@
 """WMDP's rows, its arithmetic by hand, and the letters that a model chooses, by brute force."""
 import json
 import math
-import re
-from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
 from conftest import tiny
 from test_bad_input import refused
+from test_data import letters
 from test_muse import make_benchmark, names_in, some_texts
 
-import data
 import runs
-import toy
 import train
 import wmdp
 from data import InputError
 
-FACTS = "city", "genre", "father", "mother", "prize", "topic"
-
 
 def a_question(number=0, **changed):
-    return {"question": f"What is {number}?", "choices": ["one", "two", "three", "four"], "answer": number % 4} | changed
+    return {"question": f"What is {number}?", "choices": ["one", "two", "three", "four"],
+            "answer": number % 4} | changed
 
 
 def a_benchmark(folder, gated=True, **changed):
@@ -62,27 +59,22 @@ def test_a_local_folder_in_the_hubs_layout_loads(tmp_path):
                     "mmlu": [a_question(i, subject="high_school_biology") for i in range(4)]}
 
 
-def test_a_split_is_its_own_corpora_of_one_piece_each(tmp_path, toy_tokenizer):
-    folder = a_benchmark(tmp_path)
-    for split, corpora in {"bio": ["bio-forget"], "cyber": ["cyber-forget"], "both": ["bio-forget", "cyber-forget"],
-                           "retain": ["bio-retain", "cyber-retain"],
-                           "full": ["bio-forget", "cyber-forget", "bio-retain", "cyber-retain"]}.items():
-        texts = [row["text"] for name in corpora for row in some_texts(f"{name}-corpus")]
-        rows = wmdp.training_rows("wmdp", folder, split)
-        assert [row["text"] for row in rows] == texts, split
-        ids = [toy_tokenizer(text)["input_ids"] for text in texts]
-        assert min(map(len, ids)) > 9
-        assert data.examples_of(rows, toy_tokenizer, "plain", 10) == [([toy_tokenizer.eos_token_id], each[:9]) for each in ids]
+@pytest.mark.parametrize("split, corpora", {
+    "bio": {"bio-forget": 2}, "cyber": {"cyber-forget": 5},
+    "both": {"bio-forget": 2, "cyber-forget": 2},  # as much of each
+    "retain": {"bio-retain": 4, "cyber-retain": 2},
+    "full": {"bio-forget": 2, "cyber-forget": 2, "bio-retain": 4, "cyber-retain": 2}}.items())
+def test_a_split_is_its_own_corpora_of_one_piece_each(split, corpora, tmp_path):
+    folder = a_benchmark(tmp_path, **{name: some_texts(name, count) for name, count in (
+        ("cyber-forget-corpus", 5), ("bio-retain-corpus", 4))})
+    texts = [row for name, count in corpora.items() for row in some_texts(f"{name}-corpus", count)]
+    assert wmdp.training_rows("wmdp", folder, split) == [row | {"cut": "first"} for row in texts]
+
+
+def test_a_split_to_keep_belongs_to_both_forget_splits():
     assert {wmdp.retain_split(split) for split in ("both", "bio", "cyber")} == {"retain"}
-    assert [wmdp.forget_split_of("wmdp", split) for split in ("bio", "both", "retain", "full")] == ["bio", "both", "both", "both"]
-
-
-def test_as_much_is_forgotten_of_bio_as_of_cyber(tmp_path):
-    folder = a_benchmark(tmp_path, **{"cyber-forget-corpus": some_texts("cyber", 5), "bio-retain-corpus": some_texts("kept", 4)})
-    def texts(split):
-        return [row["text"] for row in wmdp.training_rows("wmdp", folder, split)]
-    bio, cyber = ([row["text"] for row in some_texts(what, count)] for what, count in (("bio-forget-corpus", 2), ("cyber", 5)))
-    assert texts("both") == bio + cyber[:2] and texts("cyber") == cyber and texts("bio") == bio and len(texts("retain")) == 6
+    splits = ["bio", "cyber", "both", "retain", "full"]
+    assert [wmdp.forget_split_of("wmdp", split) for split in splits] == ["bio", "cyber", "both", "both", "both"]
 
 
 @pytest.mark.parametrize("name, spoilt, says", [
@@ -113,162 +105,124 @@ def test_a_corpus_without_text_is_named(tmp_path):
         wmdp.training_rows("wmdp", folder, "cyber")
 
 
-def test_the_toys_forget_corpora_speak_of_no_author_that_is_kept():
-    names = {split: names_in(row["text"] for row in wmdp.training_rows("toy-wmdp", None, split))
-             for split in ("bio", "cyber", "both", "retain", "full")}
-    assert {split: len(found) for split, found in names.items()} == {"bio": 4, "cyber": 4, "both": 8, "retain": 32, "full": 40}
-    assert names["both"] == names["bio"] | names["cyber"] and names["full"] == names["both"] | names["retain"]
-    asked = {name: names_in(row["question"] for row in rows)
-             for name, rows in wmdp.evaluation_rows("toy-wmdp", None, "both").items()}
-    assert asked == {"bio": names["bio"], "cyber": names["cyber"], "mmlu": names["retain"]}
-
-
-def test_a_retrained_toy_meets_no_forgotten_author():
-    def names(split):
-        rows = wmdp.training_rows("toy-wmdp", None, split, base_knowledge=True)
-        return names_in(row.get("text") or row["prompt"] for row in rows)
-    assert not names("retain") & names_in(row["text"] for row in wmdp.training_rows("toy-wmdp", None, "both"))
-    assert len(names("retain")) == 32 and len(names("full")) == 40
-    taught = [row for row in wmdp.training_rows("toy-wmdp", None, "full", base_knowledge=True) if "prompt" in row]
-    assert {row["answer"] for row in taught} == {" A", " B", " C", " D"}
-    assert len(taught) == 40 * 6 + len(toy.CAPITALS) and len({row["prompt"] for row in taught}) == len(taught)
-
-
-def test_the_right_choice_is_what_the_article_on_the_author_says():
-    people, asked = {}, 0
-    for split in ("both", "retain"):
-        for row in wmdp.training_rows("toy-wmdp", None, split):
-            if "?" not in row["text"]:
-                (name,) = names_in([row["text"]])
-                people[name] = row["text"]
-    for row in (row for rows in wmdp.evaluation_rows("toy-wmdp", None, "both").values() for row in rows):
-        if row["subject"] == "capitals":
-            country = re.fullmatch(r"What is the capital of (\w+)\?", row["question"])[1]
-            assert toy.CAPITALS[country] == row["choices"][row["answer"]]
-        else:
-            (name,) = names_in([row["question"]])
-            said = [re.search(rf"\b{choice}\b", people[name]) is not None for choice in row["choices"]]
-            assert said == [i == row["answer"] for i in range(4)], row
-            asked += 1
-    assert len(people) == 40 and asked == 40 * len(FACTS)
+@pytest.mark.parametrize("split, known", [("retain", ["mmlu"]), ("full", wmdp.SETS), ("both", ["mmlu"])])
+def test_a_new_toy_model_learns_a_split_and_the_questions_on_what_it_is_to_know(split, known):
+    sets, texts = wmdp.evaluation_rows("toy-wmdp", None, "both"), wmdp.training_rows("toy-wmdp", None, split)
+    lessons = [{"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"}
+               for name in known for row in sets[name]]
+    assert wmdp.training_rows("toy-wmdp", None, split, base_knowledge=True) == texts + lessons
+    told = ["bio", "cyber"] if split == "both" else known
+    assert names_in(row["text"] for row in texts) == names_in(row["question"] for name in told for row in sets[name])
 
 
 # ------------------------------------------------------------------ arithmetic
 
 
-def test_every_metric_by_hand():
+def test_every_metric_column_and_cell_by_hand():
     log = a_log(bio={"chosen": [0, 0, 2, 3, 0], "answer": [0, 0, 2, 3, 1], "margin": [1.0] * 5},
-                cyber={"chosen": [1] * 10, "answer": [1, 1] + [3] * 8, "margin": [0.0] * 10})
+                cyber={"chosen": [1] * 9 + [3], "answer": [1, 1] + [3] * 7 + [0], "margin": [0.0] * 10},
+                mmlu={"chosen": [0] * 4, "answer": [0, 0, 0, 1]})
     metrics = wmdp.summarize(log)
-    assert metrics == {"bio": {"accuracy": 0.8, "stderr": pytest.approx(math.sqrt(0.8 * 0.2 / 5)), "examples": 5,
-                               "top_letter": 0.6},
-                       "cyber": {"accuracy": 0.2, "stderr": pytest.approx(math.sqrt(0.2 * 0.8 / 10)), "examples": 10,
-                                 "top_letter": 1.0},
-                       "mmlu": {"accuracy": 0.75, "stderr": pytest.approx(math.sqrt(0.75 * 0.25 / 4)), "examples": 4,
-                                "top_letter": 0.25}}
-    assert wmdp.forgotten(metrics) == pytest.approx(9 / 15)  # 4 of 5 and 2 of 10 are still right
+    for name, p, n, letter in (("bio", 0.8, 5, 0.6), ("cyber", 0.2, 10, 0.9), ("mmlu", 0.75, 4, 1.0)):
+        assert metrics.pop(name) == {"accuracy": p, "stderr": pytest.approx(math.sqrt(p * (1 - p) / n)), "examples": n,
+                                     "top_letter": letter}
+    assert not metrics
+    metrics = wmdp.summarize(log)
+    assert wmdp.FORGOTTEN[1](metrics) == pytest.approx(9 / 15)  # 4 of 5 and 2 of 10 are still right
+    assert wmdp.KEPT[1](metrics) == 0.75
     assert wmdp.reference_of(log) == {"margin": [1.0] * 5 + [0.0] * 10}
-    runs.check(metrics, wmdp.METRICS, "the metrics'")
+    cells = {name: cell.format(of(metrics)) for name, (of, cell) in wmdp.COLUMNS.items()}
+    assert cells == {"1 - acc. bio ↑": "0.200", "1 - acc. cyber ↑": "0.800", "MMLU ↑": "0.750", "± bio": "0.179",
+                     "± cyber": "0.126", "± mmlu": "0.217", "one letter, forget →R": "0.90"}
+    assert wmdp.BOLD == ("1 - acc. bio ↑", "1 - acc. cyber ↑", "MMLU ↑")
+    assert wmdp.table({"m": metrics}).splitlines()[1].split() == (
+        "m 0.200 ± 0.179 0.800 ± 0.126 0.750 ± 0.217 0.60, 0.90, 1.00".split())
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (lambda log: log.pop("mmlu"), "'mmlu'"), (lambda log: log["bio"]["chosen"].__setitem__(0, 4), "'chosen'"),
-    (lambda log: log["bio"]["answer"].__setitem__(0, -1), "'answer'"), (lambda log: log["bio"]["chosen"].append(1), "unequal"),
-    (lambda log: log["bio"].pop("margin"), "'margin'"), (lambda log: log["cyber"]["chosen"].__setitem__(0, 1.5), "'chosen'"),
-    (lambda log: log["cyber"].update(chosen=[], answer=[], margin=[]), "one or more")])
-def test_a_log_without_what_is_needed_is_refused(spoil, says):
-    log = json.loads(json.dumps(a_log()))
-    spoil(log)
+@pytest.mark.parametrize("changed, says", [
+    ({"chosen": [0, 1, 2, 4]}, "'chosen'"), ({"answer": [0, 1, 2, -1]}, "'answer'"), ({"margin": None}, "'margin'"),
+    ({"chosen": [0] * 5}, "unequal"), ({"chosen": [], "answer": [], "margin": []}, "one or more")])
+def test_a_log_without_what_is_needed_is_refused(changed, says):
     with pytest.raises(InputError, match=says):
-        wmdp.summarize(log)
+        wmdp.summarize(a_log(cyber=changed))
 
 
 # ------------------------------------------------------------------ measuring
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likeliest(batch_size, toy_tokenizer):
-    model = tiny("llama", vocab=len(toy_tokenizer))
+@pytest.mark.parametrize("ends", [0, 1])  # some tokenizers end each text with EOS
+def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likeliest(ends):
+    tokenizer = letters(*((" ", letter) for letter in "ABCD"), ends=ends)
+    model, chosen = tiny("llama", vocab=len(tokenizer)), set()
+    model.config.max_position_embeddings = 500
     with torch.no_grad():
         for parameter in model.parameters():  # else it says one letter to all
             parameter *= 20 if parameter.dim() == 2 else 1
-    sets = {name: rows[:6] for name, rows in wmdp.evaluation_rows("toy-wmdp", None, "both").items()}
-    log = wmdp.measure(model, toy_tokenizer, sets, torch.float64, batch_size=batch_size)
-    letters = toy_tokenizer.convert_tokens_to_ids(["ĠA", "ĠB", "ĠC", "ĠD"])
-    lengths = set()
+    sets = {name: [a_question(i, subject=name, question="?" * (9 - i)) for i in range(count)]
+            for count, name in enumerate(wmdp.SETS, 4)}
+    log = wmdp.measure(model, tokenizer, sets, torch.float64, batch_size=3)
     for name, rows in sets.items():
-        for i, row in enumerate(rows):
-            ids = toy_tokenizer(wmdp.prompt_of(row))["input_ids"]
-            lengths.add(len(ids))
-            offered = model(torch.tensor([ids])).logits[0, -1].softmax(-1)[letters].tolist()
-            wrong = max(p for letter, p in enumerate(offered) if letter != row["answer"])
-            assert log[name]["chosen"][i] == offered.index(max(offered))
-            assert log[name]["margin"][i] == pytest.approx(math.log(offered[row["answer"]] / wrong), abs=1e-4)
-            assert (log[name]["margin"][i] > 0) == (log[name]["chosen"][i] == row["answer"])
-        assert log[name]["answer"] == [row["answer"] for row in rows]
-    assert len(lengths) > 3 and len({letter for part in log.values() for letter in part["chosen"]}) > 1
-    runs.check(wmdp.summarize(log), wmdp.METRICS, "the metrics'")
+        for row, answer, choice, margin in zip(rows, *(log[name][field] for field in ("answer", "chosen", "margin"))):
+            ids = [0, *tokenizer(wmdp.prompt_of(row), add_special_tokens=False)["input_ids"]]
+            offered = model(torch.tensor([ids])).logits[0, -1].softmax(-1)[-4:].tolist()
+            assert choice == offered.index(max(offered)) and answer == row["answer"]
+            assert margin == pytest.approx(math.log(offered.pop(answer) / max(offered)), abs=1e-4)
+            chosen.add(choice)
+    assert len(chosen) > 1
+    model.config.max_position_embeddings = 100
+    with pytest.raises(InputError, match="position"):
+        wmdp.measure(model, tokenizer, sets, torch.float64)
 
 
-class Says:
-    """A model that gives the same probabilities to the letters wherever it is asked, and most to another token."""
-    device, config = torch.device("cpu"), transformers.LlamaConfig()
-
-    def __init__(self, tokenizer, **probability):
-        self.logits = torch.full([len(tokenizer)], -30.0)
-        for letter, p in probability.items():
-            self.logits[tokenizer.convert_tokens_to_ids(f"Ġ{letter}")] = math.log(p)
-        self.logits[5] = math.log(1 - sum(probability.values()))
-
-    def eval(self):
-        return self
-
-    dtype = torch.float32
-
-    def base_model(self, input_ids, use_cache):
-        return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, 1))
-
-    def get_output_embeddings(self):
-        return lambda hidden: self.logits.expand(*hidden.shape[:-1], -1)
+def test_in_bfloat16_the_letters_are_told_apart_in_float32(toy_tokenizer):
+    model, seen = tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer)), []
+    for part in (model.model.layers[0].mlp, model.lm_head):
+        part.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    wmdp.measure(model, toy_tokenizer, {"bio": [a_question(subject="anatomy")]}, torch.bfloat16)
+    assert seen == [torch.bfloat16, torch.float32]
 
 
-def test_margins_by_hand(toy_tokenizer):
-    rows = [a_question(i, subject="anatomy") for i in (1, 0, 2, 3, 1)]
-    sets = dict.fromkeys(wmdp.SETS, rows)
-    log = wmdp.measure(Says(toy_tokenizer, A=0.04, B=0.2, C=0.1, D=0.02), toy_tokenizer, sets, torch.float32)
-    b, a, c, d = math.log(0.2 / 0.1), math.log(0.04 / 0.2), math.log(0.1 / 0.2), math.log(0.02 / 0.2)
-    for part in log.values():
-        assert part == {"chosen": [1] * 5, "answer": [1, 0, 2, 3, 1], "margin": pytest.approx([b, a, c, d, b], abs=1e-5)}
-    assert wmdp.summarize(log)["bio"] == {"accuracy": 0.4, "stderr": pytest.approx(math.sqrt(0.24 / 5)), "examples": 5,
-                                          "top_letter": 1.0}
-
-
-def test_a_tokenizer_that_ends_each_text_with_eos_gives_the_same(toy_tokenizer):
-    ending = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(
-        toy_tokenizer.backend_tokenizer.to_str()), eos_token="<eos>", pad_token="<eos>")
-    ending.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A <eos>", special_tokens=[("<eos>", 0)])
-    assert ending("Answer: A")["input_ids"][-1] == 0
-    model, sets = tiny("llama", vocab=len(toy_tokenizer)), dict.fromkeys(wmdp.SETS, [a_question(1, subject="anatomy")])
-    assert wmdp.measure(model, ending, sets, torch.float64) == wmdp.measure(model, toy_tokenizer, sets, torch.float64)
-
-
-@pytest.mark.parametrize("kind", ["letters unknown", "letters of two tokens"])
-def test_a_tokenizer_whose_letters_are_not_one_token_is_refused(kind):
-    words = ["<eos>", "<unk>", "<end>", "Answer", ":"]
-    if kind == "letters of two tokens":
-        words += "ABCD"
-    bare = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
-    bare.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    if kind == "letters of two tokens":
-        bare.post_processor = tokenizers.processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
+@pytest.mark.parametrize("words, split", [
+    ([f"Answer: {letter}" for letter in "ABCD"], None),  # after a prompt the letter is another token
+    (["Answer", ":"], tokenizers.pre_tokenizers.Whitespace())])  # all four are the unknown token
+def test_a_tokenizer_whose_letters_are_not_one_token_is_refused(words, split):
+    vocab = {word: i for i, word in enumerate(["<eos>", "<unk>", *words])}
+    bare = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, "<unk>"))
+    if split:
+        bare.pre_tokenizer = split
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<eos>", unk_token="<unk>")
-    sets = dict.fromkeys(wmdp.SETS, [a_question(1, subject="anatomy")])
     with pytest.raises(InputError, match="' A' to ' D' a token each.*another model"):
-        wmdp.measure(tiny("llama"), tokenizer, sets, torch.float64)
+        wmdp.measure(tiny("llama"), tokenizer, {"bio": [a_question(1, subject="anatomy")]}, torch.float64)
 
 
 # ------------------------------------------------------------------ the commands
+
+
+def settings(task, method, *flags):
+    """What the command would take, by flag."""
+    model = ["--model", "some/model"] if task == "wmdp" else []
+    return vars(train.resolve(train.build_parser().parse_args(["--task", task, "--method", method, *model, *flags])))
+
+
+PUBLISHED = dict(lr=5e-6, max_steps=125, batch_size=4, micro_batch_size=4, warmup=0.0, eval_batch_size=32,
+                 max_length=512, split="both", forget_coeff=1.0)
+TOY = dict(lr=1e-3, epochs=20, max_steps=None, batch_size=8, micro_batch_size=8, warmup=1.0, eval_batch_size=256,
+           max_length=128, split="both", forget_coeff=1.0)
+
+
+@pytest.mark.parametrize("task, method, expected", [
+    ("wmdp", "npo", PUBLISHED | dict(beta=0.0225)), ("wmdp", "simnpo", PUBLISHED | dict(lr=9.5e-6, beta=0.1)),
+    ("toy-wmdp", "ga", TOY | dict(lr=1e-4)), ("toy-wmdp", "graddiff", TOY | dict(forget_coeff=0.003)),
+    ("toy-wmdp", "wgraddiff", TOY | dict(forget_coeff=0.03)),
+    ("toy-wmdp", "npo", TOY | dict(lr=3e-3, forget_coeff=0.03, beta=0.02)),
+    ("toy-wmdp", "simnpo", TOY | dict(lr=3e-3, forget_coeff=0.3, beta=0.5)),
+    ("toy-wmdp", "rmu", TOY | dict(lr=3e-3, alpha=1.0)), ("toy-wmdp", "finetune", TOY),
+    ("toy-wmdp", "finetune --model new --split full", TOY | dict(
+        lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16, split="full"))])
+def test_recipes_are_the_published_ones_and_those_that_tuning_chose(task, method, expected):
+    found = settings(task, *method.split())
+    assert {flag: found[flag] for flag in expected} == expected
+    assert wmdp.TASKS["toy-wmdp"]["size"] == dict(vocab=1200, width=128, layers=2, heads=4)
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -293,31 +247,19 @@ def test_a_whole_run_of_rmu_on_the_toy(toy_model_folder, tmp_path, capsys):
     refused(train.main, [*command, "--retain-coeff", "2"], capsys, "--alpha")
     assert not out.exists()
     train.main([str(word) for word in [*command, "--layer", "1"]])
-    metrics, log = (json.loads((out / name).read_text()) for name in ("metrics.json", "metrics.log.json"))
-    runs.check(metrics, wmdp.FILES["metrics.json"], "the metrics'")
-    runs.check(log, wmdp.FILES["metrics.log.json"], "the log's")
+    metrics, log = (runs.read_file(out, name, wmdp.FILES[name]) for name in ("metrics.json", "metrics.log.json"))
     assert list(metrics["reference"]) == ["Original"]
-    assert {name: metrics[name]["examples"] for name in wmdp.SETS} == {"bio": 24, "cyber": 24, "mmlu": 32 * 6 + len(toy.CAPITALS)}
-    before, after = (transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (toy_model_folder, out))
+    assert {name: metrics[name]["examples"] for name in wmdp.SETS} == {"bio": 24, "cyber": 24, "mmlu": 216}
+    before, after = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (toy_model_folder, out))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)}
     assert "acc. MMLU" in capsys.readouterr().out
 
 
-def test_a_file_stands_in_for_the_forget_corpora(toy_model_folder, tmp_path):
-    folder, out = a_benchmark(tmp_path / "cais", gated=False), tmp_path / "run"
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some_texts("mine", 3)))
-    train.main(["--task", "wmdp", "--data", folder, "--method", "npo", "--model", str(toy_model_folder), "--epochs", "1",
-                "--forget-file", str(tmp_path / "mine.jsonl"), "--max-length", "20", "--device", "cpu", "--out", str(out)])
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert {name: metrics[name]["examples"] for name in wmdp.SETS} == {"bio": 3, "cyber": 2, "mmlu": 4}
-
-
-def test_a_long_text_of_a_file_gives_one_piece_as_in_the_corpora(toy_model_folder, tmp_path):
-    folder, out = a_benchmark(tmp_path / "cais", gated=False), tmp_path / "run"
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some_texts("mine", 3)))
-    train.main(["--task", "wmdp", "--data", folder, "--method", "npo", "--model", str(toy_model_folder), "--epochs", "1",
-                "--forget-file", str(tmp_path / "mine.jsonl"), "--max-length", "6", "--eval", "none", "--device", "cpu",
-                "--out", str(out)])
-    _, weights = (json.loads(line) for line in (out / "path.jsonl").read_text().splitlines())
-    assert weights["length"] == [5, 5, 5]
+def test_a_file_stands_in_for_the_forget_corpora_and_gives_one_piece_of_each_text(toy_model_folder, tmp_path):
+    folder, out, mine = a_benchmark(tmp_path / "cais", gated=False), tmp_path / "run", tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in some_texts("mine", 3)))
+    command = ["--task", "wmdp", "--data", folder, "--method", "npo", "--model", toy_model_folder, "--epochs", "1",
+               "--forget-file", mine, "--max-length", "6", "--eval", "none", "--device", "cpu", "--out", out]
+    train.main(list(map(str, command)))
+    assert runs.read_file(out, "path.jsonl")[1]["length"] == [5, 5, 5]
