@@ -22,7 +22,7 @@ def test_float64_gradient_is_that_of_the_cpu():
     gradients = []
     for device in ("cpu", "cuda"):
         model = tiny("llama").to(device)
-        forget = {key: value.to(device) if torch.is_tensor(value) else value for key, value in forget_set().items()}
+        forget = forget_set(12) | {"answer_ref": torch.linspace(-30, -5, 12).double().to(device)}
         train.add_gradient(forget["answer"], 1.0, lambda group: train.forget_loss(model, forget, group, flags()),
                            5, torch.device(device), torch.float64)
         gradients.append(flat(model))
@@ -82,7 +82,8 @@ def test_response_logp_in_bfloat16_is_close_to_float32():
 
 def test_no_micro_batch_waits_for_the_gpu():
     """Forget and retain gradients of one effective batch; only what is read once a step may wait."""
-    model, forget, retain = tiny("llama", dtype=torch.float32).to("cuda"), forget_set(16), some_examples(16)
+    model, retain = tiny("llama", dtype=torch.float32).to("cuda"), some_examples(16)
+    forget = forget_set(16) | {"answer_ref": torch.linspace(-30, -5, 16).double()}
     def losses_of(group):
         torch.cuda.set_sync_debug_mode("error")
         try:
