@@ -38,8 +38,8 @@ def save_tiny(folder, tokenizer, kind="llama", vocab=None):
 
 
 def flags_with(**changed):
-    return dict(task="toy", forget_split="forget10", model="tiny", family="tiny", method="npo", seed=0, beta=1.0, gamma=0.0,
-                out="x") | changed
+    return dict(task="toy", forget_split="forget10", model="tiny", family="tiny", method="npo", seed=0, beta=1.0,
+                gamma=0.0, out="x") | changed
 
 
 def table(text):
@@ -230,7 +230,14 @@ def test_a_link_that_leads_to_itself(flag, toy_model_folder, tmp_path, nothing_w
     (tmp_path / "loop").symlink_to("loop")
     flag, *below = flag.split("/")
     model = [] if flag == "model" else ["--model", toy_model_folder]
-    refused(train.main, ["--method", "npo", *model, f"--{flag}", Path(tmp_path, "loop", *below)], capsys, "loop", "symbolic link")
+    refused(train.main, ["--method", "npo", *model, f"--{flag}", Path(tmp_path, "loop", *below)], capsys, "loop",
+            "symbolic link")
+
+
+def both_refuse(folder, capsys, *says):
+    """train.py and evaluate.py a model folder."""
+    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, *says)
+    refused(evaluate.main, ["--model", folder], capsys, *says)
 
 
 def with_json(folder, to, name, **changed):
@@ -244,8 +251,7 @@ def with_json(folder, to, name, **changed):
 def test_a_config_that_is_no_object(config, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = copied(toy_model_folder, tmp_path / "model")
     (folder / "config.json").write_text(config)
-    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, "config.json")
-    refused(evaluate.main, ["--model", folder], capsys, folder, "config.json")
+    both_refuse(folder, capsys, folder, "config.json")
 
 
 @pytest.mark.parametrize("changed, says", [
@@ -268,33 +274,35 @@ def with_weights(folder, to, **changed):
 @pytest.mark.parametrize("value, says", [(float("nan"), "NaN"), (float("-inf"), "infinity"), (3, "whole numbers")])
 def test_weights_that_no_run_can_start_from(value, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = with_weights(toy_model_folder, tmp_path / "model", **{"model.norm.weight": torch.full((16,), value)})
-    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, says, "model.norm.weight")
-    refused(evaluate.main, ["--model", folder], capsys, folder, says)
+    both_refuse(folder, capsys, folder, says, "model.norm.weight")
 
 
 def test_weights_that_a_file_may_hold_besides(toy_model_folder, toy_tokenizer, tmp_path):
     """Constants that older versions saved, and an output layer that is the embedding."""
     rotary = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
-    gpt2, tied = tmp_path / "gpt2", {"lm_head.weight": tiny("gpt2", vocab=len(toy_tokenizer)).lm_head.weight.detach().float()}
+    gpt2, output = tmp_path / "gpt2", tiny("gpt2", vocab=len(toy_tokenizer)).lm_head.weight
+    tied = {"lm_head.weight": output.detach().float()}
     save_tiny(gpt2, toy_tokenizer, "gpt2")
     masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8),
              "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
     for name, folder, changed in (("rotary", toy_model_folder, rotary), ("tied", gpt2, tied | masks)):
-        model, _ = runs.load_model(str(with_weights(folder, tmp_path / f"with {name}", **changed)), "cpu", torch.float32)
+        changed = with_weights(folder, tmp_path / f"with {name}", **changed)
+        model, _ = runs.load_model(str(changed), "cpu", torch.float32)
         before = safetensors.torch.load_file(folder / "model.safetensors")
         assert all(torch.equal(model.state_dict()[key], weight) for key, weight in before.items())
 
 
 @pytest.mark.parametrize("template, says", [
-    ("{% for %}", "Expected an expression"), ("{{ raise_exception('not today') }}", "not today"), ("{{ messages[9].x.y }}", "no element 9"),
-    ("{% for i in range(999999999) %}x{% endfor %}", "Range too big"), (5, "fails"), ("{{ '' }}", "empty prompt")])
+    ("{% for %}", "Expected an expression"), ("{{ raise_exception('not today') }}", "not today"),
+    ("{{ messages[9].x.y }}", "no element 9"), (5, "fails"), ("{{ '' }}", "empty prompt"),
+    ("{% for i in range(999999999) %}x{% endfor %}", "Range too big")])
 def test_a_chat_template_that_gives_no_prompt(template, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = with_json(toy_model_folder, tmp_path / "model", "tokenizer_config.json", chat_template=template)
-    refused(evaluate.main, ["--model", folder], capsys, "chat template", says, "--template plain")
-    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, "chat template", says)
+    both_refuse(folder, capsys, "chat template", says, "--template plain")
 
 
-@pytest.mark.parametrize("task, says", [("toy-wmdp", "takes 74 tokens"), ("toy-muse", "takes 43 tokens"), ("toy", "limit of 40")])
+@pytest.mark.parametrize("task, says", [
+    ("toy-wmdp", "takes 74 tokens"), ("toy-muse", "takes 43 tokens"), ("toy", "limit of 40")])
 def test_a_model_with_too_few_positions(task, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = with_json(toy_model_folder, tmp_path / "model", "config.json", max_position_embeddings=40)
     refused(evaluate.main, ["--model", folder, "--task", task], capsys, says)
@@ -304,9 +312,11 @@ DEEP = '{"question": ' + '{"a": ' * 100_000
 
 
 @pytest.mark.parametrize("text, says", [
-    ("null", "line 1"), ("null\nnull\n", "line 1"), ("\ufeffnull", "line 1"), ("5", "line 1"), ('{"a": 1}\n"b"', "line 2"),
+    ("null", "line 1"), ("null\nnull\n", "line 1"), ("\ufeffnull", "line 1"), ("5", "line 1"),
+    ('{"a": 1}\n"b"', "line 2"),
     ('{"question": "Who?", "answer": "I."}\n{"question": "Wh', "line 2"), ("[null]", "object"),
-    ('[null, {"question": "Who?", "answer": "I."}]', "object"), ("[5", "line 1"), (DEEP + "1" + "}" * 100_001, "recursion"),
+    ('[null, {"question": "Who?", "answer": "I."}]', "object"), ("[5", "line 1"),
+    (DEEP + "1" + "}" * 100_001, "recursion"),
     (f"[{DEEP}1{'}' * 100_001}]", "recursion"), ('{"question": "a", "question": "b"}', "twice")])
 def test_a_data_set_that_the_library_dies_of_or_logs(text, says, toy_model_folder, tmp_path, nothing_written, capfd):
     folder = Path(make_dataset(tmp_path / "data", []))
@@ -362,8 +372,7 @@ def test_unusable_model_folders(kind, says, toy_model_folder, toy_tokenizer, tmp
         weights.pop("model.layers.1.mlp.up_proj.weight")
         safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, *says)
-    refused(evaluate.main, ["--model", folder], capsys, folder, *says)
+    both_refuse(folder, capsys, folder, *says)
     assert not trap.exists()  # it was not even opened
 
 
@@ -380,7 +389,7 @@ def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://hub.invalid")
     started = time.monotonic()
-    refused(train.main, ["--method", "npo", "--model", "nonexistent/model"], capsys, "nonexistent/model", "no local folder")
+    refused(train.main, ["--method", "npo", "--model", "none/such"], capsys, "none/such", "no local folder")
     assert huggingface_hub.constants.HF_HUB_OFFLINE and time.monotonic() - started < 10
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     runs.ask_the_hub(".")  # a folder: nothing is asked
@@ -388,48 +397,54 @@ def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, 
 
 
 def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatch, capsys):
-    (tmp_path / "out").mkdir()
-    precious = tmp_path / "out" / "precious.txt"
+    out = tmp_path / "out"
+    precious, theirs = out / "precious.txt", out / "precious.json"
+
+    def train_refuses(path, *arguments):
+        refused(train.main, ["--method", "npo", "--out", path, *arguments[:-1]], capsys, arguments[-1])
+
+    def evaluate_refuses(path, *arguments):
+        refused(evaluate.main, ["--model", toy_model_folder, "--out", path, *arguments[:-1]], capsys, arguments[-1])
+    out.mkdir()
     precious.write_text("mine")
-    refused(train.main, ["--method", "npo", "--out", tmp_path / "out"], capsys, "--overwrite")
-    refused(train.main, ["--method", "npo", "--out", precious], capsys, "precious.txt")
+    train_refuses(out, "--overwrite")
+    train_refuses(precious, "precious.txt")
     # even when told to: a folder that no run made is not for us to delete
-    refused(train.main, ["--method", "npo", "--out", tmp_path / "out", "--overwrite"], capsys, "run.json")
-    refused(train.main, ["--method", "npo", "--out", precious / "below"], capsys, "cannot write")
-    (tmp_path / "out" / "precious.json").write_text("mine")
-    refused(evaluate.main, ["--model", toy_model_folder, "--out", tmp_path / "out" / "precious.json"], capsys, "--overwrite")
+    train_refuses(out, "--overwrite", "run.json")
+    train_refuses(precious / "below", "cannot write")
+    theirs.write_text("mine")
+    evaluate_refuses(theirs, "--overwrite")
     # nor one that holds the model which the run starts from
-    (tmp_path / "out" / "run.json").write_text(json.dumps({"format": runs.FORMAT, "flags": flags_with()}))
-    (tmp_path / "out" / "config.json").write_text("{}")
-    refused(train.main, ["--method", "npo", "--model", tmp_path / "out", "--out", tmp_path / "out", "--overwrite"], capsys,
-            "--model")
+    (out / "run.json").write_text(json.dumps({"format": runs.FORMAT, "flags": flags_with()}))
+    (out / "config.json").write_text("{}")
+    train_refuses(out, "--model", out, "--overwrite", "--model")
     # nor the folder that one is in, nor a run's own metrics
-    monkeypatch.chdir(tmp_path / "out")
-    refused(train.main, ["--method", "npo", "--out", ".", "--overwrite"], capsys, "the folder you are in")
-    refused(evaluate.main, ["--model", toy_model_folder, "--out", tmp_path / "out" / "metrics.json", "--overwrite"], capsys,
-            "a run's folder")
-    assert precious.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    monkeypatch.chdir(out)
+    train_refuses(".", "--overwrite", "the folder you are in")
+    evaluate_refuses(out / "metrics.json", "--overwrite", "a run's folder")
+    assert precious.read_text() == theirs.read_text() == "mine" and [*tmp_path.iterdir()] == [out]
 
 
 @pytest.mark.parametrize("log", ["{}", '{"forget": {}}', "{", "[]"])
-def test_a_damaged_log_of_a_retrained_run_is_refused_before_training(log, toy_model_folder, tmp_path, monkeypatch, capsys):
+def test_a_damaged_log_of_a_retrained_run_is_refused_before_training(
+        log, toy_model_folder, tmp_path, monkeypatch, capsys):
     retrain, sets = a_run(tmp_path / "retrain"), tofu.evaluation_rows("toy", None, "forget10")
-    args = train.resolve(train.build_parser().parse_args(["--method", "npo", "--model", str(toy_model_folder)]))
-    args.dtype = "float32"
+    command = ["--method", "npo", "--model", str(toy_model_folder), "--device", "cpu", "--dtype", "float32"]
+    args = train.resolve(train.build_parser().parse_args(command))
     settings = json.loads((retrain / "run.json").read_text()) | {"asked": evaluate.asked(args, sets)}
     (retrain / "run.json").write_text(json.dumps(settings))
     (retrain / "metrics.log.json").write_text(log)
     monkeypatch.setattr(tofu, "measure", lambda *arguments: {"forget": {}})
-    refused(train.main, ["--method", "npo", "--model", toy_model_folder, "--retrain", retrain, "--device", "cpu", "--dtype",
-                         "float32", "--out", tmp_path / "out"], capsys, "metrics.log.json")
+    refused(train.main, [*command, "--retrain", retrain, "--out", tmp_path / "out"], capsys, "metrics.log.json")
     assert not (tmp_path / "out").exists()
 
 
 def test_resuming_what_was_trained_to_the_end_keeps_that_on_record(toy_model_folder, tmp_path, capsys):
     run = tmp_path / "run"
-    command = ["--method", "npo", "--model", str(toy_model_folder), "--epochs", "1", "--max-new-tokens", "1", "--out", str(run)]
+    command = [*"--method npo --epochs 1 --max-new-tokens 1 --model".split(), str(toy_model_folder), "--out", str(run)]
     train.main(command)
-    refused(train.main, [*command, "--resume", "--eval", "epoch"], capsys, "--eval end")  # some epochs would lack metrics
+    # some epochs would lack metrics
+    refused(train.main, [*command, "--resume", "--eval", "epoch"], capsys, "--eval end")
     settings, weights = json.loads((run / "run.json").read_text()), (run / "model.safetensors").read_bytes()
     with open(run / "log.jsonl", "a") as log:
         log.write("{bad}\n")
@@ -445,7 +460,7 @@ def test_resuming_what_was_trained_to_the_end_keeps_that_on_record(toy_model_fol
 
 def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_path, capsys):
     run = tmp_path / "run"
-    command = ["--method", "npo", "--model", str(toy_model_folder), "--eval", "none", "--epochs", "1", "--out", str(run)]
+    command = [*"--method npo --epochs 1 --eval none --model".split(), str(toy_model_folder), "--out", str(run)]
     train.main(command)
     settings = json.loads((run / "run.json").read_text())
     assert settings.pop("cost")["train_seconds"] > 0
@@ -456,7 +471,8 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_pat
     with pytest.raises(SystemExit) as end:
         train.main([*command, "--resume"])
     first, last = capsys.readouterr().err.strip().splitlines()
-    assert end.value.code == 2 and "save-00000001 is damaged" in first and "every save" in last and "--overwrite" in last
+    assert end.value.code == 2 and "save-00000001 is damaged" in first
+    assert "every save" in last and "--overwrite" in last
 
 
 LACKING = table("""
@@ -554,7 +570,8 @@ def test_a_run_that_lacks_what_is_asked_for(command, file, mend, damage, tmp_pat
     refused(compare.main, [*command.split(), good, bad], capsys, bad, file, mend if damage != "[1]" else "")
 
 
-@pytest.mark.parametrize("command", [["claims"], ["figure", "halves"], ["figure", "epochs"], ["figure", "tradeoff"]], ids=" ".join)
+@pytest.mark.parametrize("command", [
+    ["claims"], ["figure", "halves"], ["figure", "epochs"], ["figure", "tradeoff"]], ids=" ".join)
 def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written, capsys):
     good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", seed=1)
     for name in ("metrics.json", "epochs.jsonl"):
@@ -632,7 +649,8 @@ def refused_after_passing_over(command, folders, capsys):
     with pytest.raises(SystemExit) as stop:
         compare.main([*command, *map(str, folders)])
     *passed, error = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and error == "compare.py: none of these folders is a run; give folders that train.py made"
+    assert error == "compare.py: none of these folders is a run; give folders that train.py made"
+    assert stop.value.code == 2
     assert passed == [f"passed over {folder}: it has no run.json, so it is no run" for folder in folders]
 
 
@@ -640,7 +658,8 @@ def test_a_folder_that_is_no_run_is_passed_over_and_said_so(tmp_path, capsys):
     (tmp_path / "cache").mkdir()
     compare.main(["table", str(tmp_path / "cache"), str(a_run(tmp_path / "a"))])
     said = capsys.readouterr()
-    assert "| NPO | 1 |" in said.out and said.err == f"passed over {tmp_path / 'cache'}: it has no run.json, so it is no run\n"
+    assert said.err == f"passed over {tmp_path / 'cache'}: it has no run.json, so it is no run\n"
+    assert "| NPO | 1 |" in said.out
 
 
 @pytest.mark.parametrize("format_", [None, 2, "3", 4])
@@ -669,30 +688,40 @@ def test_figures_and_claims_of_the_wrong_runs(tmp_path, nothing_written, capsys)
 @pytest.mark.parametrize("command", [["paths"], ["figure", "paths"]], ids=" ".join)
 def test_paths_of_the_wrong_runs(command, tmp_path, nothing_written, capsys):
     good = on_the_way(tmp_path / "good", "simnpo")
-    def spoiled(name, file, change, **flags):
-        run = on_the_way(tmp_path / name, "npo", **flags)
+
+    def spoiled(name, file, change):
+        """A run of NPO whose lines of a file became what `change` makes of them."""
+        run = on_the_way(tmp_path / name, "npo")
         lines = [json.dumps(change(json.loads(line))) for line in (run / file).read_text().splitlines()]
         (run / file).write_text("\n".join(lines))
         return run
-    def refuse(run, *says):
-        refused(compare.main, [*command, good, run], capsys, run, *says)
-    refuse(on_the_way(tmp_path / "twice", "simnpo"), "a second one of seed 0")
-    path = dict(short=[1, 2], long=[1, 2], retain=[0.1, 0.2])
-    refuse(on_the_way(tmp_path / "idk", "idk", **path), "no log π", "leave IDK out")
-    for name, method in (("rmu", "RMU"), ("broken", "NPO")):
-        run = spoiled(name, "path.jsonl", lambda line: {key: line[key] for key in line if key != "logp"})
-        (run / "run.json").write_text((run / "run.json").read_text().replace('"npo"', '"rmu"' if name == "rmu" else '"npo"'))
-        refuse(run, "no log π", f"leave {method} out")
-    refuse(spoiled("sampleless", "path.jsonl", lambda line: {key: line[key] for key in line if key != "retain"}), "no retain set")
-    refuse(spoiled("lossless", "reference.log.json", lambda log: {"Retrain": {"truth_ratio": [1.0] * 10}}), "no Retrain's losses")
-    refuse(spoiled("alone", "reference.log.json", lambda log: {"Original": log["Retrain"]}), "no Retrain's losses")
-    short = {"Retrain": {"loss": [1.0], "truth_ratio": [1.0]}}
-    refuse(spoiled("other", "reference.log.json", lambda log: short), "has 1 forget answers")
-    refuse(spoiled("half", "path.jsonl", lambda line: {key: value[:5] if line["epoch"] == 3 and isinstance(value, list) else value
-                                                       for key, value in line.items()}), "whole epochs")
+
+    def without(name):
+        return lambda line: {key: line[key] for key in line if key != name}
+
+    def cut(line):
+        return line | {key: line[key][:5] for key in ("weight", "length", "logp") if line["epoch"] == 3}
+
+    def with_text(run, file, old, new):
+        (run / file).write_text((run / file).read_text().replace(old, new))
+        return run
+    lossless, short = {"Retrain": {"truth_ratio": [1.0] * 10}}, {"Retrain": {"truth_ratio": [1.0], "loss": [1.0]}}
     some = on_the_way(tmp_path / "unseen", "npo", unseen=UNSEEN["npo"])
-    refuse(some, "0.5 of it never learnt", "one task, split and model")
-    (some / "run.json").write_text((some / "run.json").read_text().replace('"never_learnt": 0.5', '"never_learnt": 1.0'))
+    for run, *says in (
+            (on_the_way(tmp_path / "twice", "simnpo"), "a second one of seed 0"),
+            (on_the_way(tmp_path / "idk", "idk", short=[1, 2], long=[1, 2], retain=[0.1, 0.2]), "no log π",
+             "leave IDK out"),
+            (spoiled("broken", "path.jsonl", without("logp")), "no log π", "leave NPO out"),
+            (with_text(spoiled("rmu", "path.jsonl", without("logp")), "run.json", '"npo"', '"rmu"'), "no log π",
+             "leave RMU out"),
+            (spoiled("sampleless", "path.jsonl", without("retain")), "no retain set"),
+            (spoiled("lossless", "reference.log.json", lambda log: lossless), "no Retrain's losses"),
+            (spoiled("alone", "reference.log.json", lambda log: {"Original": log["Retrain"]}), "no Retrain's losses"),
+            (spoiled("other", "reference.log.json", lambda log: short), "has 1 forget answers"),
+            (spoiled("half", "path.jsonl", cut), "whole epochs"),
+            (some, "0.5 of it never learnt", "one task, split and model")):
+        refused(compare.main, [*command, good, run], capsys, run, *says)
+    with_text(some, "run.json", '"never_learnt": 0.5', '"never_learnt": 1.0')
     refused(compare.main, [*command, some], capsys, some, "lower --never-learnt")
 
 
@@ -711,21 +740,24 @@ def test_an_existing_picture_is_left_alone(tmp_path, capsys):
     assert picture.read_text() == "mine"
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_from_the_shell(script, tmp_path):
+@pytest.mark.parametrize("command", ["train.py --method npo", "evaluate.py"])
+def test_from_the_shell(command, tmp_path, capsys):
     """In a process of its own, where the libraries' own messages would show too."""
-    arguments = ["--model", "absent/model"] + (["--method", "npo"] if script == "train.py" else [])
-    done = subprocess.run([sys.executable, Path(__file__).parents[1] / script, *arguments], cwd=tmp_path,
-                          capture_output=True, text=True)
+    script, *arguments = command.split()
+    words = [sys.executable, Path(runs.__file__).with_name(script), *arguments, "--model", "absent/model"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent/model" in done.stderr
     assert list(tmp_path.iterdir()) == []
-    help_text = subprocess.run([sys.executable, Path(__file__).parents[1] / script, "--help"], capture_output=True, text=True)
-    assert help_text.returncode == 0 and all(task in help_text.stdout for task in tofu.TASKS)
+    with pytest.raises(SystemExit) as stop:
+        {"train.py": train, "evaluate.py": evaluate}[script].main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and all(task in shown for task in tofu.TASKS)
 
 
 def test_a_retain_set_smaller_than_a_batch_is_drawn_from_again(toy_model_folder, tmp_path):
-    for name, count in (("forget", 9), ("retain", 1)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"question": f"Who is {i}?", "answer": "Ada."}) + "\n" for i in range(count)))
-    train.main(["--method", "npo", "--forget-file", str(tmp_path / "forget.jsonl"), "--retain-file", str(tmp_path / "retain.jsonl"),
-                "--model", str(toy_model_folder), "--epochs", "1", "--max-new-tokens", "1", "--out", str(tmp_path / "run")])
+    files = [tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"]
+    for path, count in zip(files, (9, 1)):
+        path.write_text("".join(f'{{"question": "Who is {i}?", "answer": "Ada."}}\n' for i in range(count)))
+    train.main([*"--method npo --epochs 1 --eval none --model".split(), str(toy_model_folder), "--forget-file",
+                str(files[0]), "--retain-file", str(files[1]), "--out", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["retain"] > 0

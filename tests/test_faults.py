@@ -67,7 +67,8 @@ def test_runs_on_what_became_of_one_model_compare(tmp_path):
     assert len(runs.read_runs(folders, lambda task: {})) == 2
 
 
-def test_what_changed_since_is_refused_by_name_and_a_finished_run_says_so(toy_model_folder, tmp_path, monkeypatch, capsys):
+def test_what_changed_since_is_refused_by_name_and_a_finished_run_says_so(
+        toy_model_folder, tmp_path, monkeypatch, capsys):
     run, forget = tmp_path / "run", tmp_path / "forget.jsonl"
     forget.write_text('{"question": "Who?", "answer": "I."}\n')
     command = ["--method", "simnpo", "--model", str(toy_model_folder), "--forget-file", str(forget), "--retain-file",
@@ -77,7 +78,8 @@ def test_what_changed_since_is_refused_by_name_and_a_finished_run_says_so(toy_mo
         with pytest.raises(ZeroDivisionError):
             train.main(command)
     kept = (run / "run.json").read_text()
-    for what, name, says in (("code", "losses.py", "commit"), ("versions", "torch", "install torch 0.1 and transformers")):
+    for what, name, says in (("code", "losses.py", "commit"),
+                             ("versions", "torch", "install torch 0.1 and transformers")):
         settings = json.loads(kept)
         settings[what][name] = "0.1"
         (run / "run.json").write_text(json.dumps(settings))
