@@ -254,15 +254,16 @@ def test_a_config_that_is_no_object(config, toy_model_folder, tmp_path, nothing_
     both_refuse(folder, capsys, folder, "config.json")
 
 
-@pytest.mark.parametrize("changed, says", [
-    ({"num_hidden_layers": 1}, ["no use for 9 weights", "model.layers.1."]),
-    ({"quantization_config": {"quant_method": "magic"}}, ["quantized"]),
-    ({"architectures": ["BertForMaskedLM"]}, ["BertForMaskedLM", "LlamaForCausalLM"]),
-    ({"architectures": 5}, ["architectures are 5"]),
-    ({"model_type": "mistral"}, ["a MistralForCausalLM, but", "LlamaForCausalLM"])])
-def test_a_config_of_other_weights(changed, says, toy_model_folder, tmp_path, nothing_written, capsys):
-    folder = with_json(toy_model_folder, tmp_path / "model", "config.json", **changed)
-    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, *says)
+@pytest.mark.parametrize("row", table("""
+{"num_hidden_layers": 1}  | no use for 9 weights | model.layers.1.
+{"quantization_config": {"quant_method": "magic"}}  | quantized
+{"architectures": ["BertForMaskedLM"]}  | BertForMaskedLM | LlamaForCausalLM
+{"architectures": 5}  | architectures are 5
+{"model_type": "mistral"}  | a MistralForCausalLM, but | LlamaForCausalLM
+"""))
+def test_a_config_of_other_weights(row, toy_model_folder, tmp_path, nothing_written, capsys):
+    folder = with_json(toy_model_folder, tmp_path / "model", "config.json", **json.loads(row[0]))
+    refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, *row[1:])
 
 
 def with_weights(folder, to, **changed):
@@ -292,11 +293,16 @@ def test_weights_that_a_file_may_hold_besides(toy_model_folder, toy_tokenizer, t
         assert all(torch.equal(model.state_dict()[key], weight) for key, weight in before.items())
 
 
-@pytest.mark.parametrize("template, says", [
-    ("{% for %}", "Expected an expression"), ("{{ raise_exception('not today') }}", "not today"),
-    ("{{ messages[9].x.y }}", "no element 9"), (5, "fails"), ("{{ '' }}", "empty prompt"),
-    ("{% for i in range(999999999) %}x{% endfor %}", "Range too big")])
+@pytest.mark.parametrize("template, says", table("""
+"{% for %}"  | Expected an expression
+"{{ raise_exception('not today') }}"  | not today
+"{{ messages[9].x.y }}"  | no element 9
+"{% for i in range(999999999) %}x{% endfor %}"  | Range too big
+"{{ '' }}"  | empty prompt
+5  | fails
+"""))
 def test_a_chat_template_that_gives_no_prompt(template, says, toy_model_folder, tmp_path, nothing_written, capsys):
+    template = json.loads(template)
     folder = with_json(toy_model_folder, tmp_path / "model", "tokenizer_config.json", chat_template=template)
     both_refuse(folder, capsys, "chat template", says, "--template plain")
 

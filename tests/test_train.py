@@ -37,10 +37,10 @@ def forget_set(count=5):
     return {"answer": some_examples(count), "refusal": some_examples(count, seed=9)}
 
 
-def loop(model, args, out=None, on_epoch=None, forget=None, retain=None):
+def loop(model, args, out=None, on_epoch=None, forget=None, retain=None, dtype=torch.float64):
     """The loop on `model`, in place; returns what it cost."""
     retain = some_examples(4, seed=3) if retain is None else retain
-    return train.train(model, forget or forget_set(), retain, args, torch.float64, out, on_epoch)
+    return train.train(model, forget or forget_set(), retain, args, dtype, out, on_epoch)
 
 
 def lines_of(path):
@@ -394,9 +394,9 @@ def test_each_dtype_computes_in_its_own_precision(own_data, toy_model_folder, tm
 # ------------------------------------------------------------------ what is learnt, and from what
 
 
-def examples_for(tokenizer, *arguments):
-    """(forget, retain) examples of a command."""
-    return train.load_examples(resolved("--model", "tiny", *arguments), tokenizer, 500)
+def examples_for(tokenizer, *arguments, limit=500):
+    """(forget, retain) examples of a command, for a model that reads `limit` tokens."""
+    return train.load_examples(resolved(*arguments), tokenizer, limit)
 
 
 def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
@@ -404,6 +404,12 @@ def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
         [], ["--subset", "shortest:0.001"], ["--subset", "random:1"]))
     assert len(everything) == 40 and all_of_it == everything
     assert [len(example.response) for example in one] == [min(len(example.response) for example in everything)]
+
+
+@pytest.mark.parametrize("flag, limit", [(20, 500), (500, 20)])
+def test_no_example_is_longer_than_flag_and_model_allow(flag, limit, toy_tokenizer):
+    with pytest.raises(data.InputError, match="more than the limit of 20"):
+        examples_for(toy_tokenizer, "--max-length", flag, limit=limit)
 
 
 def test_the_retain_set_is_all_but_the_forget_set(toy_tokenizer):
@@ -486,6 +492,18 @@ def crash_in(last):
     return crash
 
 
+def interrupt_in(last, monkeypatch):
+    """Ctrl-C in the optimizer's step of that number."""
+    step, steps = torch.optim.AdamW.step, []
+
+    def interrupted(*arguments):
+        steps.append(1)
+        if len(steps) == last:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+
+
 @pytest.mark.parametrize("given, crash, signal_in, every", [
     ({}, 3, None, 0), (dict(retain="kl"), 3, None, 0), (dict(method="rmu", retain="activations"), 3, None, 0),
     (dict(method="task-vector"), 3, None, 0),
@@ -500,15 +518,8 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(given, crash, signal_
     models, given, handler = (tiny("llama"), tiny("llama")), dict(epochs=5) | given, signal.getsignal(signal.SIGINT)
     whole.mkdir(), parts.mkdir()
     assert loop(models[0], flags(**given), whole)["train_seconds"] > 0
-    step, steps = torch.optim.AdamW.step, []
-
-    def interrupted(*arguments):
-        steps.append(1)
-        if len(steps) == signal_in:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments)
     with monkeypatch.context() as patch, pytest.raises(Crash if crash else KeyboardInterrupt):
-        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        interrupt_in(signal_in, patch)
         loop(tiny("llama"), flags(**given), parts, crash_in(crash))
     assert bool(runs.saves(parts)) == (every == 0 or crash is None)
     if signal_in:
@@ -690,11 +701,11 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     assert json_of(out / "run.json")["flags"]["method"] == "dpo"
 
 
-def test_finetune_on_a_retain_split_is_measured_against_its_forget_set(toy_model_folder, tmp_path):
-    out = run(tmp_path / "run", "--method", "finetune", "--split", "retain95", "--model", toy_model_folder, *QUICK, 1)
-    assert json_of(out / "run.json")["flags"]["forget_split"] == "forget05"
-    assert len(json_of(out / "metrics.log.json")["forget"]["loss"]) == 20
-    assert [len(line["weight"]) for line in lines_of(out / "path.jsonl")] == [380, 380]
+def test_finetune_on_a_retain_split_is_measured_against_its_forget_set(toy_tokenizer):
+    command = "--method finetune --split retain95 --model some/model".split()
+    assert resolved(*command).forget_split == "forget05"
+    forget, retain = examples_for(toy_tokenizer, *command)
+    assert len(forget["answer"]) == 380 and retain == []
 
 
 def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
@@ -784,15 +795,9 @@ def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):
 def test_each_part_is_named_and_ctrl_c_is_no_loss(quick_toy, tmp_path, monkeypatch, capsys):
     """Interrupted while Original is being made, the same command goes on: no step lost, none twice."""
     monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
-    command, steps, step = ("--method", "npo", *QUICK, 1), [], torch.optim.AdamW.step
-
-    def interrupted(*arguments):
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments)
+    command = "--method", "npo", *QUICK, 1
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        interrupt_in(3, patch)
         run(tmp_path / "run", *command)
     said = capsys.readouterr()
     assert stop.value.code == 130 and "the same command goes on" in said.err and said.out.startswith("[1/3] Original: ")
