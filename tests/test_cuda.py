@@ -1,17 +1,20 @@
 """What only a GPU shows; skipped without one."""
-import copy
 import json
 
 import pytest
 import torch
 from conftest import some_examples, tiny
-from test_train import flags, forget_set
+from test_train import Crash, crash_in, flags, forget_set, loop
 
 import data
 import runs
 import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def retained(model, examples):
+    return train.retain_loss(model, None, examples, flags())
 
 
 def flat(model):
@@ -22,7 +25,7 @@ def test_float64_gradient_is_that_of_the_cpu():
     gradients = []
     for device in ("cpu", "cuda"):
         model = tiny("llama").to(device)
-        forget = {key: value.to(device) if torch.is_tensor(value) else value for key, value in forget_set().items()}
+        forget = forget_set(12) | {"answer_ref": torch.linspace(-30, -5, 12).double().to(device)}
         train.add_gradient(forget["answer"], 1.0, lambda group: train.forget_loss(model, forget, group, flags()),
                            5, torch.device(device), torch.float64)
         gradients.append(flat(model))
@@ -35,8 +38,8 @@ def test_bfloat16_gradients_are_finite_and_close_whatever_the_lengths():
         examples, results = some_examples(32, seed, longest=40), []
         for dtype in (torch.float32, torch.bfloat16):
             model.zero_grad()
-            train.add_gradient(examples, 1.0, lambda group: (train.retain_loss(model, None, [examples[i] for i in group]),),
-                               16, torch.device("cuda"), dtype)
+            train.add_gradient(examples, 1.0, lambda group: (retained(model, [examples[i] for i in group]),), 16,
+                               torch.device("cuda"), dtype)
             results.append(flat(model))
         assert torch.isfinite(results[1]).all()
         assert (results[0] - results[1]).norm() < 0.05 * results[0].norm()
@@ -44,20 +47,11 @@ def test_bfloat16_gradients_are_finite_and_close_whatever_the_lengths():
 
 def test_a_run_on_cuda_keeps_float32_weights_and_its_checkpoint_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 0)
-    class Interrupt(Exception):
-        pass
-
-    def interrupt(epoch):
-        if epoch == 2:
-            raise Interrupt
-    start = tiny("llama", dtype=torch.float32).to("cuda")
-    forget, retain = forget_set(), some_examples(20, seed=3)
-    whole, halves = copy.deepcopy(start), copy.deepcopy(start)
-    train.train(whole, forget, retain, flags(epochs=4), torch.bfloat16)
-    with pytest.raises(Interrupt):
-        train.train(halves, forget, retain, flags(epochs=4), torch.bfloat16, tmp_path, on_epoch=interrupt)
-    halves = copy.deepcopy(start)
-    train.train(halves, forget, retain, flags(epochs=4, resume=True), torch.bfloat16, tmp_path)
+    whole, broken, halves = (tiny("llama", dtype=torch.float32).to("cuda") for _ in range(3))
+    loop(whole, flags(epochs=4), dtype=torch.bfloat16)
+    with pytest.raises(Crash):
+        loop(broken, flags(epochs=4), tmp_path, crash_in(2), dtype=torch.bfloat16)
+    loop(halves, flags(epochs=4, resume=True), tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in halves.parameters()} == {torch.float32}
     for a, b in zip(whole.parameters(), halves.parameters()):
         assert torch.allclose(a, b, atol=1e-4)
@@ -82,12 +76,13 @@ def test_response_logp_in_bfloat16_is_close_to_float32():
 
 def test_no_micro_batch_waits_for_the_gpu():
     """Forget and retain gradients of one effective batch; only what is read once a step may wait."""
-    model, forget, retain = tiny("llama", dtype=torch.float32).to("cuda"), forget_set(16), some_examples(16)
+    model, retain = tiny("llama", dtype=torch.float32).to("cuda"), some_examples(16)
+    forget = forget_set(16) | {"answer_ref": torch.linspace(-30, -5, 16).double()}
     def losses_of(group):
         torch.cuda.set_sync_debug_mode("error")
         try:
             loss, *_ = train.forget_loss(model, forget, group, flags())
-            loss = loss.sum() + train.retain_loss(model, None, [retain[i] for i in group], flags()).sum()
+            loss = loss.sum() + retained(model, [retain[i] for i in group]).sum()
             loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -26,9 +26,11 @@ CASES = os.environ.get("FUZZ")  # without it the same few each time, so that the
 few = hypothesis.settings(max_examples=int(CASES or 100), derandomize=not CASES, deadline=None, database=None,
                           suppress_health_check=list(hypothesis.HealthCheck))
 
-TEXTS = st.text(max_size=8) | st.sampled_from(["\ud800", "\n", "\x1b[2J", "question", "forget", "Retrain", "9" * 5000, "x" * 5000])
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([0, -1, 1e308, 5e-324, 10**400]) | TEXTS
-JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5)
+ODD = "\ud800", "\n", "\x1b[2J", "question", "forget", "Retrain", "9" * 5000, "x" * 5000
+TEXTS = st.text(max_size=8) | st.sampled_from(ODD)
+NUMBERS = st.booleans() | st.integers() | st.floats() | st.sampled_from([0, -1, 1e308, 5e-324, 10**400])
+JSON = st.recursive(st.none() | NUMBERS | TEXTS, lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=5)
 
 
 def example(shape):
@@ -64,11 +66,12 @@ def damaged(draw, *values):
     if kind == "bytes":
         return draw(st.binary(max_size=40))
     which = draw(st.integers(0, len(values) - 1))
-    lines = [json.dumps(spoiled(draw, value) if i == which and kind == "value" else value) for i, value in enumerate(values)]
-    text = "\n".join(lines)
+    values = [spoiled(draw, value) if i == which and kind == "value" else value for i, value in enumerate(values)]
+    text = "\n".join(map(json.dumps, values))
     if kind == "text":
         at, until = sorted(draw(st.integers(0, len(text))) for _ in range(2))
-        text = text[:at] + draw(st.sampled_from(["", "[" * 5000, '{"a":' * 5000, "null", ",", '"', "\n"])) + text[until:]
+        inserted = draw(st.sampled_from(["", "[" * 5000, '{"a":' * 5000, "null", ",", '"', "\n"]))
+        text = text[:at] + inserted + text[until:]
     return text.encode()
 
 
@@ -101,7 +104,8 @@ def test_own_files(tmp_path_factory, data):
 
 
 LOGS = {task: example(evaluate.BENCHMARKS[task].LOG) for task in ("tofu", "muse-news", "wmdp", "own")}
-REFERENCES = {"tofu": [tofu.reference_of(a_log()), {"forget_truth_ratio": {"value_by_index": {"0": {"score": 1}, "1": {"score": 2}}}}]}
+RATIOS = {"0": {"score": 1}, "1": {"score": 2}}
+REFERENCES = {"tofu": [tofu.reference_of(a_log()), {"forget_truth_ratio": {"value_by_index": RATIOS}}]}
 
 
 @few
@@ -133,13 +137,13 @@ def two_runs(tmp_path_factory):
 @few
 @hypothesis.given(st.data())
 def test_runs(two_runs, data):
-    path = two_runs[1] / data.draw(st.sampled_from(["run.json", "metrics.json", "metrics.log.json", "reference.log.json",
-                                                    "path.jsonl", "epochs.jsonl"]))
+    names = "run.json metrics.json metrics.log.json reference.log.json path.jsonl epochs.jsonl".split()
+    path = two_runs[1] / data.draw(st.sampled_from(names))
     whole = path.read_bytes()
     try:
         path.write_bytes(damaged(data.draw, *map(json.loads, whole.splitlines())))
-        command = data.draw(st.sampled_from([["table"], ["table", "--columns", "all"], ["answers"], ["claims"], ["paths"]]))
-        read_or_refused(lambda: compare.main([*command, *map(str, two_runs)]))
+        command = data.draw(st.sampled_from(["table", "table --columns all", "answers", "claims", "paths"]))
+        read_or_refused(lambda: compare.main([*command.split(), *map(str, two_runs)]))
     finally:
         path.write_bytes(whole)
 
@@ -149,6 +153,7 @@ def test_runs(two_runs, data):
 def test_data_sets(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("set")
     rows = [{"question": "Who?", "answer": "Ada."}, {"question": "What?", "answer": "It."}]
-    (folder / "train.json").write_bytes(damaged(data.draw, *data.draw(st.sampled_from([rows, [rows], [None], [{"a": None}]]))))
+    whole = data.draw(st.sampled_from([rows, [rows], [None], [{"a": None}]]))
+    (folder / "train.json").write_bytes(damaged(data.draw, *whole))
     read_or_refused(lambda: tofu.load_rows("tofu", str(folder), "default"))
     shutil.rmtree(folder)

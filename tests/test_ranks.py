@@ -21,8 +21,8 @@ def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(to
     model.tie_weights()
     model.save_pretrained(start_folder)
     toy_tokenizer.save_pretrained(start_folder)
-    command = ["--method", "npo", "--model", str(start_folder), "--epochs", "2", "--batch-size", "9", "--micro-batch-size",
-               "4", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "2", "--out"]
+    command = ["--model", str(start_folder), *"""--method npo --epochs 2 --batch-size 9 --micro-batch-size 4
+        --device cpu --dtype float32 --max-new-tokens 2 --out""".split()]
     train.main([*command, str(tmp_path / "one")])
     log_path = train.log_path
 
@@ -34,8 +34,8 @@ def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(to
     with pytest.raises(SystemExit):
         train.main([*command, str(tmp_path / "two")])
     assert runs.saves(tmp_path / "two")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", train.__file__,
-                           *command, str(tmp_path / "two"), "--resume"], capture_output=True, text=True,
+    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split(), train.__file__]
+    done = subprocess.run([*torchrun, *command, str(tmp_path / "two"), "--resume"], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two")
