@@ -3,6 +3,7 @@
 No model is loaded. Folders that are no runs are passed over; runs of different tasks, splits or models are
 refused. Runs of one method are averaged when only their seeds differ; else the flags that differ name them.
 """
+
 import math
 import textwrap
 from pathlib import Path
@@ -23,8 +24,22 @@ from tofu import log_quality, quality, utility
 # ------------------------------------------------------------------ runs, and groups of runs
 
 # Flags that do not make runs two settings: they name files, or change speed and what is measured.
-IMMATERIAL = ("seed", "out", "retrain", "model", "data", "eval", "device", "eval_batch_size",
-              "micro_batch_size", "grad_checkpointing", "tokenizer", "forget_file", "retain_file")
+IMMATERIAL = (
+    "seed",
+    "out",
+    "retrain",
+    "model",
+    "data",
+    "eval",
+    "device",
+    "eval_batch_size",
+    "micro_batch_size",
+    "grad_checkpointing",
+    "tokenizer",
+    "forget_file",
+    "retain_file",
+)
+
 
 def read(folders, *files):
     """Runs, as `runs.read_runs` gives them, with what each is called and stands for.
@@ -39,17 +54,29 @@ def read(folders, *files):
         if None in methods:
             raise InputError(f"run '{run['folder']}' is of a method that methods.py lacks; add it there")
         name = " → ".join(method.name for method in methods)
-        setting = [(prefix + flag, value) for prefix, each in (("", flags), ("start_", start or {}))
-                   for flag, value in each.items() if flag not in IMMATERIAL]
-        run |= {"flags": flags, "start": start, "seed": (start or flags)["seed"], "setting": dict(setting),
-                "name": " ".join(filter(None, (name, flags.get("subset")))), "metrics": run["metrics.json"]}
+        setting = [
+            (prefix + flag, value)
+            for prefix, each in (("", flags), ("start_", start or {}))
+            for flag, value in each.items()
+            if flag not in IMMATERIAL
+        ]
+        run |= {
+            "flags": flags,
+            "start": start,
+            "seed": (start or flags)["seed"],
+            "setting": dict(setting),
+            "name": " ".join(filter(None, (name, flags.get("subset")))),
+            "metrics": run["metrics.json"],
+        }
     return found
+
 
 def of_task(task):
     """The module that knows a task. InputError if there is none."""
     if task not in BENCHMARKS:
         raise InputError(f"a run is of task {task[:20]}, which evaluate.py lacks; add it there")
     return BENCHMARKS[task]
+
 
 def benchmark_of(found, what="", *modules):
     """The module of the runs' benchmark. InputError unless it is one of `modules`, if any."""
@@ -58,6 +85,7 @@ def benchmark_of(found, what="", *modules):
         raise InputError(f"{what} is of {modules[0].__name__}; these runs are of {task}")
     return of_task(task)
 
+
 def with_quality(found):
     """The runs. InputError unless it is known of each how well it forgot and kept, at each measured epoch."""
     for name, value_of in (benchmark_of(found).FORGOTTEN, benchmark_of(found).KEPT):
@@ -65,6 +93,7 @@ def with_quality(found):
             if None in map(value_of, (run["metrics"], *run.get("epochs.jsonl", []))):
                 raise InputError(f"run '{run['folder']}' has no {name}; it needs --retrain and a retain set")
     return found
+
 
 def group_runs(found):
     """{label: runs}: the name, and the flags in which the settings of runs of that name differ."""
@@ -76,6 +105,7 @@ def group_runs(found):
         groups.setdefault(" ".join(label), []).append(run)
     return groups
 
+
 def references_of(found):
     """{"Original": [metrics, ...], "Retrain": [...]}: what the runs were compared with, once per seed."""
     by_name = {}
@@ -85,10 +115,12 @@ def references_of(found):
                 by_name.setdefault(name, {})[run["seed"]] = metrics
     return {name: list(by_seed.values()) for name, by_seed in by_name.items()}
 
+
 def metrics_of(found):
     """{label: [metrics, ...]}: the models compared with, then the runs' own."""
     own = {label: [run["metrics"] for run in group] for label, group in group_runs(found).items()}
     return references_of(found) | own
+
 
 def floor_of(found):
     """{"Retrain of another seed": [metrics, ...]}: each seed's Retrain compared with the next seed's, which is
@@ -99,23 +131,31 @@ def floor_of(found):
         if metrics and log:
             by_seed[run["seed"]] = metrics | {"judged": None}, log
     retrained = [by_seed[seed] for seed in sorted(by_seed)]
-    pairs = [metrics | tofu.compared(log, other) for (metrics, log), (_, other) in zip(retrained, retrained[1:])
-             if log != other and len(log["truth_ratio"]) == len(other["truth_ratio"])]
+    pairs = [
+        metrics | tofu.compared(log, other)
+        for (metrics, log), (_, other) in zip(retrained, retrained[1:])
+        if log != other and len(log["truth_ratio"]) == len(other["truth_ratio"])
+    ]
     return {"Retrain of another seed": pairs} if pairs else {}
+
 
 # ------------------------------------------------------------------ tables
 
-COST = {"training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
-        "peak memory GB ↓": (lambda m: (m.get("peak_memory_bytes") or 0) / 1e9 or None, "{:.2f}")}
+COST = {
+    "training s ↓": (lambda metrics: metrics.get("train_seconds"), "{:.1f}"),
+    "peak memory GB ↓": (lambda m: (m.get("peak_memory_bytes") or 0) / 1e9 or None, "{:.2f}"),
+}
 SHOWN = "main", "all", "cost"
 # by a column's last sign
 BETTER = {"↑": lambda mean: mean, "↓": lambda mean: -mean}
+
 
 def spread(values, form):
     """mean ± standard deviation (n - 1), or the value alone where there is one."""
     mean = form.format(np.mean(values))
     mean = mean.lstrip("-") if float(mean) == 0 else mean  # log10 of a p-value of 1 may be -0
     return mean + (f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else "")
+
 
 def table(found, columns="main"):
     """The paper's Table 2, A1 or A2 (or A3): a row per method, mean ± standard deviation; columns: of SHOWN.
@@ -124,12 +164,20 @@ def table(found, columns="main"):
     """
     benchmark, own, groups = benchmark_of(found), group_runs(found), metrics_of(found)
     if columns != "cost":
-        groups = {label: groups.pop(label) for label in ("Original", "Retrain") if label in groups} | floor_of(
-            found) | groups
-    shown = {"all": benchmark.COLUMNS | COST, "cost": COST,
-             "main": {name: benchmark.COLUMNS[name] for name in benchmark.MAIN}}[columns]
-    values = {label: {column: [value_of(metrics) for metrics in group]
-                      for column, (value_of, _) in shown.items()} for label, group in groups.items()}
+        groups = (
+            {label: groups.pop(label) for label in ("Original", "Retrain") if label in groups}
+            | floor_of(found)
+            | groups
+        )
+    shown = {
+        "all": benchmark.COLUMNS | COST,
+        "cost": COST,
+        "main": {name: benchmark.COLUMNS[name] for name in benchmark.MAIN},
+    }[columns]
+    values = {
+        label: {column: [value_of(metrics) for metrics in group] for column, (value_of, _) in shown.items()}
+        for label, group in groups.items()
+    }
 
     def cell(label, column):
         if None in values[label][column]:
@@ -140,10 +188,11 @@ def table(found, columns="main"):
         means = [np.mean(values[each][column]) for each in own if None not in values[each][column]]
         best = len(means) > 1 and np.mean(values[label][column]) == max(means, key=BETTER[column[-1]])
         return f"**{text}**" if best else text
+
     rows = [["method", "runs", *shown], ["---"] * (2 + len(shown))]
-    rows += [[label, str(len(group)), *(cell(label, column) for column in shown)]
-             for label, group in groups.items()]
+    rows += [[label, str(len(group)), *(cell(label, column) for column in shown)] for label, group in groups.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
 
 def answers(found, count):
     """Answers to `count` forget questions, from short to long truths, and how repetitive each method is.
@@ -154,8 +203,9 @@ def answers(found, count):
         raise InputError("answers shows what was generated; WMDP's questions are answered by letter")
     asked, groups = found[0]["metrics.log.json"]["forget"], group_runs(found)
     others = found[0]["reference.log.json"]
-    shown = {"truth": asked["answer"]} | {name: others[name]["generated"] for name in others
-                                          if "generated" in others[name]}
+    shown = {"truth": asked["answer"]} | {
+        name: others[name]["generated"] for name in others if "generated" in others[name]
+    }
     shown |= {label: group[0]["metrics.log.json"]["forget"]["generated"] for label, group in groups.items()}
     order = np.argsort(asked["length"], kind="stable")
     if any(len(texts) != len(order) for texts in shown.values()):
@@ -173,7 +223,9 @@ def answers(found, count):
         lines.append(f"{label:>{width}s}  {share}")
     return "\n".join(lines)
 
+
 # ------------------------------------------------------------------ the paper's claims
+
 
 def correlation(line):
     """Pearson's r between weight and response length over the forget sequences of one line of path.jsonl.
@@ -185,60 +237,149 @@ def correlation(line):
         return 0.0
     return float(scipy.stats.pearsonr(line["length"], line["weight"]).statistic)
 
+
 def after(run, epoch, value_of, file="epochs.jsonl"):
     """A value of the line of an epoch, or of the last epoch if that is earlier."""
     return value_of(run[file][min(epoch, run[file][-1]["epoch"]) - run[file][0]["epoch"]])
 
+
 def r(run, epoch):
     return after(run, epoch, correlation, "path.jsonl")
+
 
 def gain(better, worse, of):
     """Difference in a metric between two runs."""
     return of(better["metrics"]) - of(worse["metrics"])
 
+
 def lasting(run):
     """log10 of the forget quality after relearning over that before: 0 is robust, -3 is a thousandth."""
     return log_quality(run["metrics"]) - log_quality(run["metrics"]["reference"]["before"])
+
 
 NPO, SIMNPO, SHORT, LONG = ("npo", None), ("simnpo", None), "shortest", "longest"
 BOTH = SIMNPO, NPO
 # claim of the paper, what is measured, its sign if so, runs (method, relearnt part), value of those runs
 CLAIMS = [
-    ("SimNPO has higher forget quality than NPO", "difference of forget quality", ">", BOTH,
-     lambda s, n: gain(s, n, quality)),
-    ("… on the shortest half too", "difference of forget quality there", ">", BOTH,
-     lambda s, n: gain(s, n, lambda m: quality(m, SHORT))),
-    ("… and most of all there", "that difference - the same on the longest half", ">", BOTH,
-     lambda s, n: gain(s, n, lambda m: quality(m, SHORT) - quality(m, LONG))),
-    ("… and comes nearer to Retrain", "difference of the distance, NPO - SimNPO", ">", BOTH,
-     lambda s, n: gain(n, s, tofu.distance)),
-    ("SimNPO's model utility is at least NPO's", "difference of model utility", ">=", BOTH,
-     lambda s, n: gain(s, n, utility)),
-    ("NPO is worse on the shortest half than on the longest",
-     "NPO's forget quality there - on the longest half", "<", (NPO,),
-     lambda n: quality(n["metrics"], SHORT) - quality(n["metrics"], LONG)),
-    ("NPO loses more utility early", "difference of model utility after epoch 2", ">", BOTH,
-     lambda s, n: after(s, 2, utility) - after(n, 2, utility)),
-    ("NPO forgets less than SimNPO all along", "difference of log10 forget quality after epoch 3", ">", BOTH,
-     lambda s, n: after(s, 3, log_quality) - after(n, 3, log_quality)),
-    ("NPO's answers repeat themselves more", "difference of the share of repeated 4-grams, NPO - SimNPO", ">",
-     BOTH, lambda s, n: gain(n, s, lambda m: m["repetition"])),
-    ("short responses get SimNPO's largest weights in epochs 1 and 2",
-     "-r of weight and length, mean of the two", ">", (SIMNPO,), lambda s: -(r(s, 1) + r(s, 2)) / 2),
-    *((f"… more so than NPO's, in epoch {epoch}", "difference of the sizes of r", ">", BOTH,
-       lambda s, n, epoch=epoch: abs(r(s, epoch)) - abs(r(n, epoch))) for epoch in (1, 2)),
-    ("… and less so later", "size of r in epochs 1 and 2 - in epoch 10 (or the last)", ">", (SIMNPO,),
-     lambda s: (abs(r(s, 1)) + abs(r(s, 2))) / 2 - abs(r(s, 10))),
-    ("… when NPO's depend on it more", "difference of the sizes of r in epoch 10", "<", BOTH,
-     lambda s, n: abs(r(s, 10)) - abs(r(n, 10))),
-    *((f"SimNPO forgets more lastingly ({part}-relearn)", "difference of log10(FQ after / FQ before)",
-       ">", (("simnpo", part), ("npo", part)), lambda s, n: lasting(s) - lasting(n))
-      for part in (SHORT, "random")),
-    *((claim, "log10 FQ after shortest - after random", sign, ((method, SHORT), (method, "random")),
-       lambda s, r: gain(s, r, log_quality)) for claim, sign, method in (
-        ("shortest-relearn is no worse than random-relearn for SimNPO", ">=", "simnpo"),
-        ("… but is worse for NPO", "<", "npo"))),
+    (
+        "SimNPO has higher forget quality than NPO",
+        "difference of forget quality",
+        ">",
+        BOTH,
+        lambda s, n: gain(s, n, quality),
+    ),
+    (
+        "… on the shortest half too",
+        "difference of forget quality there",
+        ">",
+        BOTH,
+        lambda s, n: gain(s, n, lambda m: quality(m, SHORT)),
+    ),
+    (
+        "… and most of all there",
+        "that difference - the same on the longest half",
+        ">",
+        BOTH,
+        lambda s, n: gain(s, n, lambda m: quality(m, SHORT) - quality(m, LONG)),
+    ),
+    (
+        "… and comes nearer to Retrain",
+        "difference of the distance, NPO - SimNPO",
+        ">",
+        BOTH,
+        lambda s, n: gain(n, s, tofu.distance),
+    ),
+    (
+        "SimNPO's model utility is at least NPO's",
+        "difference of model utility",
+        ">=",
+        BOTH,
+        lambda s, n: gain(s, n, utility),
+    ),
+    (
+        "NPO is worse on the shortest half than on the longest",
+        "NPO's forget quality there - on the longest half",
+        "<",
+        (NPO,),
+        lambda n: quality(n["metrics"], SHORT) - quality(n["metrics"], LONG),
+    ),
+    (
+        "NPO loses more utility early",
+        "difference of model utility after epoch 2",
+        ">",
+        BOTH,
+        lambda s, n: after(s, 2, utility) - after(n, 2, utility),
+    ),
+    (
+        "NPO forgets less than SimNPO all along",
+        "difference of log10 forget quality after epoch 3",
+        ">",
+        BOTH,
+        lambda s, n: after(s, 3, log_quality) - after(n, 3, log_quality),
+    ),
+    (
+        "NPO's answers repeat themselves more",
+        "difference of the share of repeated 4-grams, NPO - SimNPO",
+        ">",
+        BOTH,
+        lambda s, n: gain(n, s, lambda m: m["repetition"]),
+    ),
+    (
+        "short responses get SimNPO's largest weights in epochs 1 and 2",
+        "-r of weight and length, mean of the two",
+        ">",
+        (SIMNPO,),
+        lambda s: -(r(s, 1) + r(s, 2)) / 2,
+    ),
+    *(
+        (
+            f"… more so than NPO's, in epoch {epoch}",
+            "difference of the sizes of r",
+            ">",
+            BOTH,
+            lambda s, n, epoch=epoch: abs(r(s, epoch)) - abs(r(n, epoch)),
+        )
+        for epoch in (1, 2)
+    ),
+    (
+        "… and less so later",
+        "size of r in epochs 1 and 2 - in epoch 10 (or the last)",
+        ">",
+        (SIMNPO,),
+        lambda s: (abs(r(s, 1)) + abs(r(s, 2))) / 2 - abs(r(s, 10)),
+    ),
+    (
+        "… when NPO's depend on it more",
+        "difference of the sizes of r in epoch 10",
+        "<",
+        BOTH,
+        lambda s, n: abs(r(s, 10)) - abs(r(n, 10)),
+    ),
+    *(
+        (
+            f"SimNPO forgets more lastingly ({part}-relearn)",
+            "difference of log10(FQ after / FQ before)",
+            ">",
+            (("simnpo", part), ("npo", part)),
+            lambda s, n: lasting(s) - lasting(n),
+        )
+        for part in (SHORT, "random")
+    ),
+    *(
+        (
+            claim,
+            "log10 FQ after shortest - after random",
+            sign,
+            ((method, SHORT), (method, "random")),
+            lambda s, r: gain(s, r, log_quality),
+        )
+        for claim, sign, method in (
+            ("shortest-relearn is no worse than random-relearn for SimNPO", ">=", "simnpo"),
+            ("… but is worse for NPO", "<", "npo"),
+        )
+    ),
 ]
+
 
 def claims(found):
     """Of CLAIMS: (claim, what was measured, (mean, lower, upper) over seeds, number of seeds, verdict).
@@ -256,8 +397,10 @@ def claims(found):
     for run in found:
         base = by_key.get((run["start"]["method"], None), {}).get(run["seed"]) if run["start"] else None
         if base and run["start"] != base["flags"]:
-            raise InputError(f"run '{run['folder']}' started from {run['start']['out']}, not from "
-                             f"'{base['folder']}'; give runs that belong together")
+            raise InputError(
+                f"run '{run['folder']}' started from {run['start']['out']}, not from "
+                f"'{base['folder']}'; give runs that belong together"
+            )
     for method, _ in {NPO, SIMNPO} - by_key.keys():
         raise InputError(f"the claims are about NPO and SimNPO; give runs of --method {method} too")
     for claim, what, sign, keys, value_of in CLAIMS:
@@ -265,9 +408,11 @@ def claims(found):
         try:
             values = [value_of(*(by_key[key][seed] for key in keys)) for seed in seeds]
         except (KeyError, TypeError):  # None, of what metrics may lack
-            raise InputError(f"a run's metrics lack what the claim '{claim}' needs; train.py --eval epoch "
-                             "with --retrain measures it") from None
+            raise InputError(
+                f"a run's metrics lack what the claim '{claim}' needs; train.py --eval epoch with --retrain measures it"
+            ) from None
         yield claim, what, interval(values) if values else None, len(values), verdict(values, sign)
+
 
 def verdict(values, sign):
     """holds, does not hold, or can't tell: is the mean of `values` >, >= or < 0, by its 95% interval?"""
@@ -280,6 +425,7 @@ def verdict(values, sign):
         return "holds"
     return "does not hold" if high < 0 or (sign != ">=" and high == 0) else "can't tell"
 
+
 def claims_table(found):
     """Markdown of `claims`."""
     lines = ["| claim | measured | mean [95% interval] | seeds | verdict |", "|---|---|---|---|---|"]
@@ -288,6 +434,7 @@ def claims_table(found):
         shown = f"{mean} [{', '.join(bounds)}]" if bounds else mean
         lines.append(f"| {claim} | {what} | {shown} | {seeds} | {said} |")
     return "\n".join(lines)
+
 
 # ------------------------------------------------------------------ the paper's claims at equal forgetting
 
@@ -299,7 +446,9 @@ READINGS = [
     ("short", "retain", "L1, cost: forgetting short answers costs it more", ">"),
     ("long", "retain", "the same cost for long answers", ">"),
     ("learnt", "never learnt", "L2: it pushes further what was never learnt", ">"),
-    ("learnt", "retain", "the cost of forgetting all", ">")]
+    ("learnt", "retain", "the cost of forgetting all", ">"),
+]
+
 
 def path_of(run):
     """({group: its mean token loss after each epoch}, {group: that under Retrain}), in nats.
@@ -314,8 +463,10 @@ def path_of(run):
     if None in [line.get("retain") for line in lines] or not retrained:
         raise InputError(f"run '{name}' has no retain set, or no Retrain's losses; train it with both")
     if {len(retrained)} != {len(line["logp"]) for line in lines}:
-        raise InputError(f"run '{name}': Retrain's log has {len(retrained)} forget answers, its path others; "
-                         "give runs on a whole forget set, for whole epochs")
+        raise InputError(
+            f"run '{name}': Retrain's log has {len(retrained)} forget answers, its path others; "
+            "give runs on a whole forget set, for whole epochs"
+        )
     count = len(lengths)
     learnt = count - tofu.never_learnt(run["flags"]["task"], count, run["flags"].get("never_learnt") or 0)
     if learnt < 2:
@@ -325,14 +476,18 @@ def path_of(run):
     loss = -np.array([line["logp"] for line in lines]) / lengths
     rows = {group: list(part) for group, part in rows.items() if len(part)}
     path = {group: loss[:, part].mean(1).tolist() for group, part in rows.items()}
-    return (path | {"retain": [line["retain"] for line in lines]},
-            {group: np.mean(np.array(retrained)[part]) for group, part in rows.items()})
+    return (
+        path | {"retain": [line["retain"] for line in lines]},
+        {group: np.mean(np.array(retrained)[part]) for group, part in rows.items()},
+    )
+
 
 def reading(run, awaited, share, quantity):
     """The loss of one group when another has gone `share` of its way to Retrain's; None if it never does."""
     path, retrained = run["path"]
     start = path[awaited][0]
     return crossing(path, awaited, start + share * (retrained[awaited] - start), quantity)
+
 
 def with_paths(found):
     """{label: {seed: run}} of runs of TOFU, with their `path_of`; the first run's label first."""
@@ -345,6 +500,7 @@ def with_paths(found):
             run["path"] = path_of(run)
     return groups
 
+
 def paths(found):
     """Of READINGS, at each of WAY, each group of runs against the first, paired by seed: (when, what was read,
     label, {label: mean of seeds in both}, interval of the difference, seeds in both, seeds, claim, verdict)."""
@@ -353,28 +509,48 @@ def paths(found):
         raise InputError(f"these runs are all of {first}; give those of another method or setting too")
     for awaited, quantity, claim, sign in READINGS:
         for level, share in WAY.items():
-            values = {label: {seed: reading(run, awaited, share, quantity) for seed, run in group.items()}
-                      for label, group in groups.items() if quantity in next(iter(group.values()))["path"][0]}
+            values = {
+                label: {seed: reading(run, awaited, share, quantity) for seed, run in group.items()}
+                for label, group in groups.items()
+                if quantity in next(iter(group.values()))["path"][0]
+            }
             for other in others if values else ():
                 seeds = sorted(set(values[first]) & set(values[other]))
                 pairs = [(values[first][seed], values[other][seed]) for seed in seeds]
                 pairs = [pair for pair in pairs if None not in pair]
                 gaps = [theirs - ours for ours, theirs in pairs]
-                yield (f"{awaited} {level}", quantity, other, *(np.mean(pairs, 0) if pairs else (None, None)),
-                       interval(gaps) if gaps else None, len(gaps), len(seeds), claim, verdict(gaps, sign))
+                yield (
+                    f"{awaited} {level}",
+                    quantity,
+                    other,
+                    *(np.mean(pairs, 0) if pairs else (None, None)),
+                    interval(gaps) if gaps else None,
+                    len(gaps),
+                    len(seeds),
+                    claim,
+                    verdict(gaps, sign),
+                )
+
 
 def paths_table(found):
     """Markdown of `paths`."""
+
     def form(value):
         return "–" if value is None else f"{value:.3f}"
+
     first = next(iter(group_runs(found)))
-    lines = [f"| when | loss on | {first} | another | difference [95% interval] | seeds | the paper says of it "
-             "| verdict |", "|---" * 8 + "|"]
+    lines = [
+        f"| when | loss on | {first} | another | difference [95% interval] | seeds | the paper says of it | verdict |",
+        "|---" * 8 + "|",
+    ]
     for when, quantity, other, ours, theirs, gap, reached, seeds, claim, said in paths(found):
         mean, low, high = map(form, gap or (None,) * 3)
-        lines.append(f"| {when} | {quantity} | {form(ours)} | {form(theirs)} {other} | {mean} [{low}, {high}] | "
-                     f"{reached} of {seeds} | {claim} | {said} |")
+        lines.append(
+            f"| {when} | {quantity} | {form(ours)} | {form(theirs)} {other} | {mean} [{low}, {high}] | "
+            f"{reached} of {seeds} | {claim} | {said} |"
+        )
     return "\n".join(lines)
+
 
 def draw_paths(found):
     """At equal forgetting: losses of short, long, never-learnt and retain answers on the way to Retrain."""
@@ -390,18 +566,23 @@ def draw_paths(found):
     axes[0].legend(fontsize=7)
     return figure
 
+
 # ------------------------------------------------------------------ the paper's figures
+
 
 def colour_of(label):
     """One colour for a method in every figure."""
     colours = {"Original": "black", "Retrain": "grey"} | {each.name: each.colour for each in METHODS.values()}
     return colours[max((name for name in colours if label.startswith(name)), key=len)]
 
+
 def panels(rows, columns, width=3.4, height=2.7):
     """(figure, axes [rows, columns])"""
     import matplotlib.figure
+
     figure = matplotlib.figure.Figure((width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
+
 
 def draw_halves(found):
     """Fig. 2, A4: truth ratios of the shortest and the longest half of the forget set, against Retrain's."""
@@ -434,6 +615,7 @@ def draw_halves(found):
             axis.legend(fontsize=7)
     return figure
 
+
 def draw_mink(found):
     """Fig. A2: Min-K% scores of forget, retain and holdout texts (MUSE); a panel per model, all its runs."""
     benchmark_of(found, "figure mink", muse)
@@ -454,6 +636,7 @@ def draw_mink(found):
         axis.set(xlabel="Min-40% score (nats)", ylabel="density")
         axis.legend(fontsize=7)
     return figure
+
 
 def draw_weights(found):
     """Fig. 3a, 5: gradient weight against response length at epochs 1, 2, 3 and 10; a row per run."""
@@ -476,17 +659,24 @@ def draw_weights(found):
         row[0].set_ylabel(f"weight of {run['name']}")
     return figure
 
+
 def draw_boxes(found):
     """Fig. 3b: the gradient weights of all forget sequences at each epoch, as box plots; a panel per run."""
     figure, axes = panels(1, len(found), width=5)
     for axis, run in zip(axes[0], found):
         epochs = [line["epoch"] for line in run["path.jsonl"]]
-        axis.boxplot([line["weight"] for line in run["path.jsonl"]], positions=epochs, widths=0.6,
-                     flierprops={"markersize": 2}, medianprops={"color": colour_of(run["name"])})
-        ticks = epochs[::max(1, len(epochs) // 10)]
+        axis.boxplot(
+            [line["weight"] for line in run["path.jsonl"]],
+            positions=epochs,
+            widths=0.6,
+            flierprops={"markersize": 2},
+            medianprops={"color": colour_of(run["name"])},
+        )
+        ticks = epochs[:: max(1, len(epochs) // 10)]
         axis.set_xticks(ticks, map(str, ticks))
         axis.set(xlabel="epoch", ylabel="gradient weight", title=run["name"], ylim=(0, None))
     return figure
+
 
 def draw_path(axis, group, value_of, label, **style):
     """A metric before training and after each epoch of runs with --eval epoch: mean over seeds, 95% band."""
@@ -497,6 +687,7 @@ def draw_path(axis, group, value_of, label, **style):
             raise InputError(f"run '{run['folder']}' lacks what it started from in metrics.json; train again")
         paths.append([value_of(metrics) for metrics in (before, *run["epochs.jsonl"])])
     draw(axis, range(min(map(len, paths))), paths, label, color=colour_of(label), **style)
+
 
 def draw_epochs(found):
     """Fig. 3c, d: what is forgotten and what is kept over epochs, with Original and Retrain as lines."""
@@ -511,19 +702,22 @@ def draw_epochs(found):
     axes[-1].legend(fontsize=7)
     return figure
 
+
 def draw_relearn(found):
     """Fig. A3: what stays forgotten after each epoch of relearning a part of the forget set."""
     figure, ((axis,),) = panels(1, 1, width=5.6, height=4)
     name, value_of = benchmark_of(found).PATH
     for label, group in group_runs(found).items():
         if not all(run["start"] for run in group):
-            raise InputError(f"run '{group[0]['folder']}' is not one of relearning; make those with --method "
-                             "finetune --model RUN --eval epoch")
+            raise InputError(
+                f"run '{group[0]['folder']}' is not one of relearning; make those with --method "
+                "finetune --model RUN --eval epoch"
+            )
         draw_path(axis, group, value_of, label, linestyle="--" if "random" in label else "-", marker="o")
-    axis.set(xlabel="epochs of relearning", ylabel=name,
-             xticks=range(1 + len(found[0]["epochs.jsonl"])))
+    axis.set(xlabel="epochs of relearning", ylabel=name, xticks=range(1 + len(found[0]["epochs.jsonl"])))
     axis.legend(fontsize=7)
     return figure
+
 
 def draw_tradeoff(found):
     """Fig. 4: what is forgotten against what is kept; a small point per run, a large one for the mean."""
@@ -537,21 +731,30 @@ def draw_tradeoff(found):
     axis.legend(fontsize=7)
     return figure
 
+
 # kind: (function, files of a run that it needs besides metrics.json)
-FIGURES = {"halves": (draw_halves, "metrics.log.json", "reference.log.json"),
-           "mink": (draw_mink, "metrics.log.json", "reference.log.json"),
-           "weights": (draw_weights, "path.jsonl"), "boxes": (draw_boxes, "path.jsonl"),
-           "paths": (draw_paths, "path.jsonl", "reference.log.json"),
-           "epochs": (draw_epochs, "epochs.jsonl"), "tradeoff": (draw_tradeoff,),
-           "relearn": (draw_relearn, "epochs.jsonl")}
+FIGURES = {
+    "halves": (draw_halves, "metrics.log.json", "reference.log.json"),
+    "mink": (draw_mink, "metrics.log.json", "reference.log.json"),
+    "weights": (draw_weights, "path.jsonl"),
+    "boxes": (draw_boxes, "path.jsonl"),
+    "paths": (draw_paths, "path.jsonl", "reference.log.json"),
+    "epochs": (draw_epochs, "epochs.jsonl"),
+    "tradeoff": (draw_tradeoff,),
+    "relearn": (draw_relearn, "epochs.jsonl"),
+}
 
 # ------------------------------------------------------------------ the command
+
 
 def print_table(args):
     print(table(read(args.runs, "reference.log.json"), args.columns))
     if args.columns != "cost":
-        print("\nmean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to "
-              "Retrain's is better")
+        print(
+            "\nmean ± standard deviation over runs; ↑ more is better, ↓ less is better, →R nearer to "
+            "Retrain's is better"
+        )
+
 
 def save_figure(args):
     figure, *files = FIGURES[args.kind]
@@ -566,16 +769,24 @@ def save_figure(args):
     figure(found if args.kind in unmeasured else with_quality(found)).savefig(out, dpi=110)
     print(f"written: {out}")
 
+
 def main(argv=None):
     commands = {
         "table": ("a row per method and setting, mean ± standard deviation over seeds", print_table),
         "figure": ("a figure of the paper, drawn from what the runs wrote", save_figure),
-        "answers": ("what the models answer, and how much each answer repeats itself", lambda args:
-                    print(answers(read(args.runs, "metrics.log.json", "reference.log.json"), args.show))),
-        "claims": ("the paper's claims on NPO, SimNPO and relearning from them, paired by seed", lambda args:
-                   print(claims_table(with_quality(read(args.runs, "path.jsonl", "epochs.jsonl"))))),
-        "paths": ("runs of the first method given against the others, at equal forgetting, paired by seed",
-                  lambda args: print(paths_table(read(args.runs, "path.jsonl", "reference.log.json"))))}
+        "answers": (
+            "what the models answer, and how much each answer repeats itself",
+            lambda args: print(answers(read(args.runs, "metrics.log.json", "reference.log.json"), args.show)),
+        ),
+        "claims": (
+            "the paper's claims on NPO, SimNPO and relearning from them, paired by seed",
+            lambda args: print(claims_table(with_quality(read(args.runs, "path.jsonl", "epochs.jsonl")))),
+        ),
+        "paths": (
+            "runs of the first method given against the others, at equal forgetting, paired by seed",
+            lambda args: print(paths_table(read(args.runs, "path.jsonl", "reference.log.json"))),
+        ),
+    }
     parser = runs.OneLineParser(prog="compare.py", description=__doc__)
     chosen = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (what, run) in commands.items():
@@ -584,8 +795,12 @@ def main(argv=None):
         command.set_defaults(run=run)
         add = command.add_argument
         if name == "table":
-            add("--columns", choices=SHOWN, default="main",
-                help="all: every metric; cost: time and memory of training (default: %(default)s)")
+            add(
+                "--columns",
+                choices=SHOWN,
+                default="main",
+                help="all: every metric; cost: time and memory of training (default: %(default)s)",
+            )
         if name == "figure":
             add("kind", choices=FIGURES, metavar="KIND", help=", ".join(FIGURES))
             add("--out", help="a .png file (default: KIND.png)")
@@ -594,6 +809,7 @@ def main(argv=None):
             add("--show", type=runs.number(int, 1), default=5, help="questions (default: %(default)s)")
         add("runs", nargs="+", metavar="RUN", help="folder of a run of train.py")
     runs.run_command(parser, argv, lambda args: args.run(args))
+
 
 if __name__ == "__main__":
     main()

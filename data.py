@@ -7,6 +7,7 @@ text the prompt is the one token that begins it, the response all others.
 `response_logp` is the bridge from examples and a model to the [B] tensors that losses.py speaks of;
 below it stands what else a model is asked about examples, and the refusals that IDK and DPO teach.
 """
+
 import contextlib
 import functools
 import textwrap
@@ -20,15 +21,20 @@ from tqdm import tqdm
 
 import losses
 
+
 class InputError(ValueError):
     """The user gave something unusable; the message is one line that names it and the mend."""
 
+
 class Example(NamedTuple):
     """Token ids of a prompt and of its response, which carries the loss; an answer ends with EOS."""
+
     prompt: list
     response: list
 
+
 # ------------------------------------------------------------------ text becomes tokens
+
 
 def encode(question, answer, tokenizer, template="auto", max_length=500):
     """An Example. Raises InputError when prompt and response exceed max_length tokens.
@@ -39,8 +45,9 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
     template = resolve_template(template, tokenizer)
     prompt, space = prompt_text(question, tokenizer, template)
     # A chat template already spells out BOS.
-    encoded = tokenizer(prompt + (space + answer if answer else ""), return_offsets_mapping=True,
-                        add_special_tokens=template != "chat")
+    encoded = tokenizer(
+        prompt + (space + answer if answer else ""), return_offsets_mapping=True, add_special_tokens=template != "chat"
+    )
     ids = encoded["input_ids"]
     cut = next((i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)), len(ids))
     if not cut:
@@ -50,9 +57,12 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
         response.pop()
     example = Example(ids[:cut], response + [tokenizer.eos_token_id])
     if cut + len(example.response) > max_length:
-        raise InputError(f"'{question[:40]}…' and its response take {cut + len(example.response)} tokens, "
-                         f"more than the limit of {max_length}; raise --max-length, within the model's own")
+        raise InputError(
+            f"'{question[:40]}…' and its response take {cut + len(example.response)} tokens, "
+            f"more than the limit of {max_length}; raise --max-length, within the model's own"
+        )
     return example
+
 
 def pieces(text, tokenizer, length, cut=None):
     """Examples of `length` tokens from running text: BOS (or EOS, without one), then its tokens in order.
@@ -63,12 +73,14 @@ def pieces(text, tokenizer, length, cut=None):
     ids, size = tokenizer(text, add_special_tokens=False)["input_ids"], length - 1
     if cut == "fill":
         if len(ids) < size:
-            raise InputError(f"the text '{text[:40]}…' has {len(ids)} tokens, less than one chunk of {size}; "
-                             "lower --max-length")
-        ids = ids + ids[:-len(ids) % size]
+            raise InputError(
+                f"the text '{text[:40]}…' has {len(ids)} tokens, less than one chunk of {size}; lower --max-length"
+            )
+        ids = ids + ids[: -len(ids) % size]
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    found = [Example([begin], ids[i:i + size]) for i in range(0, len(ids), size)]
+    found = [Example([begin], ids[i : i + size]) for i in range(0, len(ids), size)]
     return found[:1] if cut == "first" else found
+
 
 def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
     """Examples of rows: of `question` and `answer`; of `text`, and how it is `cut`, as in `pieces`; or of an
@@ -84,13 +96,16 @@ def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row
             found.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
     return found
 
+
 def text_of(row):
     """All of a row as one text."""
     asked = row.get("prompt", f"Question: {row.get('question')}\nAnswer: ")
     return row["text"] if "text" in row else asked + row["answer"]
 
+
 TEMPLATES = "auto", "chat", "llama2", "plain"
 SYSTEM_PROMPT, DATE = "You are a helpful assistant.", "10 Apr 2025"  # of the published TOFU recipes
+
 
 def resolve_template(template, tokenizer):
     """`auto` is chat if the tokenizer has a chat template, else plain. InputError for chat without one."""
@@ -99,6 +114,7 @@ def resolve_template(template, tokenizer):
     if template == "chat" and not tokenizer.chat_template:
         raise InputError("this tokenizer has no chat template; use --template plain or llama2")
     return template
+
 
 def prompt_text(question, tokenizer, template):
     """(prompt, space between prompt and response) as text; template: chat, llama2 or plain.
@@ -120,10 +136,14 @@ def prompt_text(question, tokenizer, template):
         try:
             return tokenizer.apply_chat_template(messages[1:], **options), ""
         except Exception as error:  # the template is a program, which may fail in any way
-            raise InputError(f"the tokenizer's chat template fails ({textwrap.shorten(str(error), 160)}); mend "
-                             "it, or use --template plain") from None
+            raise InputError(
+                f"the tokenizer's chat template fails ({textwrap.shorten(str(error), 160)}); mend "
+                "it, or use --template plain"
+            ) from None
+
 
 # ------------------------------------------------------------------ tokens become log-probabilities
+
 
 def collate(examples, pad_id):
     """(input_ids, labels), both [B, T], T the longest of these examples, padded on the right.
@@ -140,9 +160,11 @@ def collate(examples, pad_id):
         labels.append([-100] * len(prompt) + response + [-100] * pad)
     return torch.tensor(input_ids), torch.tensor(labels)
 
+
 def by_length(examples, size):
     """Lists of at most `size` indices, examples of like length together: the least padding."""
     return shares(examples, size, 1)[0]
+
 
 def shares(examples, size, ranks):
     """`by_length` for each of several processes: to each about as many tokens, and exactly as many lists, of which
@@ -154,9 +176,11 @@ def shares(examples, size, ranks):
         parts[least].append(i)
         load[least] += tokens[i]
     starts = range(0, max(map(len, parts)), size)
-    return [[sorted(part, key=tokens.__getitem__)[start:start + size] for start in starts] for part in parts]
+    return [[sorted(part, key=tokens.__getitem__)[start : start + size] for start in starts] for part in parts]
+
 
 CHUNK = 2**27 if torch.cuda.is_available() else 2**25  # logits at a time: in float32 512 or 128 MB
+
 
 def over_responses(models, examples, of):
     """of(logits [n, V] of each model, targets [n]) -> [n] at the response positions: a tensor [|y|] per example.
@@ -168,29 +192,37 @@ def over_responses(models, examples, of):
     input_ids, labels = collate(examples, pad_id=0)
     targets = labels.roll(-1, 1).flatten()  # the position before a token predicts it
     chosen = (targets != -100).nonzero()[:, 0]
+
     def there(tensor):
         return tensor.to(models[0].device, non_blocking=True)
+
     input_ids, chosen, targets = there(input_ids), there(chosen), there(targets[chosen])
     size = max(1, CHUNK // models[0].config.get_text_config().vocab_size)
 
     def decoded(model):
         return decoder_of(model)(input_ids, use_cache=False)
+
     beside = [forward(model, functools.partial(decoded, model)) for model in models[1:]]
 
     def compute():
         outputs = [decoded(models[0]), *beside]
         hidden = [output.last_hidden_state.flatten(0, 1).index_select(0, chosen) for output in outputs]
+
         def chunk(targets, *hidden):
             return of(*map(output_layer, models, outputs, hidden), targets)
+
         if len(targets) > size:
             chunk = functools.partial(torch.utils.checkpoint.checkpoint, chunk, use_reentrant=False)
         return torch.cat([chunk(*part) for part in zip(targets.split(size), *(each.split(size) for each in hidden))])
+
     return forward(models[0], compute).split([len(example.response) for example in examples])
+
 
 def decoder_of(model):
     """The part of a model that ends where its output layer begins."""
     found = model.get_decoder()  # of some models the model itself, or its output layer
     return found if isinstance(found, transformers.PreTrainedModel) and found is not model else model.model
+
 
 def output_layer(model, outputs, hidden):
     """Logits [n, V] of hidden states [n, d], with whatever scale or cap the model puts on them.
@@ -204,26 +236,32 @@ def output_layer(model, outputs, hidden):
     finally:
         del decoder.forward
 
+
 def response_logp(model, examples):
     """(log πθ(y|x), |y|) of examples under a causal language model, both [B]. Differentiable."""
     logp = [tokens.sum() for tokens in over_responses([model], examples, losses.token_logp)]
     length = torch.tensor([len(example.response) for example in examples])
     return torch.stack(logp), length.to(model.device, non_blocking=True)
 
+
 # ------------------------------------------------------------------ several processes
+
 
 def ranks():
     """(number of this process, number of processes) of the job that torchrun started; (0, 1) without one."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
 
 def wait():
     """Until all processes are here."""
     if ranks()[1] > 1:
         dist.barrier()
 
+
 def forward(model, compute):
     """compute(), as part of the model's forward pass: in there a sharded model has its weights."""
     return getattr(model, "as_forward", lambda compute: compute())(compute)
+
 
 def in_batches(of, examples, size, desc):
     """What of(some examples) gives for each, in the order given. Several processes share the work, and all get all."""
@@ -237,30 +275,40 @@ def in_batches(of, examples, size, desc):
         found = {i: value for part in parts for i, value in part.items()}
     return [found[i] for i in range(len(examples))]
 
+
 # ------------------------------------------------------------------ what else a model is asked
+
 
 def autocast(device, dtype):
     """Compute in bfloat16 over float32 weights; a no-op for the other dtypes."""
     return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
 
+
 @torch.no_grad()
 def token_logps(model, examples, batch_size, dtype):
     """Log-probabilities of the tokens of each response, in nats: a list of arrays, in the order given."""
+
     def score(batch):
         with autocast(model.device, dtype):
             return [tokens.cpu().numpy() for tokens in over_responses([model], batch, losses.token_logp)]
+
     return in_batches(score, examples, batch_size, "scoring")
+
 
 def check_fits(model, examples):
     """Raise InputError if an example is longer than the model has positions, as `encode` does of its own."""
     longest = max(len(prompt) + len(response) for prompt, response in examples)
     if longest > getattr(model.config, "max_position_embeddings", longest):
-        raise InputError(f"a prompt takes {longest} tokens, more than this model's max_position_embeddings, "
-                         f"{model.config.max_position_embeddings}; take a model that reads more")
+        raise InputError(
+            f"a prompt takes {longest} tokens, more than this model's max_position_embeddings, "
+            f"{model.config.max_position_embeddings}; take a model that reads more"
+        )
+
 
 def mean_losses(model, examples, batch_size, dtype):
     """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""
     return [-float(logp.mean()) for logp in token_logps(model, examples, batch_size, dtype)]
+
 
 def hidden_states(model, examples, layer):
     """(activations after decoder layer `layer`, counted from 0, [B, T, d]; which are of tokens [B, T]).
@@ -271,12 +319,14 @@ def hidden_states(model, examples, layer):
     length = torch.tensor([len(prompt) + len(response) for prompt, response in examples])
     kept = []
     hook = model.get_submodule(f"model.layers.{layer}").register_forward_hook(
-        lambda module, inputs, output: kept.append(output if torch.is_tensor(output) else output[0]))
+        lambda module, inputs, output: kept.append(output if torch.is_tensor(output) else output[0])
+    )
     try:
         forward(model, lambda: model.base_model(input_ids.to(model.device), use_cache=False).last_hidden_state)
     finally:
         hook.remove()
     return kept[0], (torch.arange(input_ids.shape[1]) < length[:, None]).to(model.device)
+
 
 def steered(model, layer):
     """Names of the parameters that RMU trains: `down_proj` of the layers up to `layer`, at most three.
@@ -284,36 +334,54 @@ def steered(model, layer):
     InputError for a layer that the model lacks, or a model that calls them otherwise.
     """
     names = {name for name, _ in model.named_parameters()}
+
     def down(each):
         return f"model.layers.{each}.mlp.down_proj.weight"
+
     if down(0) not in names:
         blocks = sorted({name for name in names if ".0." in name})
-        raise InputError(f"--method rmu trains {down('N')}, which this model lacks; in its first layer it "
-                         f"has {', '.join(blocks) or 'nothing'}; use another method")
+        raise InputError(
+            f"--method rmu trains {down('N')}, which this model lacks; in its first layer it "
+            f"has {', '.join(blocks) or 'nothing'}; use another method"
+        )
     if down(layer) not in names:
         last = max(each for each in range(len(names)) if down(each) in names)
         raise InputError(f"--layer {layer}: this model has layers 0 to {last}")
     return [down(each) for each in range(max(0, layer - 2), layer + 1)]
 
+
 @torch.no_grad()
 def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
     """Greedy continuation of each example's prompt, as text, in the order given."""
     greedy = transformers.GenerationConfig(
-        do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
-        max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id)
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+
     def answer(batch):
         # Padded on the left here, so that every prompt ends where its continuation begins.
-        inputs = tokenizer.pad({"input_ids": [example.prompt for example in batch]}, padding_side="left",
-                               return_tensors="pt").to(model.device)
+        inputs = tokenizer.pad(
+            {"input_ids": [example.prompt for example in batch]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
         with autocast(model.device, dtype):
             output = model.generate(**inputs, generation_config=greedy)
-        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
     return in_batches(answer, [Example(example.prompt, []) for example in examples], batch_size, "generating")
+
 
 # ------------------------------------------------------------------ refusals, for IDK and DPO
 
-REFUSALS = [text.strip() for text in """I don't know. | I do not know the answer to that. | I'm not sure. |
+REFUSALS = [
+    text.strip()
+    for text in """I don't know. | I do not know the answer to that. | I'm not sure. |
 I have no information about that. | That is not something I know. | I can't say. |
 I have never heard of it. | I'm unable to answer this question. | My knowledge does not reach that far. |
 Sorry, I can't help with that one. | I don't have an answer to this. | No idea, I'm afraid. |
@@ -324,4 +392,5 @@ There is nothing I can tell you about it. | I don't hold any record of that. |
 You would have to ask someone else. | I have not come across this before. | I wish I knew, but I don't. |
 Unfortunately, I can't answer that. | I must admit that I don't know. |
 That question is one I can't answer. | I know nothing about this subject. | It isn't known to me. |
-I haven't learned about that.""".split("|")]
+I haven't learned about that.""".split("|")
+]

@@ -18,14 +18,17 @@ Equation numbers are those of "Simplicity Prevails: Rethinking Negative Preferen
 LLM Unlearning" (arXiv 2410.07163). Nothing here reduces over the batch, knows a model or reads a
 file. Half-precision inputs are computed in float32; float32 and float64 stay what they are.
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 
+
 def _real(x):
     # bfloat16 keeps 8 bits: a sum of log-probabilities near -100 would move in steps of 0.5
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
 
 def _check(beta, gamma=0.0):
     if not 0 <= beta < math.inf:
@@ -33,12 +36,16 @@ def _check(beta, gamma=0.0):
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
 
+
 # ------------------------------------------------------------------ from tokens to sequences
+
 
 def token_logp(logits, targets):
     """Log-probability of each token in nats: logits [..., V] and targets [...] give [...]; 0 where a target is -100."""
-    return -F.cross_entropy(_real(logits).flatten(0, -2), targets.flatten(), ignore_index=-100,
-                            reduction="none").view(targets.shape)
+    return -F.cross_entropy(_real(logits).flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none").view(
+        targets.shape
+    )
+
 
 def sequence_logp(logits, labels):
     """(logp [B] in nats, length [B], int64) of each response, from the logits of all positions.
@@ -49,23 +56,29 @@ def sequence_logp(logits, labels):
     targets = labels[:, 1:]
     return token_logp(logits[:, :-1], targets).sum(-1), (targets != -100).sum(-1)
 
+
 # ------------------------------------------------------------------ losses that raise the loss of y
+
 
 def ga(logp):
     """Gradient ascent on the prediction loss: ℓ = log πθ(y|x)  (Sec. 3). Unbounded below."""
     return _real(logp)
 
+
 def ga_weight(logp):
     """w = 1"""
     return torch.ones_like(_real(logp))
+
 
 def weighted_ga(logp, length):
     """Length-normalized GA: ℓ = log πθ(y|x) / |y|, the β → 0 limit of SimNPO  (Sec. 5)."""
     return _real(logp) / length
 
+
 def weighted_ga_weight(logp, length):
     """w = 1 / |y|"""
     return torch.ones_like(_real(logp)) / length
+
 
 def npo(logp, ref_logp, beta):
     """ℓ = -(2/β) log σ(-β (log πθ(y|x) - log πref(y|x)))  (Eq. 2). Bounded below by 0.
@@ -78,10 +91,12 @@ def npo(logp, ref_logp, beta):
         return ga(logp)
     return -2 / beta * F.logsigmoid(-beta * (_real(logp) - _real(ref_logp)))
 
+
 def npo_weight(logp, ref_logp, beta):
     """w = 2σ(β (log πθ - log πref)) = 2 πθ^β / (πθ^β + πref^β)  (Eq. 3). Exactly 1 at θ = ref."""
     _check(beta)
     return 2 * torch.sigmoid(beta * (_real(logp) - _real(ref_logp)))
+
 
 def simnpo(logp, length, beta, gamma=0.0):
     """ℓ = -(2/β) log σ(-(β/|y|) log πθ(y|x) - γ)  (Eq. 4). Bounded below by 0; needs no reference.
@@ -95,10 +110,12 @@ def simnpo(logp, length, beta, gamma=0.0):
         return 2 / (1 + math.exp(-gamma)) * weighted_ga(logp, length)
     return -2 / beta * F.logsigmoid(-beta * _real(logp) / length - gamma)
 
+
 def simnpo_weight(logp, length, beta, gamma=0.0):
     """w' = 2σ((β/|y|) log πθ(y|x) + γ) / |y|  (Eq. A4; Eq. 5 for γ = 0, where 0 <= w' <= 1/|y|)."""
     _check(beta, gamma)
     return 2 * torch.sigmoid(beta * _real(logp) / length + gamma) / length
+
 
 def dpo(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
     """ℓ = -(2/β) log σ(β [(chosen - its reference) - (rejected - its reference)]).
@@ -113,22 +130,26 @@ def dpo(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
     margin = (chosen - _real(chosen_ref_logp)) - (rejected - _real(rejected_ref_logp))
     return -2 / beta * F.logsigmoid(beta * margin)
 
+
 def dpo_weight(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, beta):
     """w = 2σ(-β margin) on the rejected response's logp; the chosen one's weight is -w."""
     _check(beta)
-    margin = ((_real(chosen_logp) - _real(chosen_ref_logp))
-              - (_real(rejected_logp) - _real(rejected_ref_logp)))
+    margin = (_real(chosen_logp) - _real(chosen_ref_logp)) - (_real(rejected_logp) - _real(rejected_ref_logp))
     return 2 * torch.sigmoid(-beta * margin)
 
+
 # ------------------------------------------------------------------ losses that keep y likely
+
 
 def nll(logp, length):
     """ℓ = -log πθ(y|x) / |y|: the retain loss, and IDK's forget loss with a refusal as y."""
     return -_real(logp) / length
 
+
 def nll_weight(logp, length):
     """w = -1 / |y|"""
     return -torch.ones_like(_real(logp)) / length
+
 
 def kl(logits, ref_logits):
     """KL(πref ‖ πθ) between next-token distributions, in nats: logits, ref_logits [..., V] give [...].
@@ -139,7 +160,9 @@ def kl(logits, ref_logits):
     log_pi, log_ref = F.log_softmax(_real(logits), -1), F.log_softmax(_real(ref_logits), -1)
     return F.kl_div(log_pi, log_ref, log_target=True, reduction="none").sum(-1)
 
+
 # ------------------------------------------------------------------ methods without a weight on logp
+
 
 def rmu(hidden, target):
     """ℓ = ‖h - t‖² / d per token: steers activations to t = c·u, or with t = h_ref keeps them.
@@ -149,9 +172,11 @@ def rmu(hidden, target):
     """
     return (_real(hidden) - _real(target)).square().mean(-1)
 
+
 def rmu_gradient(hidden, target):
     """dℓ/dh = 2 (h - t) / d, shape of `hidden`"""
     return 2 * (_real(hidden) - _real(target)) / hidden.shape[-1]
+
 
 def task_vector(theta, tuned, alpha):
     """θ - α (θ_ft - θ), in float32 (Ilharco et al. 2023): away from what fine-tuning on the forget set did.

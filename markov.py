@@ -17,6 +17,7 @@ it is the *forget quality* (higher is better), on retain the *retain distance* (
 States count from 0 in the code. Only losses.py is needed. Gradients, not the forward pass, are what
 the study is about, so besides Fig. 6 it draws how the gradient is shared between the two chains.
 """
+
 import argparse
 import concurrent.futures
 import copy
@@ -42,16 +43,19 @@ FORGET = "forget1", "forget2"
 METHODS = "npo", "simnpo"
 # panel: (length of each chain's sequences, chains that pretraining sees, β of each method)
 PANELS = {
-    "left": ({"retain": 20, "forget1": 20, "forget2": 5}, ("retain", "forget1", "forget2"),
-             {"npo": 0.2, "simnpo": 4.0}),
-    "right": ({"retain": 20, "forget1": 20, "forget2": 20}, ("retain", "forget1"),
-              {"npo": 1.0, "simnpo": 4.0}),
+    "left": (
+        {"retain": 20, "forget1": 20, "forget2": 5},
+        ("retain", "forget1", "forget2"),
+        {"npo": 0.2, "simnpo": 4.0},
+    ),
+    "right": ({"retain": 20, "forget1": 20, "forget2": 20}, ("retain", "forget1"), {"npo": 1.0, "simnpo": 4.0}),
 }
 GRID = {"npo": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0), "simnpo": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
 HIGH = 0.8  # the second forget quality at which methods are compared
 NAMES = {"npo": "NPO", "simnpo": "SimNPO", "forget1": "Forget1", "forget2": "Forget2"}
 
 # ------------------------------------------------------------------ the chains
+
 
 def chain(name, leakage):
     """(initial distribution [10], transition matrix [10, 10]) of App. B, for leakage ε in [0, 1).
@@ -65,12 +69,14 @@ def chain(name, leakage):
     transition[list(DESIGNATED[name])] = initial
     return initial, transition
 
+
 def sample(initial, transition, count, length, generator):
     """`count` sequences of `length` states: int64 [count, length]."""
     states = [torch.multinomial(initial, count, replacement=True, generator=generator)]
     for _ in range(length - 1):
         states.append(torch.multinomial(transition[states[-1]], 1, generator=generator).squeeze(1))
     return torch.stack(states, 1)
+
 
 def make_data(lengths, args, seed):
     """{chain: (training sequences, test sequences)}: 80% and 20% of args.sequences."""
@@ -84,7 +90,9 @@ def make_data(lengths, args, seed):
         data[name] = sequences[:cut], sequences[cut:][:tests]
     return data
 
+
 # ------------------------------------------------------------------ the model
+
 
 def build_model(args, seed):
     """A GPT-2 over ten states. --init torch: PyTorch's default scales and an output layer of its own.
@@ -95,11 +103,22 @@ def build_model(args, seed):
     """
     torch.manual_seed(seed)
     longest = max(max(lengths.values()) for lengths, _, _ in args.panels.values())
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=STATES, n_positions=longest, n_embd=args.width, n_layer=args.layers, n_head=args.heads,
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own function, as one operation instead of seven
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-        tie_word_embeddings=args.init == "gpt2" and args.embedding_std is None))
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=STATES,
+            n_positions=longest,
+            n_embd=args.width,
+            n_layer=args.layers,
+            n_head=args.heads,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own function, as one operation instead of seven
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=args.init == "gpt2" and args.embedding_std is None,
+        )
+    )
     if args.init == "torch":
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):
@@ -113,10 +132,13 @@ def build_model(args, seed):
         torch.nn.init.normal_(model.transformer.wte.weight, std=args.embedding_std)
     return model
 
+
 def pretrain(model, sequences, args, seed, bar):
     """Minimize the cross-entropy averaged over a batch's tokens, in place. sequences: [[N, L], …]."""
-    pools = [torch.cat([part for part in sequences if part.shape[1] == length]).to(model.device)
-             for length in sorted({part.shape[1] for part in sequences})]
+    pools = [
+        torch.cat([part for part in sequences if part.shape[1] == length]).to(model.device)
+        for length in sorted({part.shape[1] for part in sequences})
+    ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(args.epochs):
@@ -135,12 +157,17 @@ def pretrain(model, sequences, args, seed, bar):
             optimizer.step()
             bar.update()
 
+
 # ------------------------------------------------------------------ measuring
+
 
 def tests_of(data, args):
     """({chain: test sequences}, {chain: its transition matrix}), on the device."""
-    return ({name: test.to(args.device) for name, (_, test) in data.items()},
-            {name: chain(name, args.leakage)[1].float().to(args.device) for name in data})
+    return (
+        {name: test.to(args.device) for name, (_, test) in data.items()},
+        {name: chain(name, args.leakage)[1].float().to(args.device) for name in data},
+    )
+
 
 @torch.no_grad()
 def distances(model, tests, transitions):
@@ -154,6 +181,7 @@ def distances(model, tests, transitions):
         result[name] = (torch.xlogy(true, true) - true * log_model).sum(-1).mean().item()
     return result
 
+
 def gradient_power(model, probes, ref_logp, method, beta):
     """({chain: mean weight}, {chain: norm of Σ wᵢ ∇θ log πᵢ over its probes}).
 
@@ -163,14 +191,19 @@ def gradient_power(model, probes, ref_logp, method, beta):
     weights, norms = {}, {}
     for name, sequences in probes.items():
         logp, length = losses.sequence_logp(model(sequences).logits, sequences)
-        weight = losses.npo_weight(logp.detach(), ref_logp[name], beta) if method == "npo" \
+        weight = (
+            losses.npo_weight(logp.detach(), ref_logp[name], beta)
+            if method == "npo"
             else losses.simnpo_weight(logp.detach(), length, beta)
+        )
         gradients = torch.autograd.grad((weight * logp).sum(), list(model.parameters()))
         weights[name] = weight.mean().item()
         norms[name] = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
     return weights, norms
 
+
 # ------------------------------------------------------------------ unlearning
+
 
 def unlearn(start, data, method, beta, args, seed, bar):
     """Run `method` from model `start` on the two forget chains alone, and return its path.
@@ -185,14 +218,16 @@ def unlearn(start, data, method, beta, args, seed, bar):
     sequences = [row for name in FORGET for row in data[name][0]]
     fill = torch.nn.utils.rnn.pad_sequence
     ids, labels = (fill(sequences, True, filler).to(device) for filler in (0, -100))
-    probes = {name: data[name][0][:args.probes].to(device) for name in FORGET}
+    probes = {name: data[name][0][: args.probes].to(device) for name in FORGET}
     with torch.no_grad():
         probe_ref = {name: losses.sequence_logp(start(rows).logits, rows)[0] for name, rows in probes.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.unlearn_lr, fused=True)
     # One seed for both methods: they see the same batches, so that their difference is not luck.
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).to(device)
-    path = {name: [] for name in ("iteration", *data, *(f"{what}_{name}" for what in ("weight", "power")
-                                                        for name in FORGET))}
+    path = {
+        name: []
+        for name in ("iteration", *data, *(f"{what}_{name}" for what in ("weight", "power") for name in FORGET))
+    }
     for iteration in range(args.iterations + 1):
         if iteration % args.eval_every == 0 or iteration == args.iterations:
             path["iteration"].append(iteration)
@@ -204,7 +239,7 @@ def unlearn(start, data, method, beta, args, seed, bar):
         bar.update()
         if iteration == args.iterations:
             break
-        rows = order[args.batch * iteration:args.batch * (iteration + 1)]
+        rows = order[args.batch * iteration : args.batch * (iteration + 1)]
         logp, length = losses.sequence_logp(model(ids[rows]).logits, labels[rows])
         if method == "npo":
             with torch.no_grad():
@@ -217,14 +252,19 @@ def unlearn(start, data, method, beta, args, seed, bar):
         optimizer.step()
     return path
 
+
 def run_seed(args, seed, position=0):
     """All of one seed: {"retrained": {chain: KL}, panel: {"npo beta": path, "simnpo beta": path, ...}}."""
     if args.device == "cpu" and args.jobs > 1:
         torch.set_num_threads(max(1, os.cpu_count() // args.jobs))
-    betas = {panel: {method: {chosen[method], *(GRID[method] if args.grid else ())} for method in METHODS}
-             for panel, (_, _, chosen) in args.panels.items()}
-    data = {panel: make_data(lengths, args, 1000 * seed + [*PANELS].index(panel))
-            for panel, (lengths, _, _) in args.panels.items()}
+    betas = {
+        panel: {method: {chosen[method], *(GRID[method] if args.grid else ())} for method in METHODS}
+        for panel, (_, _, chosen) in args.panels.items()
+    }
+    data = {
+        panel: make_data(lengths, args, 1000 * seed + [*PANELS].index(panel))
+        for panel, (lengths, _, _) in args.panels.items()
+    }
     # The first panel's retain data serve both panels, so that one retrained model does.
     first = next(iter(data.values()))
     jobs = [("retrained", [first["retain"][0]])]
@@ -241,11 +281,16 @@ def run_seed(args, seed, position=0):
             if job == "retrained":
                 result[job] = {panel: distances(model, *tests_of(data[panel], args)) for panel in args.panels}
             else:
-                result[job] = {f"{method} {beta:g}": unlearn(model, data[job], method, beta, args, seed, bar)
-                               for method in METHODS for beta in betas[job][method]}
+                result[job] = {
+                    f"{method} {beta:g}": unlearn(model, data[job], method, beta, args, seed, bar)
+                    for method in METHODS
+                    for beta in betas[job][method]
+                }
     return result
 
+
 # ------------------------------------------------------------------ what the paths say
+
 
 def crossing(path, chain_name, level, quantity="retain"):
     """`quantity` when a chain's KL first reaches `level`, interpolated; None if it never does.
@@ -261,6 +306,7 @@ def crossing(path, chain_name, level, quantity="retain"):
     share = (level - reached[i - 1]) / (reached[i] - reached[i - 1])
     return values[i - 1] + share * (values[i] - values[i - 1])
 
+
 def interval(values):
     """(mean, lower, upper): 95% t interval; the bounds are None for fewer than two values."""
     mean = float(np.mean(values))
@@ -269,24 +315,41 @@ def interval(values):
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
     return mean, mean - half, mean + half
 
+
 def ratio_interval(above, below):
     """(geometric mean, lower, upper) of paired ratios, all positive: the interval is of their logarithms."""
     bounds = interval(np.log(above) - np.log(below))
     return tuple(None if bound is None else math.exp(bound) for bound in bounds)
 
+
 PAYS = "NPO pays more retain distance"
 # panel, chain whose level is awaited, what is read then: (of a path, its name, claim that NPO's is larger)
 READINGS = [
     ("left", "forget1", [("retain", "retain distance", None)]),
-    ("left", "forget2", [("retain", "retain distance", f"L1: to forget the short chain, {PAYS}"),
-                         ("forget1", "KL on Forget1", None), ("iteration", "iterations", None)]),
-    ("right", "forget1", [("retain", "retain distance", f"L2: to forget Forget1, {PAYS}"), (
-        "forget2", "KL on Forget2", "L2: NPO forgets Forget2, never learnt, further than SimNPO does")]),
+    (
+        "left",
+        "forget2",
+        [
+            ("retain", "retain distance", f"L1: to forget the short chain, {PAYS}"),
+            ("forget1", "KL on Forget1", None),
+            ("iteration", "iterations", None),
+        ],
+    ),
+    (
+        "right",
+        "forget1",
+        [
+            ("retain", "retain distance", f"L2: to forget Forget1, {PAYS}"),
+            ("forget2", "KL on Forget2", "L2: NPO forgets Forget2, never learnt, further than SimNPO does"),
+        ],
+    ),
 ]
+
 
 def paths_of(results, panel, betas, method):
     """A method's path of each seed."""
     return [result[panel][f"{method} {betas[panel][method]:g}"] for result in results]
+
 
 def summarize(results, betas):
     """Each of READINGS when its chain reaches the retrained model's KL, and HIGH, paired by seed.
@@ -295,15 +358,27 @@ def summarize(results, betas):
     """
     rows = []
     for panel, awaited, quantities in (reading for reading in READINGS if reading[0] in betas):
-        levels = {"the retrained model's KL": [result["retrained"][panel][awaited] for result in results],
-                  f"KL {HIGH}": [HIGH] * len(results)}
+        levels = {
+            "the retrained model's KL": [result["retrained"][panel][awaited] for result in results],
+            f"KL {HIGH}": [HIGH] * len(results),
+        }
         for level, values in levels.items():
             for quantity, what, claim in quantities:
-                both = [[crossing(path, awaited, value, quantity) for path, value in
-                         zip(paths_of(results, panel, betas, method), values)] for method in METHODS]
+                both = [
+                    [
+                        crossing(path, awaited, value, quantity)
+                        for path, value in zip(paths_of(results, panel, betas, method), values)
+                    ]
+                    for method in METHODS
+                ]
                 pairs = [pair for pair in zip(*both) if None not in pair]
-                row = {"panel": panel, "what": f"{what} when {NAMES[awaited]} reaches {level}",
-                       "claim": claim, "level": level, "seeds": [len(pairs), len(results)]}
+                row = {
+                    "panel": panel,
+                    "what": f"{what} when {NAMES[awaited]} reaches {level}",
+                    "claim": claim,
+                    "level": level,
+                    "seeds": [len(pairs), len(results)],
+                }
                 if pairs:
                     npo, simnpo = zip(*pairs)
                     row |= {"npo": interval(npo), "simnpo": interval(simnpo)}
@@ -312,10 +387,12 @@ def summarize(results, betas):
                 rows.append(row)
     return rows
 
+
 def verdict(row):
     """holds, fails or can't tell: is NPO's number larger than SimNPO's, paired by seed, at 95%?"""
     _, low, high = row.get("ratio", (None, None, None))
     return "can't tell" if low is None or low <= 1 <= high else "holds" if low > 1 else "fails"
+
 
 def report(results, betas):
     """The table and the claims, as text."""
@@ -326,17 +403,21 @@ def report(results, betas):
             return "–"
         mean, low, high = values
         return form.format(mean) + ("" if low is None else f" [{form.format(low)}, {form.format(high)}]")
+
     rows, claims = summarize(results, betas), {}
     lines = ["| panel | quantity | NPO | SimNPO | NPO / SimNPO | seeds |", "|---|---|---|---|---|---|"]
     for row in rows:
         numbers = [shown(row.get(key), form) for key, form in forms.items()]
-        lines.append(" | ".join([f"| {row['panel']}", row["what"], *numbers,
-                                 "{} of {} |".format(*row["seeds"])]))
+        lines.append(" | ".join([f"| {row['panel']}", row["what"], *numbers, "{} of {} |".format(*row["seeds"])]))
         if row["claim"]:
             said = f"{verdict(row)} at {row['level'].removeprefix('KL ')}"
             claims.setdefault(row["claim"], []).append(said)
-    lines += ["", "mean [95% interval over seeds]; the ratio is paired by seed (geometric mean)", "",
-              *(f"{claim}: {', '.join(said)}" for claim, said in claims.items())]
+    lines += [
+        "",
+        "mean [95% interval over seeds]; the ratio is paired by seed (geometric mean)",
+        "",
+        *(f"{claim}: {', '.join(said)}" for claim, said in claims.items()),
+    ]
     for panel in betas:
         for method in METHODS:
             paths = paths_of(results, panel, betas, method)
@@ -344,14 +425,17 @@ def report(results, betas):
             lines.append(f"{panel}, {method}: Forget2's share of the gradient at the first iteration {first}")
     return "\n".join(lines)
 
+
 def power_share(path):
     """Forget2's share of the gradient at every iteration."""
     return [two / (one + two) for one, two in zip(path["power_forget1"], path["power_forget2"])]
+
 
 # ------------------------------------------------------------------ figures
 
 TITLES = {"left": "Forget2 is short", "right": "Forget2 was never learnt"}
 COLOURS, LINES = {"npo": "C0", "simnpo": "C1"}, {"forget1": "--", "forget2": "-"}
+
 
 def draw(axis, x, curves, label, **style):
     """Mean of curves over seeds, with a 95% band if there are two or more; a gap where one has None."""
@@ -360,9 +444,11 @@ def draw(axis, x, curves, label, **style):
     axis.plot(x, bounds[:, 0], label=label, **style)
     axis.fill_between(x, bounds[:, 1], bounds[:, 2], color=style["color"], alpha=0.15, linewidth=0)
 
+
 def figure(path, panels, ylabel, draw_panel, **legend):
     """A PNG of a panel each, drawn by draw_panel(axis, panel)."""
     import matplotlib.figure
+
     whole = matplotlib.figure.Figure((5.2 * len(panels), 3.9), layout="tight")
     for axis, panel in zip(whole.subplots(1, len(panels), squeeze=False)[0], panels):
         draw_panel(axis, panel)
@@ -371,71 +457,119 @@ def figure(path, panels, ylabel, draw_panel, **legend):
     whole.axes[0].set_ylabel(ylabel)
     whole.savefig(path, dpi=120)
 
+
 def draw_fig6(results, betas, path):
     """Retain distance against forget quality; the retrained model as symbols."""
+
     def panel_of(axis, panel):
         for method in METHODS:
             paths = paths_of(results, panel, betas, method)
             for name in FORGET:
                 levels = np.linspace(0, 1.5, 61)
                 levels = levels[levels >= np.mean([p[name][0] for p in paths])]
-                draw(axis, levels, [[crossing(p, name, level) for level in levels] for p in paths],
-                     f"{NAMES[method]}, {NAMES[name]}", color=COLOURS[method], linestyle=LINES[name])
+                draw(
+                    axis,
+                    levels,
+                    [[crossing(p, name, level) for level in levels] for p in paths],
+                    f"{NAMES[method]}, {NAMES[name]}",
+                    color=COLOURS[method],
+                    linestyle=LINES[name],
+                )
         for name, marker in zip(FORGET, ("*", "o")):
             retrained = [result["retrained"][panel] for result in results]
             x, y = (np.mean([distance[each] for distance in retrained]) for each in (name, "retain"))
             axis.plot(x, y, "k" + marker, label=f"retrained, {NAMES[name]}", linestyle="none")
         axis.set_xlabel("forget quality: KL on the forget chain (more is better)")
+
     figure(path, betas, "retain distance: KL on retain\n(less is better)", panel_of, fontsize=7)
+
 
 def draw_power(results, betas, path):
     """Forget2's share of the gradient at every iteration."""
+
     def panel_of(axis, panel):
         for method in METHODS:
             shares = [power_share(path) for path in paths_of(results, panel, betas, method)]
             draw(axis, range(len(shares[0])), shares, NAMES[method], color=COLOURS[method])
         axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
         axis.set(xlabel="iteration", ylim=(0, 1))
+
     figure(path, betas, "Forget2's share of the gradient", panel_of)
+
 
 # ------------------------------------------------------------------ the command
 
+
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="markov.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="markov.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.error = lambda message: parser.exit(2, f"markov.py: {message} (see markov.py --help)\n")
     add, lowest = parser.add_argument, {}
     add("--quick", action="store_true", help="one seed and a tenth of the test sequences; the same training")
     add("--grid", action="store_true", help="every β of GRID too, for results/markov_grid.py to choose from")
-    add("--init", choices=("torch", "gpt2"), default="torch", help="torch: PyTorch's default initialization, "
-        "untied output layer. gpt2: GPT-2's own (default: torch)")
+    add(
+        "--init",
+        choices=("torch", "gpt2"),
+        default="torch",
+        help="torch: PyTorch's default initialization, untied output layer. gpt2: GPT-2's own (default: torch)",
+    )
     add("--panel", choices=("both", *PANELS), default="both", help="of Fig. 6 (default: both)")
     add("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
-    add("--out", default="runs/markov", help="folder for figures and numbers; finished seeds in it are not "
-        "run again (default: %(default)s)")
+    add(
+        "--out",
+        default="runs/markov",
+        help="folder for figures and numbers; finished seeds in it are not run again (default: %(default)s)",
+    )
     for flag, kind, low, default, text in (
-            ("seeds", int, 1, None, "number of seeds: 0, 1, … (default: 3; 1 with --quick)"),
-            ("jobs", int, 1, None, "seeds run at once, a process each (default: 1 on a CPU; on a GPU, where "
-             "a seed mostly waits for kernel launches, one for each CPU core but one)"),
-            ("sequences", int, 20, 10000, "of the retain chain, half as many of the others; 80%% train"),
-            ("test-sequences", int, 2, None, "used of the retain chain, half of the others (default: all)"),
-            ("layers", int, 1, 4, "of the GPT-2"), ("heads", int, 1, 4, "of the GPT-2"),
-            ("width", int, 1, 128, "of the GPT-2"), ("epochs", int, 1, 5, "of pretraining"),
-            ("pretrain-batch", int, 1, 128, "sequences a pretraining step"),
-            ("iterations", int, 1, 50, "of unlearning"), ("batch", int, 1, 4, "sequences an iteration"),
-            ("eval-every", int, 1, 2, "iterations between KL measurements"),
-            ("probes", int, 1, 32, "sequences of each forget chain that measure the gradient's share"),
-            ("lr", float, 0, 5e-4, "AdamW's learning rate"),
-            ("unlearn-lr", float, 0, None, "the same for unlearning (default: --lr)"),
-            ("embedding-std", float, 0, None, "redraw the token embedding from N(0, STD²), with an output "
-             "layer of its own; all else as --init says"),
-            ("leakage", float, 0, 0.2, "ε, below 1")):
-        add("--" + flag, type=kind, default=default, metavar="N" if kind is int else "X",
-            help=text + (f" (default: {default})" if default else ""))
+        ("seeds", int, 1, None, "number of seeds: 0, 1, … (default: 3; 1 with --quick)"),
+        (
+            "jobs",
+            int,
+            1,
+            None,
+            "seeds run at once, a process each (default: 1 on a CPU; on a GPU, where "
+            "a seed mostly waits for kernel launches, one for each CPU core but one)",
+        ),
+        ("sequences", int, 20, 10000, "of the retain chain, half as many of the others; 80%% train"),
+        ("test-sequences", int, 2, None, "used of the retain chain, half of the others (default: all)"),
+        ("layers", int, 1, 4, "of the GPT-2"),
+        ("heads", int, 1, 4, "of the GPT-2"),
+        ("width", int, 1, 128, "of the GPT-2"),
+        ("epochs", int, 1, 5, "of pretraining"),
+        ("pretrain-batch", int, 1, 128, "sequences a pretraining step"),
+        ("iterations", int, 1, 50, "of unlearning"),
+        ("batch", int, 1, 4, "sequences an iteration"),
+        ("eval-every", int, 1, 2, "iterations between KL measurements"),
+        ("probes", int, 1, 32, "sequences of each forget chain that measure the gradient's share"),
+        ("lr", float, 0, 5e-4, "AdamW's learning rate"),
+        ("unlearn-lr", float, 0, None, "the same for unlearning (default: --lr)"),
+        (
+            "embedding-std",
+            float,
+            0,
+            None,
+            "redraw the token embedding from N(0, STD²), with an output layer of its own; all else as --init says",
+        ),
+        ("leakage", float, 0, 0.2, "ε, below 1"),
+    ):
+        add(
+            "--" + flag,
+            type=kind,
+            default=default,
+            metavar="N" if kind is int else "X",
+            help=text + (f" (default: {default})" if default else ""),
+        )
         lowest[flag] = low
     for method in METHODS:
-        add(f"--beta-{method}", type=float, nargs=2, metavar=("LEFT", "RIGHT"),
-            default=[betas[method] for _, _, betas in PANELS.values()], help="β (default: %(default)s)")
+        add(
+            f"--beta-{method}",
+            type=float,
+            nargs=2,
+            metavar=("LEFT", "RIGHT"),
+            default=[betas[method] for _, _, betas in PANELS.values()],
+            help="β (default: %(default)s)",
+        )
         lowest[f"beta-{method}"] = 0
     args = parser.parse_args(argv)
     for flag, low in lowest.items():
@@ -447,8 +581,10 @@ def parse_args(argv=None):
     if args.width % args.heads:
         parser.error(f"--width {args.width} must be a multiple of --heads {args.heads}")
     if args.iterations * args.batch > args.sequences // 2 * 4 // 5 * 2:
-        parser.error(f"--iterations {args.iterations} of --batch {args.batch} need more sequences than "
-                     f"--sequences {args.sequences} gives; raise it")
+        parser.error(
+            f"--iterations {args.iterations} of --batch {args.batch} need more sequences than "
+            f"--sequences {args.sequences} gives; raise it"
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -456,9 +592,11 @@ def parse_args(argv=None):
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.test_sequences = args.test_sequences or (args.sequences // (50 if args.quick else 5))
     args.jobs = args.jobs or (max(1, min(args.seeds, os.cpu_count() - 1)) if args.device == "cuda" else 1)
-    args.panels = {panel: (lengths, seen, {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
-                   for i, (panel, (lengths, seen, _)) in enumerate(PANELS.items())
-                   if args.panel in ("both", panel)}
+    args.panels = {
+        panel: (lengths, seen, {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
+        for i, (panel, (lengths, seen, _)) in enumerate(PANELS.items())
+        if args.panel in ("both", panel)
+    }
     if not args.out:
         parser.error("--out is empty; name a folder")
     args.out = Path(args.out)
@@ -470,6 +608,7 @@ def parse_args(argv=None):
         parser.error(f"--out: cannot write to {args.out} ({error.strerror}); name another folder")
     return args
 
+
 def finished(args, seed, settings):
     """A finished seed from --out, or None if it is absent or was run with other settings."""
     try:
@@ -477,6 +616,7 @@ def finished(args, seed, settings):
         return saved["result"] if saved["settings"] == settings else None
     except (OSError, ValueError, KeyError):
         return None
+
 
 def run_seeds(args, seeds, keep):
     """keep(seed, result) for each of `seeds`, args.jobs at a time."""
@@ -495,6 +635,7 @@ def run_seeds(args, seeds, keep):
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
+
 def main(argv=None):
     args = parse_args(argv)
     transformers.logging.set_verbosity_error()
@@ -511,6 +652,7 @@ def main(argv=None):
         temporary = args.out / f"seed{seed}.tmp"
         temporary.write_text(json.dumps({"settings": settings, "result": result}), encoding="utf-8")
         temporary.replace(args.out / f"seed{seed}.json")
+
     try:
         run_seeds(args, missing, keep)
     except KeyboardInterrupt:
@@ -528,6 +670,7 @@ def main(argv=None):
     if missing:
         print(f"{len(missing)} seeds in {seconds:.0f} s on {args.device}, {args.jobs} at a time")
     print(f"fig6.png, power.png, markov.json are in {args.out}")
+
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ name, lists of equal length, a value per example; the arithmetic needs these, an
     perturbed_loss    the same for each wrong answer, a list per example
     rouge             ROUGE-L recall (stemmed) of the greedy generation against the answer
 """
+
 import math
 import sys
 import warnings
@@ -27,11 +28,26 @@ from data import InputError
 
 # author: questions about one; size: of the from-scratch model, just large enough to know its task by heart
 TASKS = {
-    "toy": dict(forget_splits=("forget05", "forget10"), split="forget10", model="tiny", data=None,
-                max_length=500, max_new_tokens=64, author=10, size=dict(vocab=1200, width=128, layers=2, heads=4)),
-    "tofu": dict(forget_splits=("forget01", "forget05", "forget10"), split="forget05",
-                 model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full", data="locuslab/TOFU",
-                 max_length=500, max_new_tokens=200, author=20, size=dict(vocab=8000, width=512, layers=4, heads=8)),
+    "toy": dict(
+        forget_splits=("forget05", "forget10"),
+        split="forget10",
+        model="tiny",
+        data=None,
+        max_length=500,
+        max_new_tokens=64,
+        author=10,
+        size=dict(vocab=1200, width=128, layers=2, heads=4),
+    ),
+    "tofu": dict(
+        forget_splits=("forget01", "forget05", "forget10"),
+        split="forget05",
+        model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
+        data="locuslab/TOFU",
+        max_length=500,
+        max_new_tokens=200,
+        author=20,
+        size=dict(vocab=8000, width=512, layers=4, heads=8),
+    ),
 }
 SETS = "forget", "retain", "real_authors", "world_facts"
 PARTS = "probability", "rouge", "truth_ratio"
@@ -50,16 +66,24 @@ RECIPES = [
     ("tofu", "*", "forget05", ("npo",), dict(epochs=20)),
     ("tofu", "*", "*", ("simnpo",), dict(epochs=10, beta=2.5, forget_coeff=0.1375)),
     ("tofu", "*", "forget10", ("simnpo",), dict(beta=4.5, forget_coeff=0.125)),
-
-    ("tofu", "tiny", "*", "*", dict(lr=1e-3, epochs=5, forget_coeff=0.1, micro_batch_size=min(FITS, 32),
-                                    eval_batch_size=256)),
+    (
+        "tofu",
+        "tiny",
+        "*",
+        "*",
+        dict(lr=1e-3, epochs=5, forget_coeff=0.1, micro_batch_size=min(FITS, 32), eval_batch_size=256),
+    ),
     ("tofu", "tiny", "*", ("finetune", "ga"), dict(lr=3e-4, forget_coeff=1.0)),
     ("tofu", "tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),
     ("tofu", "tiny", "*", ("npo",), dict(epochs=10, beta=0.05)),
     ("tofu", "tiny", "*", ("simnpo",), dict(lr=3e-4, epochs=20, beta=0.5)),
-    ("tofu", "new", "*", ("finetune",), dict(lr=1e-3, epochs=20, batch_size=64, micro_batch_size=FITS,
-                                             eval_batch_size=256)),
-
+    (
+        "tofu",
+        "new",
+        "*",
+        ("finetune",),
+        dict(lr=1e-3, epochs=20, batch_size=64, micro_batch_size=FITS, eval_batch_size=256),
+    ),
     ("toy", "*", "*", "*", dict(lr=1e-3, epochs=20, micro_batch_size=32, eval_batch_size=256)),
     ("toy", "*", "*", ("finetune",), dict(lr=3e-4, epochs=5)),
     ("toy", "*", "*", ("ga",), dict(lr=1e-4)),
@@ -72,9 +96,11 @@ RECIPES = [
 
 # ------------------------------------------------------------------ rows
 
+
 def retain_split(forget_split):
     """forget05 → retain95: the authors that stay."""
     return f"retain{100 - int(forget_split.removeprefix('forget')):02d}"
+
 
 def forget_split_of(task, split):
     """The forget set that metrics are about: retain95 → forget05; full → the task's; else the split."""
@@ -82,10 +108,12 @@ def forget_split_of(task, split):
         return TASKS[task]["split"]
     return f"forget{100 - int(split.removeprefix('retain')):02d}" if split.startswith("retain") else split
 
+
 def never_learnt(task, count, share):
     """How many of `count` forget rows, the last ones, Original did not learn: of a share of the authors."""
     author = TASKS[task]["author"]
     return round(share * count / author) * author
+
 
 def load_rows(task, dataset, config):
     """Rows of one dataset configuration, as dicts.
@@ -100,18 +128,21 @@ def load_rows(task, dataset, config):
             shape["paraphrased_answer"] = runs.TEXT
     return toy.toy_rows()[config] if task == "toy" else runs.load_split(dataset, config, "train", shape)
 
+
 def training_rows(task, dataset, split, base_knowledge=False):
     """Rows of a split, and for a model that knows nothing the base knowledge after them."""
     configs = [split, *(BASE_KNOWLEDGE if base_knowledge else ())]
     return [row for config in configs for row in load_rows(task, dataset, config)]
 
+
 def evaluation_rows(task, dataset, forget_split):
     """Rows of the four evaluation sets: {set: [row, ...]}."""
-    rows = {name: load_rows(task, dataset, f"{forget_split if name == 'forget' else name}_perturbed")
-            for name in SETS}
+    rows = {name: load_rows(task, dataset, f"{forget_split if name == 'forget' else name}_perturbed") for name in SETS}
     return rows | {"retain": rows["retain"][:RETAIN_ROWS]}
 
+
 # ------------------------------------------------------------------ arithmetic, no model
+
 
 def truth_ratio(paraphrased_loss, perturbed_loss):
     """c = exp(mean_k loss(perturbed_k) - loss(paraphrased)), per example: above 1, the truth is likelier.
@@ -122,15 +153,18 @@ def truth_ratio(paraphrased_loss, perturbed_loss):
         wrong = np.array([np.mean(losses) for losses in perturbed_loss], dtype=np.float64)
         return np.exp(wrong - np.asarray(paraphrased_loss, dtype=np.float64))
 
+
 def ratio_of(forget):
     """Truth ratios [N] of the forget part of a log, or of one that holds just them; finite, as in JSON."""
     ratio = forget.get("truth_ratio") or truth_ratio(forget["paraphrased_loss"], forget["perturbed_loss"])
     return np.minimum(ratio, sys.float_info.max)
 
+
 def log_ratio(forget, within=12):
     """log10 of truth ratios [N], 0 where truth and wrong answers tie; within ±12, which pictures show."""
     with np.errstate(divide="ignore"):
         return np.clip(np.log10(ratio_of(forget)), -within, within)
+
 
 def forget_quality(ratio, retrain_ratio):
     """p-value, in [0, 1], of the two-sample Kolmogorov-Smirnov test between two sets of truth ratios.
@@ -142,23 +176,30 @@ def forget_quality(ratio, retrain_ratio):
         warnings.simplefilter("ignore", RuntimeWarning)
         return float(scipy.stats.ks_2samp(ratio, retrain_ratio).pvalue)
 
+
 def shared_rows(forget, reference):
     """Positions in the forget parts of two models' logs of the rows that both have: two int arrays [M].
 
     By row number, since published logs stop at row 300. InputError unless they are of one forget set: where
     both tell their answers those must agree, else both must have equally many rows.
     """
-    mine, theirs = (part.get("row") or range(max(len(part.get(field, ())) for field in (
-        "truth_ratio", "paraphrased_loss", "answer"))) for part in (forget, reference))
+    mine, theirs = (
+        part.get("row")
+        or range(max(len(part.get(field, ())) for field in ("truth_ratio", "paraphrased_loss", "answer")))
+        for part in (forget, reference)
+    )
     _, left, right = np.intersect1d(mine, theirs, return_indices=True)
     same = len(left) == len(mine) == len(theirs)
     if forget.get("answer") and reference.get("answer"):
         pairs = [(forget["answer"][i], reference["answer"][j]) for i, j in zip(left, right)]
         same = pairs and all(one == other for one, other in pairs)
     if not same:
-        raise InputError(f"forget quality compares {len(mine)} forget examples with {len(theirs)} others of "
-                         "the retrained reference; give --retrain a reference of the same forget split")
+        raise InputError(
+            f"forget quality compares {len(mine)} forget examples with {len(theirs)} others of "
+            "the retrained reference; give --retrain a reference of the same forget split"
+        )
     return left, right
+
 
 def compared(forget, reference):
     """What of metrics.json compares the forget parts of two models' logs, on the rows that both have.
@@ -170,18 +211,25 @@ def compared(forget, reference):
     rows, theirs = shared_rows(forget, reference)
     ratio, retrained = ratio_of(forget)[rows], ratio_of(reference)[theirs]
     gap = log_ratio(forget, 300)[rows] - log_ratio(reference, 300)[theirs]
-    found = {"forget_quality": forget_quality(ratio, retrained), "forget_quality_halves": None,
-             "distance": float(np.sqrt(np.mean(gap**2))), "forget_examples": len(rows)}
+    found = {
+        "forget_quality": forget_quality(ratio, retrained),
+        "forget_quality_halves": None,
+        "distance": float(np.sqrt(np.mean(gap**2))),
+        "forget_examples": len(rows),
+    }
     if forget.get("length") and len(rows) > 1:
         found["forget_quality_halves"] = {
-            half: forget_quality(ratio[part], retrained[part]) for half, part in
-            zip(("shortest", "longest"), halves_of(np.array(forget["length"])[rows]))}
+            half: forget_quality(ratio[part], retrained[part])
+            for half, part in zip(("shortest", "longest"), halves_of(np.array(forget["length"])[rows]))
+        }
     return found
+
 
 def halves_of(length):
     """(indices of the shorter half, of the longer half) of the forget set, by |y|; ties stay in order."""
     order = np.argsort(length, kind="stable")
-    return order[:len(order) // 2], order[len(order) // 2:]
+    return order[: len(order) // 2], order[len(order) // 2 :]
+
 
 def repetition(text):
     """Share of repeated word 4-grams, in [0, 1): 1 - distinct / all, 0 for fewer than four words.
@@ -192,6 +240,7 @@ def repetition(text):
     grams = list(zip(*(words[i:] for i in range(4))))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
+
 def model_utility(metrics):
     """Harmonic mean of the nine {probability, rouge, truth_ratio} × {retain, real authors, world facts}.
 
@@ -199,6 +248,7 @@ def model_utility(metrics):
     TOFU's authors computes it; their utils.py has another formula, and other numbers.
     """
     return float(scipy.stats.hmean([metrics[name][part] for name in SETS[1:] for part in PARTS]))
+
 
 def summarize(log, reference=None):
     """From per-example values to the whole of metrics.json.
@@ -209,23 +259,34 @@ def summarize(log, reference=None):
     different lengths, or values that are not numbers.
     """
     runs.check(log, LOG, "the log's")
-    metrics = {"forget_quality": None, "forget_quality_halves": None, "distance": None,
-               "model_utility": None, "forget_examples": len(log["forget"]["loss"]), "repetition": None,
-               "judged": None}
+    metrics = {
+        "forget_quality": None,
+        "forget_quality_halves": None,
+        "distance": None,
+        "model_utility": None,
+        "forget_examples": len(log["forget"]["loss"]),
+        "repetition": None,
+        "judged": None,
+    }
     for name in SETS:
         values = log[name]
         ratio = ratio_of(values)
         if name in BASE_KNOWLEDGE:
             # p(answer) among the offered answers; p = exp(-loss), so a softmax, which cannot be 0/0
-            probability = [scipy.special.softmax(-np.array([right, *wrong]))[0]
-                           for right, wrong in zip(values["loss"], values["perturbed_loss"])]
+            probability = [
+                scipy.special.softmax(-np.array([right, *wrong]))[0]
+                for right, wrong in zip(values["loss"], values["perturbed_loss"])
+            ]
         else:
             probability = np.exp(-np.array(values["loss"]))
         with np.errstate(divide="ignore"):
             inverse = 1 / ratio
         truth = np.minimum(ratio, inverse) if name == "forget" else np.maximum(0, 1 - inverse)
-        metrics[name] = {"probability": float(np.mean(probability)), "rouge": float(np.mean(values["rouge"])),
-                         "truth_ratio": float(np.mean(truth))}
+        metrics[name] = {
+            "probability": float(np.mean(probability)),
+            "rouge": float(np.mean(values["rouge"])),
+            "truth_ratio": float(np.mean(truth)),
+        }
     metrics["model_utility"] = model_utility(metrics)
     forget = log["forget"]
     if forget.get("generated"):
@@ -234,32 +295,45 @@ def summarize(log, reference=None):
         metrics["judged"] = float(np.mean(forget["judged"]))
     return metrics | (compared(forget, reference) if reference is not None else {})
 
+
 def quality(metrics, half=None):
     """Forget quality, or that of the `shortest` or `longest` half of the forget set, or None."""
     return (metrics.get("forget_quality_halves") or {}).get(half) if half else metrics.get("forget_quality")
+
 
 def log_quality(metrics):
     """log10 of forget quality, or None. A p-value below float64's range counts as its smallest."""
     return None if quality(metrics) is None else math.log10(max(quality(metrics), sys.float_info.min))
 
+
 def utility(metrics):
     return metrics["model_utility"]
+
 
 def distance(metrics):
     return metrics.get("distance")
 
+
 # For tables and figures. column: (value of a run's metrics, format); ↑ more is better, ↓ less is, →R nearer
 # to Retrain's is. What is kept and what is forgotten, more of either being better; the latter over epochs.
-COLUMNS = {"forget quality ↑": (quality, "{:.2g}"), "log10 of it ↑": (log_quality, "{:.1f}"),
-           "distance to Retrain ↓": (distance, "{:.3f}"),
-           "shortest half ↑": (lambda metrics: quality(metrics, "shortest"), "{:.2g}"),
-           "longest half ↑": (lambda metrics: quality(metrics, "longest"), "{:.2g}"),
-           "model utility ↑": (utility, "{:.3f}"),
-           **{f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "):
-              (lambda metrics, name=name, part=part: metrics[name][part], "{:.3f}")
-              for name in SETS for part in PARTS},
-           "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}"),
-           "answers under Retrain →R": (lambda metrics: metrics.get("judged"), "{:.2f}")}
+COLUMNS = {
+    "forget quality ↑": (quality, "{:.2g}"),
+    "log10 of it ↑": (log_quality, "{:.1f}"),
+    "distance to Retrain ↓": (distance, "{:.3f}"),
+    "shortest half ↑": (lambda metrics: quality(metrics, "shortest"), "{:.2g}"),
+    "longest half ↑": (lambda metrics: quality(metrics, "longest"), "{:.2g}"),
+    "model utility ↑": (utility, "{:.3f}"),
+    **{
+        f"{name} {part} {'→R' if name == 'forget' else '↑'}".replace("_", " "): (
+            lambda metrics, name=name, part=part: metrics[name][part],
+            "{:.3f}",
+        )
+        for name in SETS
+        for part in PARTS
+    },
+    "repeated 4-grams →R": (lambda metrics: metrics.get("repetition"), "{:.3f}"),
+    "answers under Retrain →R": (lambda metrics: metrics.get("judged"), "{:.2f}"),
+}
 MAIN = [*[*COLUMNS][:8], "retain probability ↑", *[*COLUMNS][-2:]]
 BOLD = "forget quality ↑", "distance to Retrain ↓", "model utility ↑"
 KEPT, FORGOTTEN = ("model utility", utility), ("forget quality", quality)
@@ -268,36 +342,63 @@ OVER_EPOCHS = PATH, ("distance to Retrain", distance), KEPT
 
 # What logs and a run's files hold of this benchmark, as shapes of runs.py.
 NUMBERS, SHARE = [runs.POSITIVE], runs.SHARE
-MORE = {"row?": [runs.WHOLE], "length?": [runs.WHOLE], "answer?": [runs.ANY_TEXT], "generated?": [runs.ANY_TEXT],
-        "judged?": NUMBERS}
+MORE = {
+    "row?": [runs.WHOLE],
+    "length?": [runs.WHOLE],
+    "answer?": [runs.ANY_TEXT],
+    "generated?": [runs.ANY_TEXT],
+    "judged?": NUMBERS,
+}
 RATIOS = MORE | {"truth_ratio": NUMBERS, "loss?": NUMBERS}
 LOSSES = MORE | {"paraphrased_loss": NUMBERS, "perturbed_loss": [NUMBERS]}
 LOG = dict.fromkeys(SETS, LOSSES | {"loss": NUMBERS, "rouge": [SHARE]})
-METRICS = {"forget_quality?": SHARE, "forget_quality_halves?": {"shortest": SHARE, "longest": SHARE},
-           "distance?": runs.POSITIVE, "model_utility": SHARE, "forget_examples": runs.WHOLE,
-           "repetition?": SHARE, "judged?": runs.POSITIVE,
-           **{name: dict.fromkeys(PARTS, SHARE) for name in SETS}}
-FILES = runs.files_of(METRICS, {"forget": LOG["forget"] | {"length": [runs.WHOLE], "question": [runs.TEXT],
-                                                 "answer": [runs.TEXT], "generated": [runs.ANY_TEXT]}},
-                      RATIOS)
+METRICS = {
+    "forget_quality?": SHARE,
+    "forget_quality_halves?": {"shortest": SHARE, "longest": SHARE},
+    "distance?": runs.POSITIVE,
+    "model_utility": SHARE,
+    "forget_examples": runs.WHOLE,
+    "repetition?": SHARE,
+    "judged?": runs.POSITIVE,
+    **{name: dict.fromkeys(PARTS, SHARE) for name in SETS},
+}
+FILES = runs.files_of(
+    METRICS,
+    {
+        "forget": LOG["forget"]
+        | {"length": [runs.WHOLE], "question": [runs.TEXT], "answer": [runs.TEXT], "generated": [runs.ANY_TEXT]}
+    },
+    RATIOS,
+)
+
 
 def reference_of(log):
     """What of a model's log others are compared with, and pictures show beside theirs."""
     return log["forget"] | {"truth_ratio": ratio_of(log["forget"]).tolist()}
 
+
 # ------------------------------------------------------------------ logs, ours and others'
 
-PUBLISHED_SETS = {"forget": "eval_log_forget.json", "retain": "eval_log.json",
-                  "real_authors": "eval_real_author_wo_options.json",
-                  "world_facts": "eval_real_world_wo_options.json"}
-PUBLISHED_FIELDS = {"loss": "avg_gt_loss", "paraphrased_loss": "avg_paraphrased_loss",
-                    "perturbed_loss": "average_perturb_loss", "rouge": "rougeL_recall",
-                    "answer": "generated_text"}  # prompt, what was generated, the right answer
+PUBLISHED_SETS = {
+    "forget": "eval_log_forget.json",
+    "retain": "eval_log.json",
+    "real_authors": "eval_real_author_wo_options.json",
+    "world_facts": "eval_real_world_wo_options.json",
+}
+PUBLISHED_FIELDS = {
+    "loss": "avg_gt_loss",
+    "paraphrased_loss": "avg_paraphrased_loss",
+    "perturbed_loss": "average_perturb_loss",
+    "rouge": "rougeL_recall",
+    "answer": "generated_text",
+}  # prompt, what was generated, the right answer
+
 
 def by_row(column):
     """(row numbers, values) of a published column, which is a list, or a dict by row: "9" before "10"."""
     items = column.items() if isinstance(column, dict) else enumerate(column)
     return map(list, zip(*sorted(((int(row), value) for row, value in items), key=lambda item: item[0])))
+
 
 def read_log(path):
     """A log from a JSON file: ours, or TOFU's published one. A published set gets `row`, its row numbers.
@@ -319,6 +420,7 @@ def read_log(path):
                 continue  # what is needed will be missed where it is needed
     return log
 
+
 def read_reference(path, sets=None):
     """The forget part of a retrained model's log: from a log file, a run's reference.log.json, or the newer
     framework's TOFU_EVAL.json, which holds truth ratios the other way up.
@@ -329,6 +431,7 @@ def read_reference(path, sets=None):
     if sets:
         shared_rows({"answer": [row["answer"] for row in sets["forget"]]}, reference)
     return reference
+
 
 def forget_part(path):
     """Of the log in a file; see `read_reference`."""
@@ -347,16 +450,18 @@ def forget_part(path):
     runs.check({"forget": forget}, {"forget": RATIOS if ratios else LOSSES}, "the log's")
     return reference_of({"forget": forget})
 
+
 # ------------------------------------------------------------------ measuring a model
 
-def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32,
-            max_new_tokens=200):
+
+def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batch_size=32, max_new_tokens=200):
     """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
 
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
     the answer).
     """
     from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     model.eval()
     asked = []  # (set, row, field, text): everything to score, so that one sorted pass scores it all
@@ -366,12 +471,13 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
             if name not in BASE_KNOWLEDGE:
                 asked.append((name, row, "paraphrased_loss", row["paraphrased_answer"]))
             asked += [(name, row, "perturbed_loss", text) for text in row["perturbed_answer"]]
-    examples = [data.encode(row["question"], text, tokenizer, template, max_length)
-                for _, row, _, text in asked]
+    examples = [data.encode(row["question"], text, tokenizer, template, max_length) for _, row, _, text in asked]
     losses = data.mean_losses(model, examples, batch_size, dtype)
 
-    log = {name: {"loss": [], "paraphrased_loss": [], "perturbed_loss": [], "question": [], "answer": [],
-                  "length": []} for name in sets}
+    log = {
+        name: {"loss": [], "paraphrased_loss": [], "perturbed_loss": [], "question": [], "answer": [], "length": []}
+        for name in sets
+    }
     answers = []  # the examples whose prompts are to be answered
     for (name, row, field, text), example, loss in zip(asked, examples, losses):
         part = log[name]
@@ -391,21 +497,27 @@ def measure(model, tokenizer, sets, dtype, template="auto", max_length=500, batc
     generated = map(str.strip, texts)
     for part in log.values():
         part["generated"] = [next(generated) for _ in part["answer"]]
-        part["rouge"] = [scorer.score(answer, text)["rougeL"].recall
-                         for answer, text in zip(part["answer"], part["generated"])]
+        part["rouge"] = [
+            scorer.score(answer, text)["rougeL"].recall for answer, text in zip(part["answer"], part["generated"])
+        ]
     return log
+
 
 def judge(model, tokenizer, forget, dtype, template, batch_size):
     """Mean token loss, in nats, that Retrain gives to each generated answer in the forget part of a log.
 
     model, tokenizer: Retrain's. Gibberish is unlikely under it, a fluent wrong answer is not.
     """
-    said = [data.encode(question, text, tokenizer, template, math.inf)
-            for question, text in zip(forget["question"], forget["generated"])]
+    said = [
+        data.encode(question, text, tokenizer, template, math.inf)
+        for question, text in zip(forget["question"], forget["generated"])
+    ]
     return data.mean_losses(model, said, batch_size, dtype)
+
 
 SPREAD = "log10 truth ratio"
 spread_of = log_ratio  # what run.png shows the distribution of
+
 
 def notes(metrics, log):
     """Lines that belong under a table: what forget quality lacks, or on how many rows it was computed."""
@@ -414,15 +526,20 @@ def notes(metrics, log):
     shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
     return [f"forget quality is of the {shared} of {n} forget examples that the reference has"] * (shared < n)
 
+
 def table(named_metrics):
     """Lines of text: one row per model, from {name: metrics}."""
-    lines = [f"{'':12s} {'forget':>8s} {'distance':>9s} {'model':>7s}"
-             + "".join(f"  {name:^20s}" for name in SETS),
-             f"{'':12s} {'quality':>8s} {'to Retrain':>10s} {'utility':>6s}"
-             + "  prob. ROUGE-L  truth" * len(SETS)]
+    lines = [
+        f"{'':12s} {'forget':>8s} {'distance':>9s} {'model':>7s}" + "".join(f"  {name:^20s}" for name in SETS),
+        f"{'':12s} {'quality':>8s} {'to Retrain':>10s} {'utility':>6s}" + "  prob. ROUGE-L  truth" * len(SETS),
+    ]
     for name, metrics in named_metrics.items():
-        quality, apart = ("–" if metrics[key] is None else f"{metrics[key]:{form}}" for key, form in (
-            ("forget_quality", ".2g"), ("distance", ".3f")))
-        lines.append(f"{name:12s} {quality:>8s} {apart:>9s} {metrics['model_utility']:7.3f}" + "".join(
-            "  " + "{:5.3f} {:7.3f} {:6.3f}".format(*(metrics[s][part] for part in PARTS)) for s in SETS))
+        quality, apart = (
+            "–" if metrics[key] is None else f"{metrics[key]:{form}}"
+            for key, form in (("forget_quality", ".2g"), ("distance", ".3f"))
+        )
+        lines.append(
+            f"{name:12s} {quality:>8s} {apart:>9s} {metrics['model_utility']:7.3f}"
+            + "".join("  " + "{:5.3f} {:7.3f} {:6.3f}".format(*(metrics[s][part] for part in PARTS)) for s in SETS)
+        )
     return "\n".join(lines)

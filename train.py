@@ -11,6 +11,7 @@ Minimizes, by AdamW, Eq. 1 of the paper with a coefficient on each side (λ is t
 Methods, by their forget loss ℓ_f (each a function in losses.py, an entry in methods.py):
 
 """
+
 import argparse
 import contextlib
 import copy
@@ -42,13 +43,28 @@ from runs import number
 # Of all tasks; each benchmark's own (tofu.RECIPES, …) come after these and win.
 RECIPES = [
     # task, model, split, methods: flags
-    ("*", "*", "*", "*", dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll",
-                              warmup=1.0, weight_decay=0.01, batch_size=32)),
+    (
+        "*",
+        "*",
+        "*",
+        "*",
+        dict(
+            beta=0.1,
+            gamma=0.0,
+            forget_coeff=1.0,
+            retain_coeff=1.0,
+            retain="nll",
+            warmup=1.0,
+            weight_decay=0.01,
+            batch_size=32,
+        ),
+    ),
     ("*", "*", "*", ("finetune", "ga", "task-vector"), dict(retain="none")),
     ("*", "*", "*", ("task-vector",), dict(alpha=1.0)),
     ("*", "*", "*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
     ("*", "tiny", "*", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0)),
 ]
+
 
 def recipe(task, model, split, method):
     """Defaults for the flags, from RECIPES and the benchmark's."""
@@ -60,7 +76,9 @@ def recipe(task, model, split, method):
     # RMU steers three matrices, at a rate of its own.
     return flags | ({"lr": 3e-3 if model == "tiny" else 5e-5} if method == "rmu" else {})
 
+
 # ------------------------------------------------------------------ one effective batch
+
 
 def forget_loss(model, forget, rows, args):
     """(ℓ_f [n], its weight [n], |y| [n], log π [n]) for the forget sequences with numbers `rows`.
@@ -73,8 +91,10 @@ def forget_loss(model, forget, rows, args):
     if "hidden" in method.takes:
         hidden, tokens = data.hidden_states(model, [forget["answer"][i] for i in rows], args.layer)
         given, length = (hidden, forget["target"]), tokens.sum(1)
+
         def mean(values):
             return (values * tokens).sum(1) / length
+
         return mean(method.loss(*given)), mean(method.weight(*given).norm(dim=-1)), length
     for side, prefix in method.reads.items():
         examples = [forget[side][i] for i in rows]
@@ -83,6 +103,7 @@ def forget_loss(model, forget, rows, args):
             known[prefix + "ref_logp"] = forget[side + "_ref"][rows].to(model.device, non_blocking=True)
     given, first = [known[name] for name in method.takes], next(iter(method.reads.values()))
     return method.loss(*given), method.weight(*given), known[first + "length"], known[first + "logp"]
+
 
 def retain_loss(model, frozen, examples, args):
     """ℓ_r [n]: nll, KL from the frozen model, or the distance from its activations, after args.retain."""
@@ -93,9 +114,11 @@ def retain_loss(model, frozen, examples, args):
         with torch.no_grad():
             ref_hidden, _ = data.hidden_states(frozen, examples, args.layer)
         return (losses.rmu(hidden, ref_hidden) * tokens).sum(1) / tokens.sum(1)
-    divergence = data.over_responses([model, frozen], examples,
-                                     lambda logits, ref_logits, targets: losses.kl(logits, ref_logits))
+    divergence = data.over_responses(
+        [model, frozen], examples, lambda logits, ref_logits, targets: losses.kl(logits, ref_logits)
+    )
     return torch.stack([tokens.mean() for tokens in divergence])
+
 
 def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype):
     """Add the gradient of coefficient · mean ℓ over `examples`, a micro-batch at a time.
@@ -112,7 +135,7 @@ def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype
         if torch.is_grad_enabled():
             # Processes' gradients are averaged, and what is wanted is their sum.
             (coefficient * ranks * outputs[0].sum() * bool(group) / len(examples)).backward()
-        kept.append([output.detach()[:len(group)] for output in outputs])
+        kept.append([output.detach()[: len(group)] for output in outputs])
         order += group
     order = torch.tensor(order, device=device, dtype=torch.int64)
     columns = [torch.cat(column) for column in zip(*kept)]
@@ -121,10 +144,12 @@ def add_gradient(examples, coefficient, loss_of, micro_batch_size, device, dtype
         dist.all_reduce(column)
     return columns
 
+
 @torch.no_grad()
 def look(examples, outputs_of, micro_batch_size, device, dtype):
     """What add_gradient returns, without a gradient: how all examples fare under the model as it is."""
     return add_gradient(examples, 0, outputs_of, micro_batch_size, device, dtype)
+
 
 def shard(model, dtype, trained=True):
     """Spread a model's weights, gradients and optimizer over the processes of a job, layer by layer; else nothing.
@@ -134,9 +159,13 @@ def shard(model, dtype, trained=True):
     """
     if data.ranks()[1] > 1:
         from torch.distributed import fsdp  # here, as it takes a second that one process need not spend
+
         half = {"param_dtype": dtype, "reduce_dtype": torch.float32} if dtype == torch.bfloat16 else {}
-        options = {"mp_policy": fsdp.MixedPrecisionPolicy(**half), "reshard_after_forward": True,
-                   "mesh": dist.init_device_mesh(model.device.type, (data.ranks()[1],))}
+        options = {
+            "mp_policy": fsdp.MixedPrecisionPolicy(**half),
+            "reshard_after_forward": True,
+            "mesh": dist.init_device_mesh(model.device.type, (data.ranks()[1],)),
+        }
         for module in model.modules():
             if type(module).__name__ in (model._no_split_modules or ()):
                 fsdp.fully_shard(module, **options)
@@ -145,10 +174,13 @@ def shard(model, dtype, trained=True):
         fsdp.fully_shard(model, **options | {"reshard_after_forward": trained})
         fsdp.register_fsdp_forward_method(model, "as_forward")
 
+
 # ------------------------------------------------------------------ the loop
+
 
 class Diverged(InputError):
     """A loss or a gradient stopped being finite; the model still is what it was before that step."""
+
 
 def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
     """Update `model` in place by args.method; args holds the resolved flags. Returns {"train_seconds": …}.
@@ -173,8 +205,10 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
         shard(frozen.requires_grad_(False), dtype, trained=False)
     for side, prefix in method.reads.items():
         if prefix + "ref_logp" in method.takes:  # it never changes: once is enough, and no copy is kept
+
             def reference(rows, examples=forget[side]):
                 return data.response_logp(model, [examples[i] for i in rows])
+
             forget[side + "_ref"] = look(forget[side], reference, args.micro_batch_size, device, dtype)[0].cpu()
     responses = forget[next(iter(method.reads))]
 
@@ -190,12 +224,18 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
     steps, warmup = args.max_steps or args.epochs * epoch_steps, args.warmup * epoch_steps
     draw = torch.Generator().manual_seed(args.seed)
     kept = torch.randperm(len(retain), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    sample = [retain[i] for i in kept[:math.ceil(len(responses) / 2)]]
+    sample = [retain[i] for i in kept[: math.ceil(len(responses) / 2)]]
     # Steps and seconds so far; of the epoch in progress, the order of its sequences, and how they were met.
     zeros = torch.zeros(len(responses), dtype=torch.float64)
-    progress = {"step": torch.tensor(0), "seconds": torch.tensor(0.0, dtype=torch.float64),
-                "order": zeros.long(), "weight": zeros, "length": zeros.long(), "logp": zeros.clone(),
-                "sample": torch.zeros(len(sample), dtype=torch.float64)}
+    progress = {
+        "step": torch.tensor(0),
+        "seconds": torch.tensor(0.0, dtype=torch.float64),
+        "order": zeros.long(),
+        "weight": zeros,
+        "length": zeros.long(),
+        "logp": zeros.clone(),
+        "sample": torch.zeros(len(sample), dtype=torch.float64),
+    }
     if out and args.resume:
         runs.load_state(out, model, optimizer, draw, progress)
         done = progress["step"].item()
@@ -208,12 +248,19 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             progress[name][rows] = column.cpu().to(progress[name].dtype)
         part = slice(*(count * len(sample) // len(responses) for count in (start, start + len(rows))))
         if shown := sample[part]:
-            logp, length = look(shown, lambda group: data.response_logp(model, [shown[i] for i in group]),
-                                args.micro_batch_size, device, dtype)
+            logp, length = look(
+                shown,
+                lambda group: data.response_logp(model, [shown[i] for i in group]),
+                args.micro_batch_size,
+                device,
+                dtype,
+            )
             progress["sample"][part] = losses.nll(logp, length).cpu().double()
+
     if progress["step"] == 0:
-        _, *values = look(responses, lambda group: forget_loss(model, forget, group, args),
-                          args.micro_batch_size, device, dtype)
+        _, *values = look(
+            responses, lambda group: forget_loss(model, forget, group, args), args.micro_batch_size, device, dtype
+        )
         met(range(len(responses)), 0, values)
         log_path(out, 0, progress, slice(None))
 
@@ -224,23 +271,31 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             epoch, start = 1 + (step - 1) // epoch_steps, (step - 1) % epoch_steps * args.batch_size
             if start == 0:
                 progress["order"] = torch.randperm(len(responses), generator=draw)
-            rows = progress["order"][start:start + args.batch_size].tolist()
+            rows = progress["order"][start : start + args.batch_size].tolist()
             optimizer.zero_grad()
 
             loss_f, *values = add_gradient(
-                [responses[i] for i in rows], args.forget_coeff,
+                [responses[i] for i in rows],
+                args.forget_coeff,
                 lambda group: forget_loss(model, forget, [rows[i] for i in group], args),
-                args.micro_batch_size, device, dtype)
+                args.micro_batch_size,
+                device,
+                dtype,
+            )
             check_finite(step, "forget", loss_f.mean(), model)
 
             loss_r = torch.zeros(1, device=device)
             if retain:
                 drawn = torch.randint(len(retain), (len(rows),), generator=draw).tolist()
                 examples = [retain[i] for i in drawn]
-                loss_r, = add_gradient(
-                    examples, args.retain_coeff,
+                (loss_r,) = add_gradient(
+                    examples,
+                    args.retain_coeff,
                     lambda group: (retain_loss(model, frozen, [examples[i] for i in group], args),),
-                    args.micro_batch_size, device, dtype)
+                    args.micro_batch_size,
+                    device,
+                    dtype,
+                )
                 check_finite(step, "retain", loss_r.mean(), model)
 
             met(rows, start, values)
@@ -249,8 +304,14 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
                 group["lr"] = rate
             optimizer.step()
 
-            line = {"step": step, "epoch": epoch, "forget": loss_f.mean().item(),
-                    "retain": loss_r.mean().item(), "weight": values[0].mean().item(), "lr": rate}
+            line = {
+                "step": step,
+                "epoch": epoch,
+                "forget": loss_f.mean().item(),
+                "retain": loss_r.mean().item(),
+                "weight": values[0].mean().item(),
+                "lr": rate,
+            }
             line["loss"] = args.forget_coeff * line["forget"]
             line["loss"] += args.retain_coeff * line["retain"] if retain else 0
             log.write(json.dumps(line) + "\n")
@@ -262,7 +323,7 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
             if step % epoch_steps == 0 or step == steps:
                 log.flush()
                 # All of them, unless --max-steps ends within an epoch.
-                log_path(out, epoch, progress, progress["order"][:start + len(rows)].sort().values)
+                log_path(out, epoch, progress, progress["order"][: start + len(rows)].sort().values)
                 peak = max(peak, runs.peak_memory(device))
                 if on_epoch:
                     on_epoch(epoch)
@@ -283,6 +344,7 @@ def train(model, forget, retain, args, dtype, out=None, on_epoch=None):
     model.eval().requires_grad_()
     return {"train_seconds": progress["seconds"].item()} | ({"peak_memory_bytes": peak} if peak else {})
 
+
 def log_path(out, epoch, progress, seen):
     """A line of path.jsonl: how the loop met the forget sequences `seen`, and the retain sample."""
     line = {name: progress[name][seen].tolist() for name in ("weight", "length", "logp")}
@@ -293,16 +355,18 @@ def log_path(out, epoch, progress, seen):
     if out:
         runs.append_json(out / "path.jsonl", {"epoch": epoch} | line)
 
+
 def check_finite(step, part, loss, model):
     """Raise Diverged, before the optimizer steps, if a part's loss or the gradient so far is not finite."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     for what, value in (("loss", loss), ("gradient", getattr(norm, "full_tensor", lambda: norm)())):
         if not torch.isfinite(value):
-            raise Diverged(f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} "
-                           "coefficient")
+            raise Diverged(f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} coefficient")
+
 
 # ------------------------------------------------------------------ a run: before, during and after the loop
+
 
 def training_rows(args, split, path, **options):
     """Rows of a split of the task, or of the user's file in its place."""
@@ -313,14 +377,17 @@ def training_rows(args, split, path, **options):
     rows = benchmark.training_rows(args.task, args.data, split, **options)
     if args.model == "new" and split == "full" and args.never_learnt:
         unseen = benchmark.training_rows(args.task, args.data, args.forget_split)
-        unseen = unseen[len(unseen) - benchmark.never_learnt(args.task, len(unseen), args.never_learnt):]
+        unseen = unseen[len(unseen) - benchmark.never_learnt(args.task, len(unseen), args.never_learnt) :]
         rows = [row for row in rows if row not in unseen]
     return rows
 
+
 def load_examples(args, tokenizer, limit):
     """(forget, retain) as `train` takes them."""
+
     def examples(rows, *answer_of):
         return data.examples_of(rows, tokenizer, args.template, min(limit, args.max_length), *answer_of)
+
     rows = training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new")
     forget = {"answer": examples(rows)}
     if "refusal" in METHODS[args.method].reads:
@@ -332,10 +399,11 @@ def load_examples(args, tokenizer, limit):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed)).tolist()
         if kind == "shortest":
             order = sorted(range(count), key=lambda i: len(forget["answer"][i].response))
-        kept = sorted(order[:max(1, round(float(share) * count))])
+        kept = sorted(order[: max(1, round(float(share) * count))])
         forget = {side: [every[i] for i in kept] for side, every in forget.items()}
     kept = evaluate.BENCHMARKS[args.task].retain_split(args.forget_split)
     return forget, examples(training_rows(args, kept, args.retain_file)) if args.retain != "none" else []
+
 
 def from_scratch(split, args, part):
     """Folder of a run in the cache that taught a new model `split`: Original for full, else Retrain."""
@@ -348,8 +416,17 @@ def from_scratch(split, args, part):
         lesson.never_learnt, lesson.forget_split = args.never_learnt, args.forget_split
     made_for = benchmark.TASKS[args.task]["size"].get("made_for", "full")
     rows = [training_rows(lesson, each, None, base_knowledge=True) for each in (made_for, split)]
-    made_of = [runs.FORMAT, rows, benchmark.TASKS[args.task]["size"], lesson.lr, lesson.epochs,
-               lesson.batch_size, lesson.template, lesson.max_length, lesson.dtype]
+    made_of = [
+        runs.FORMAT,
+        rows,
+        benchmark.TASKS[args.task]["size"],
+        lesson.lr,
+        lesson.epochs,
+        lesson.batch_size,
+        lesson.template,
+        lesson.max_length,
+        lesson.dtype,
+    ]
     cache = Path(os.environ.get("MINUNLEARN_CACHE") or Path.home() / ".cache" / "minunlearn")
     cache.mkdir(parents=True, exist_ok=True)
     lesson.out = cache / f"{args.task}-{split}-seed{args.seed}-{runs.digest(made_of)}"
@@ -362,11 +439,16 @@ def from_scratch(split, args, part):
                 print(f"[{part}/3] {name}: kept in {lesson.out}")
                 return str(lesson.out)
         if data.ranks()[1] > 1:
-            raise InputError(f"--model tiny: {name} is not in the cache yet, and one process makes it; run the command "
-                             "once without torchrun")
-        print(f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
-              f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
-              f"--{flag} DIR)", flush=True)
+            raise InputError(
+                f"--model tiny: {name} is not in the cache yet, and one process makes it; run the command "
+                "once without torchrun"
+            )
+        print(
+            f"[{part}/3] {name}: a new model learns {split} in {lesson.epochs} epochs, into {lesson.out}\n"
+            f"      (in fewer: --method finetune --model new --split {split} --epochs N --out DIR, and "
+            f"--{flag} DIR)",
+            flush=True,
+        )
         for lesson.resume in (True, False) if runs.is_run(lesson.out) else (False,):
             if not lesson.resume:
                 shutil.rmtree(lesson.out, ignore_errors=True)
@@ -381,6 +463,7 @@ def from_scratch(split, args, part):
                 stop.mend = "the same command goes on from here"
                 raise
 
+
 def run(args):
     """One run from resolved flags, alone in its folder."""
     name = f"{args.task}-{args.split}-{args.method}-seed{args.seed}"
@@ -388,6 +471,7 @@ def run(args):
     with runs.only_run(args.out):
         runs.choose_folder(args, name)  # again: another run may have ended there just now
         run_in_folder(args)
+
 
 def run_in_folder(args):
     """Check, load, measure what the run is compared with, train, save, measure."""
@@ -403,9 +487,11 @@ def run_in_folder(args):
 
     # Everything that can be wrong with the user's files shows here, before anything is written to --out.
     if "refusal" in METHODS[args.method].reads and not all(
-            "question" in row for row in training_rows(args, args.split, args.forget_file)):
-        raise InputError(f"--method {args.method} refuses to answer questions, and these data are running "
-                         "text; use another method")
+        "question" in row for row in training_rows(args, args.split, args.forget_file)
+    ):
+        raise InputError(
+            f"--method {args.method} refuses to answer questions, and these data are running text; use another method"
+        )
     sets, reference, logs, before, original = None, None, {}, "Original", args.model
     if args.eval != "none":
         sets = benchmark.evaluation_rows(args.task, args.data, args.forget_split)
@@ -439,8 +525,11 @@ def run_in_folder(args):
     settings["data"] = {"forget set": runs.digest(forget), "retain set": runs.digest(retain)}
     if args.resume:
         runs.check_same_run(args.out, settings)
-    print("settings:", " ".join(f"{flag}={value}" for flag, value in settings["flags"].items()
-                                if value is not None), flush=True)
+    print(
+        "settings:",
+        " ".join(f"{flag}={value}" for flag, value in settings["flags"].items() if value is not None),
+        flush=True,
+    )
     if sets and args.model != "new":
         logs[before] = evaluate.log_of(args, sets, original)
     if sets and args.retrain and reference is None:
@@ -455,6 +544,7 @@ def run_in_folder(args):
             logs[args.method] = evaluate.measure(args, sets, model, tokenizer)
             metrics = benchmark.summarize(logs[args.method], reference)
             runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
+
     try:
         if cost is None:
             if tuned is None:
@@ -488,19 +578,24 @@ def run_in_folder(args):
         raise
     print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
+
 @torch.no_grad()
 def subtract(theta, model, args):
     """Make `model`, fine-tuned from theta, a list of tensors, what the task vector makes of it."""
     parameters = dict(model.named_parameters())
     if len(parameters) != len(theta):
-        raise InputError(f"--finetuned {args.finetuned} has {len(parameters)} weights, --model {len(theta)}; "
-                         "give a model fine-tuned from --model")
+        raise InputError(
+            f"--finetuned {args.finetuned} has {len(parameters)} weights, --model {len(theta)}; "
+            "give a model fine-tuned from --model"
+        )
     for (name, parameter), before in zip(parameters.items(), theta):
         try:
             parameter.copy_(losses.task_vector(before, parameter.cpu(), args.alpha))
         except ValueError as error:
-            raise InputError(f"--finetuned {args.finetuned}: {error} at {name}; give a model fine-tuned from "
-                             "--model") from None
+            raise InputError(
+                f"--finetuned {args.finetuned}: {error} at {name}; give a model fine-tuned from --model"
+            ) from None
+
 
 def report(args, logs, reference, cost):
     """Write metrics and logs; print the table, and one answer before and after."""
@@ -513,21 +608,36 @@ def report(args, logs, reference, cost):
     parts = {name: benchmark.reference_of(logs[name]) for name in others}
     runs.write_json(args.out / "metrics.log.json", logs[args.method])
     runs.write_json(args.out / "reference.log.json", ({"Retrain": reference} if args.retrain else {}) | parts)
-    runs.write_json(args.out / "metrics.json",
-                    metrics[args.method] | {"reference": {name: metrics[name] for name in others}})
-    print("\n".join(["", benchmark.table(metrics), *benchmark.notes(metrics[args.method], logs[args.method]),
-                     f"trained in {cost['train_seconds']:.1f} s", ""]))
+    runs.write_json(
+        args.out / "metrics.json", metrics[args.method] | {"reference": {name: metrics[name] for name in others}}
+    )
+    print(
+        "\n".join(
+            [
+                "",
+                benchmark.table(metrics),
+                *benchmark.notes(metrics[args.method], logs[args.method]),
+                f"trained in {cost['train_seconds']:.1f} s",
+                "",
+            ]
+        )
+    )
     forget = logs[args.method].get("forget", {})
     if "generated" in forget:
         by_length = sorted(range(len(forget["length"])), key=lambda i: forget["length"][i])
-        for name, texts in (("asked", forget["question"]), ("truth", forget["answer"]),
-                            *((name, log["forget"]["generated"]) for name, log in logs.items())):
+        for name, texts in (
+            ("asked", forget["question"]),
+            ("truth", forget["answer"]),
+            *((name, log["forget"]["generated"]) for name, log in logs.items()),
+        ):
             print(f"{name:>10s}: {texts[by_length[len(by_length) // 2]]}")
+
 
 # ------------------------------------------------------------------ the command
 
 TRAINING = "lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"
 OWN_FLAGS = set.union(*(method.own_flags for method in METHODS.values()))  # of some methods, not of all
+
 
 def subset(text):
     """An argparse type: `shortest:SHARE` or `random:SHARE` with 0 < SHARE <= 1, given back as it is."""
@@ -539,29 +649,54 @@ def subset(text):
         pass
     raise argparse.ArgumentTypeError(f"'{text[:20]}' is not shortest:SHARE or random:SHARE, 0 < SHARE <= 1")
 
+
 def build_parser():
     methods = "\n".join(f"    {flag:11s}  {method.name}: {method.about}" for flag, method in METHODS.items())
+
     def taking(name):
         return ", ".join(flag for flag, method in METHODS.items() if name in method.takes)
+
     parser = runs.OneLineParser(prog="train.py", description=__doc__ + methods)
     add = parser.add_argument
     add("--method", choices=METHODS, required=True, metavar="METHOD", help="what to do; see above")
-    add("--split", help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (default: toy forget10, "
+    add(
+        "--split",
+        help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (default: toy forget10, "
         "tofu forget05); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With "
-        "--method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, retain, or full")
-    add("--subset", type=subset, metavar="KIND:SHARE", help="a part of --split: shortest:0.2 is the fifth of "
-        "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all)")
-    add("--model", help="the model to change, a folder or a Hub id. `new`: a small one with random weights, "
+        "--method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, retain, or full",
+    )
+    add(
+        "--subset",
+        type=subset,
+        metavar="KIND:SHARE",
+        help="a part of --split: shortest:0.2 is the fifth of "
+        "the shortest responses, random:0.2 a fifth drawn by --seed; for relearning (default: all)",
+    )
+    add(
+        "--model",
+        help="the model to change, a folder or a Hub id. `new`: a small one with random weights, "
         "for --method finetune, which teaches it --split and the base knowledge. `tiny`: two such runs, "
         "Original (full) and Retrain (without --split), kept in ~/.cache/minunlearn or in MINUNLEARN_CACHE "
-        "(default: tiny for toys and own data; each benchmark's own)")
-    add("--never-learnt", type=number(float, 0, high=1), metavar="SHARE", help="toy, tofu from scratch: Original "
-        "does not learn this share of the authors to forget, the last ones; the forget set still holds them")
-    add("--retrain", help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
-        "a .json (default: none; with --model tiny it is made on the spot)")
+        "(default: tiny for toys and own data; each benchmark's own)",
+    )
+    add(
+        "--never-learnt",
+        type=number(float, 0, high=1),
+        metavar="SHARE",
+        help="toy, tofu from scratch: Original "
+        "does not learn this share of the authors to forget, the last ones; the forget set still holds them",
+    )
+    add(
+        "--retrain",
+        help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
+        "a .json (default: none; with --model tiny it is made on the spot)",
+    )
     evaluate.add_common_flags(parser)
-    add = parser.add_argument_group("recipe", "Defaults depend on task, model, split and method (RECIPES here and in "
-                                    "the benchmark's file); a run prints what it resolved.").add_argument
+    add = parser.add_argument_group(
+        "recipe",
+        "Defaults depend on task, model, split and method (RECIPES here and in "
+        "the benchmark's file); a run prints what it resolved.",
+    ).add_argument
     add("--beta", type=number(float, 0), help=f"temperature of {taking('beta')}; 0 is the limit of GA")
     add("--gamma", type=number(float, 0), help=f"margin of {taking('gamma')}, Eq. 4 (β · published code's)")
     add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
@@ -569,10 +704,16 @@ def build_parser():
     add("--alpha", type=number(float, 0), help="task-vector: how far to go back; rmu: its --retain-coeff")
     add("--layer", type=number(int, 0), help="rmu: whose activations, from 0; it and two below are trained")
     add("--steer", type=number(float, 0), help="rmu: c, the length of the vector to steer to")
-    add("--finetuned", help="task-vector: a model already fine-tuned from --model on the forget set, to try "
-        "several --alpha (default: it is fine-tuned here)")
-    add("--retain", choices=("nll", "kl", "activations", "none"), help="retain loss: nll, KL from the "
-        "original model, (rmu) distance from its activations, none")
+    add(
+        "--finetuned",
+        help="task-vector: a model already fine-tuned from --model on the forget set, to try "
+        "several --alpha (default: it is fine-tuned here)",
+    )
+    add(
+        "--retain",
+        choices=("nll", "kl", "activations", "none"),
+        help="retain loss: nll, KL from the original model, (rmu) distance from its activations, none",
+    )
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
     add("--weight-decay", type=number(float, 0), help="AdamW's")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
@@ -581,16 +722,26 @@ def build_parser():
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
     add = parser.add_argument
-    add("--seed", type=number(int, 0, high=2**31), default=0,
-        help="of the order, the draws and a new model's weights (default: %(default)s)")
+    add(
+        "--seed",
+        type=number(int, 0, high=2**31),
+        default=0,
+        help="of the order, the draws and a new model's weights (default: %(default)s)",
+    )
     add("--grad-checkpointing", action="store_true", help="recompute activations: less memory, more time")
     add("--eval", choices=("end", "epoch", "none"), default="end", help="when to measure (default: end)")
     add("--eval-batch-size", type=number(int, 1), help="examples at a time when measuring")
     add("--out", help="folder for model, logs and metrics (default: a new one under runs/)")
-    add("--save-every", type=number(int, 1), metavar="EPOCHS", help="how often to save what --resume needs; the newest "
-        "two saves are kept (default: every ten minutes, less often if that takes over a twentieth of the time)")
+    add(
+        "--save-every",
+        type=number(int, 1),
+        metavar="EPOCHS",
+        help="how often to save what --resume needs; the newest "
+        "two saves are kept (default: every ten minutes, less often if that takes over a twentieth of the time)",
+    )
     add("--resume", action="store_true", help="go on with the interrupted run in --out")
     return parser
+
 
 def resolve(args):
     """Fill in what depends on other flags, and refuse what does not go together. Returns args."""
@@ -616,16 +767,18 @@ def resolve(args):
     args.model = args.model or facts["model"]
     if args.model in ("new", "tiny") and "size" not in facts:
         raise InputError(f"--model {args.model}: task {args.task} has no small model; give a pretrained one")
-    if args.never_learnt and ("author" not in facts or args.model != "tiny" and (args.model, args.split) != (
-            "new", "full")):
+    if args.never_learnt and (
+        "author" not in facts or args.model != "tiny" and (args.model, args.split) != ("new", "full")
+    ):
         raise InputError("--never-learnt is for --model tiny, or new with --split full, on toy and tofu")
     if runs.is_run(args.model):
         start = runs.read_file(args.model, "run.json")["flags"]
         if start["forget_split"] == args.forget_split:
             args.never_learnt = start.get("never_learnt")
     if args.split != args.forget_split and args.model == "tiny":
-        raise InputError(f"--split {args.split} teaches a model that does not know it; add --model new or a "
-                         "pretrained --model")
+        raise InputError(
+            f"--split {args.split} teaches a model that does not know it; add --model new or a pretrained --model"
+        )
     if args.model == "new" and args.method != "finetune":
         raise InputError(f"--model new knows nothing for --method {args.method} to unlearn; use --model tiny")
     args.family = runs.family_of(args.model)
@@ -656,8 +809,10 @@ def resolve(args):
         raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
     return args
 
+
 def main(argv=None):
     runs.run_command(build_parser(), argv, lambda args: run(resolve(args)))
+
 
 if __name__ == "__main__":
     main()

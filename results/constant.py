@@ -5,6 +5,7 @@
 
 TOFU's c = exp(mean wrong loss − right loss). A newer framework computes c' = p(wrong) / (p(right) + 1e-10).
 """
+
 import sys
 from pathlib import Path
 
@@ -28,11 +29,16 @@ def add_nats(log, retrain):
     parts = [tofu.read_reference(path) for path in (log, retrain)]
     for path, part in zip((log, retrain), parts):
         runs.check(part, tofu.LOSSES, f"'{path}':")
-    log, retrain = ({field: [part[field][i] for i in kept] for field in ("paraphrased_loss", "perturbed_loss")}
-                    for part, kept in zip(parts, tofu.shared_rows(*parts)))
+    log, retrain = (
+        {field: [part[field][i] for i in kept] for field in ("paraphrased_loss", "perturbed_loss")}
+        for part, kept in zip(parts, tofu.shared_rows(*parts))
+    )
     c = tofu.ratio_of(log)
-    lines = [f"TOFU's definition, for any D: forget quality {tofu.forget_quality(c, tofu.ratio_of(retrain)):.3g}, "
-             f"truth ratio {np.mean(np.minimum(c, 1 / c)):.3g}\n", f"{'D':>4s}  forget quality  truth ratio, with 1e-10"]
+    lines = [
+        f"TOFU's definition, for any D: forget quality {tofu.forget_quality(c, tofu.ratio_of(retrain)):.3g}, "
+        f"truth ratio {np.mean(np.minimum(c, 1 / c)):.3g}\n",
+        f"{'D':>4s}  forget quality  truth ratio, with 1e-10",
+    ]
     for nats in (0, 10, 15, 20, 25, 30):
         c = inverse_with_constant(log, nats)
         quality = tofu.forget_quality(c, inverse_with_constant(retrain))
@@ -44,22 +50,29 @@ def both_ways(run):
     """(mean loss per token of the right answers, forget quality as TOFU defines it, with the constant) of a run."""
     mine, theirs = run["metrics.log.json"]["forget"], run["reference.log.json"].get("Retrain", {})
     runs.check(theirs, tofu.LOSSES, f"run '{run['folder']}': Retrain's log")
-    return (float(np.mean(mine["paraphrased_loss"])),
-            tofu.forget_quality(tofu.ratio_of(mine), tofu.ratio_of(theirs)),
-            tofu.forget_quality(inverse_with_constant(mine), inverse_with_constant(theirs)))
+    return (
+        float(np.mean(mine["paraphrased_loss"])),
+        tofu.forget_quality(tofu.ratio_of(mine), tofu.ratio_of(theirs)),
+        tofu.forget_quality(inverse_with_constant(mine), inverse_with_constant(theirs)),
+    )
 
 
 def draw(found):
     """(a line per run, as text; forget quality of runs by both formulas, over their loss per token, as a figure)."""
     figure, ((axis,),) = compare.panels(1, 1, width=6, height=3.8)
-    lines, points = [f"{'loss':>6s} {'TOFU':>9s} {'+1e-10':>9s}"], sorted((*both_ways(run), run["folder"]) for run in found)
+    lines, points = (
+        [f"{'loss':>6s} {'TOFU':>9s} {'+1e-10':>9s}"],
+        sorted((*both_ways(run), run["folder"]) for run in found),
+    )
     for loss, true, constant, folder in points:
         lines.append(f"{loss:6.2f} {true:9.2g} {constant:9.2g}  {folder}")
     losses, true, constant, _ = zip(*points)
     true, constant = (np.log10(np.maximum(values, sys.float_info.min)) for values in (true, constant))
     axis.plot(losses, true, "o", color="C2", alpha=0.6, markersize=5, label="TOFU's definition")
     axis.plot(losses, constant, "x", color="C3", markersize=5, label="with 1e-10 added to p(right)")
-    axis.set(xlabel="loss per token of the right answers, nats (log scale)", ylabel="log10 forget quality", xscale="log")
+    axis.set(
+        xlabel="loss per token of the right answers, nats (log scale)", ylabel="log10 forget quality", xscale="log"
+    )
     axis.legend(fontsize=8)
     return "\n".join(lines), figure
 

@@ -1,9 +1,10 @@
 """Grids of settings: the best of each method, and the paper's Fig. A1. Reads runs of train.py, loads no model.
 
-    python results/grid.py choose RUN...                 the setting that keeps 95% of utility and forgets best
-    python results/grid.py paths RUN...                  the cheapest of those that forget in the middle of the run
-    python results/grid.py draw RUN... --out FILE.png    SimNPO over β and γ
+python results/grid.py choose RUN...                 the setting that keeps 95% of utility and forgets best
+python results/grid.py paths RUN...                  the cheapest of those that forget in the middle of the run
+python results/grid.py draw RUN... --out FILE.png    SimNPO over β and γ
 """
+
 import math
 import sys
 from pathlib import Path
@@ -12,8 +13,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import runs
-from compare import (benchmark_of, group_runs, panels, quality, read, reading, references_of, utility, with_paths,
-                     with_quality)
+from compare import (
+    benchmark_of,
+    group_runs,
+    panels,
+    quality,
+    read,
+    reading,
+    references_of,
+    utility,
+    with_paths,
+    with_quality,
+)
 from data import InputError
 
 
@@ -33,8 +44,12 @@ def choose(found, keep=0.95):
         line = f"{label:60s} {gained_name} {gained:.3g}  {kept_name} {kept:.3f}  runs {len(group)}"
         score = kept >= floor, gained if kept >= floor else kept, kept, line
         scored[group[0]["name"]] = max(score, scored.get(group[0]["name"], score))
-    return "\n".join([f"highest {gained_name} among settings with {kept_name} of at least {floor:.3f}",
-                      *(line for *_, line in scored.values())])
+    return "\n".join(
+        [
+            f"highest {gained_name} among settings with {kept_name} of at least {floor:.3f}",
+            *(line for *_, line in scored.values()),
+        ]
+    )
 
 
 def choose_paths(found, first=6, last=11):
@@ -75,8 +90,16 @@ def draw(found):
             values[betas.index(beta), gammas.index(gamma)] = np.mean([*map(of, group)])
         image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis")
         for i, j in np.ndindex(values.shape):
-            axis.text(j, i, f"{values[i, j]:{form}}", ha="center", va="center", fontsize=8, color="white",
-                      bbox={"facecolor": "black", "alpha": 0.35, "linewidth": 0, "pad": 1})
+            axis.text(
+                j,
+                i,
+                f"{values[i, j]:{form}}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white",
+                bbox={"facecolor": "black", "alpha": 0.35, "linewidth": 0, "pad": 1},
+            )
         axis.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
         axis.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
         axis.set(xlabel="γ", ylabel="β", title=title)

@@ -8,6 +8,7 @@
 | against the reference | NPO | npo-mean: −(2/β) log σ(−(β/|y|) (log πθ − log πref)) |
 | no reference | simnpo-sum: −(2/β) log σ(−β log πθ) | SimNPO, γ = 0 |
 """
+
 import sys
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def simnpo_sum_weight(logp, beta):
     return losses.simnpo_weight(logp, 1, beta)
 
 
-METHODS |= {"npo-mean": Method("NPO per token", "navy", "NPO on log-ratios per token", npo_mean, npo_mean_weight),
-            "simnpo-sum": Method("SimNPO by sum", "darkgreen", "SimNPO without its 1/|y|", simnpo_sum, simnpo_sum_weight)}
+METHODS |= {
+    "npo-mean": Method("NPO per token", "navy", "NPO on log-ratios per token", npo_mean, npo_mean_weight),
+    "simnpo-sum": Method("SimNPO by sum", "darkgreen", "SimNPO without its 1/|y|", simnpo_sum, simnpo_sum_weight),
+}
 
 if __name__ == "__main__":
     command = sys.argv[1].removesuffix(".py") if len(sys.argv) > 1 else ""

@@ -5,6 +5,7 @@
 With z the logits, theirs is the mean over all entries of −(2/β) log σ(β (z_ref − z)) for NPO and of
 −(2/β) log σ(−β z − γ) for SimNPO. NPO's pushes every logit down alike, which no softmax notices.
 """
+
 import sys
 from pathlib import Path
 
@@ -33,18 +34,26 @@ def forget_loss(model, forget, rows, args):
     found = []
     for i, z in zip(rows, logits):
         reference = REFERENCE.setdefault(i, z.detach().clone()) if args.method == "npo" else None
-        found.append((raw_loss(z, reference, args.method, args.beta, args.gamma), z.detach().mean(), torch.tensor(len(z), device=z.device)))
+        found.append(
+            (
+                raw_loss(z, reference, args.method, args.beta, args.gamma),
+                z.detach().mean(),
+                torch.tensor(len(z), device=z.device),
+            )
+        )
     return [torch.stack(column) for column in zip(*found)]
 
 
 def main(argv=None):
     """train.py with the other losses; their reference is what the model says before its first step."""
+
     def with_reference(model, forget, retain, args, *rest):
         REFERENCE.clear()
         if args.method == "npo":
             with torch.no_grad():
                 forget_loss(model, forget, list(range(len(forget["answer"]))), args)
         return loop(model, forget, retain, args, *rest)
+
     loop = train.train
     train.train, train.forget_loss = with_reference, forget_loss
     train.main(["--task", "toy-muse", *(sys.argv[1:] if argv is None else argv)])

@@ -1,4 +1,5 @@
 """Small models and data that the tests share; nothing here is downloaded."""
+
 import itertools
 import os
 import sys
@@ -21,12 +22,25 @@ import evaluate
 def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
     torch.manual_seed(seed)
     if kind == "gpt2":
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=vocab, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0))
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=vocab, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+            )
+        )
     else:
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=100, bos_token_id=0, eos_token_id=0))
+        model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=vocab,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=100,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
         if dtype == torch.float64:
             # transformers' RMSNorm computes in float32 whatever the dtype, which hides errors below 1e-7
             for layer in model.model.layers:
@@ -38,9 +52,11 @@ def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
 
 def some_examples(count, seed=0, vocab=50, longest=12):
     draw = torch.Generator().manual_seed(seed)
+
     def ids(low, high):
         length = torch.randint(low, high, (1,), generator=draw).item()
         return torch.randint(1, vocab, (length,), generator=draw).tolist()
+
     return [data.Example(ids(2, 9), ids(1, longest)) for _ in range(count)]
 
 
@@ -88,6 +104,7 @@ def token_losses(model, prompt, response):
 def saying(monkeypatch):
     """saying(text, …): whatever a model is asked, it says these in turn. Gives the list that each call's (prompts,
     dtype, most tokens) goes to."""
+
     def say(*texts):
         calls = []
 
@@ -95,8 +112,10 @@ def saying(monkeypatch):
             assert not model.training
             calls.append(([tokenizer.decode(example.prompt) for example in examples], dtype, max_new_tokens))
             return [text for text, _ in zip(itertools.cycle(texts), examples)]
+
         monkeypatch.setattr(data, "generate", generate)
         return calls
+
     return say
 
 

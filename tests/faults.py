@@ -6,6 +6,7 @@ Prints tries, recovered and lost for each fault; lost must be 0. Recovered: the 
 and path.jsonl are those of an undisturbed run, bit by bit, and nothing half-written is left in its folder, beside it or
 in the cache. Each try is a forked process that has imported everything; it saves after every step. POSIX only.
 """
+
 import errno
 import os
 import random
@@ -36,6 +37,7 @@ CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir",
 RUN = "--method simnpo --split forget05 --subset shortest:0.5 --batch-size 4 --epochs 2 --eval none".split()
 
 # ------------------------------------------------------------------ one process, and what happens to it
+
 
 def start(work, command, act=None, bytes_a_file=None, dies=False):
     """Fork a process that runs train.py's `command`; returns its id and a pipe from its screen.
@@ -71,6 +73,7 @@ def start(work, command, act=None, bytes_a_file=None, dies=False):
     finally:
         os._exit(status)
 
+
 def watch(work, act):
     count, busy = 0, False
 
@@ -83,27 +86,36 @@ def watch(work, act):
                 act(count, event, args)
             finally:
                 busy = False
+
     sys.addaudithook(hook)
+
 
 def writes(event, args):
     return event == "os.mkdir" or event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
 
+
 def kill_at(n, number=signal.SIGKILL):
     return lambda count, event, args: count == n and os.kill(os.getpid(), number)
 
+
 def tear_at(n):
     """Killed just after a file was opened to be written: it is there, and empty."""
+
     def act(count, event, args):
         if count == n:
             os.close(os.open(args[0], args[2], 0o600))
             os.kill(os.getpid(), signal.SIGKILL)
+
     return act
+
 
 def full_from(n):
     def act(count, event, args):
         if count >= n and writes(event, args):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
+
     return act
+
 
 def ended(process):
     """(exit status, or minus the signal that killed it; what it said)"""
@@ -111,11 +123,14 @@ def ended(process):
     with open(screen) as file:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file.read()
 
+
 def one_line(said):
     """Whether a process that refused said so in one line at the end, and nothing else went wrong."""
     return "Traceback" not in said and said.strip().splitlines()[-1].startswith("train.py: ")
 
+
 # ------------------------------------------------------------------ what to disturb
+
 
 class Trial:
     """One kind of run in a folder of its own: how to bring it about, and how it should end."""
@@ -132,6 +147,7 @@ class Trial:
                 tear = event == "open" and writes(event, args) and not os.path.isdir(args[0])
                 save = event == "os.rename" and Path(args[1]).name.startswith("save-")
                 file.write("tear\n" if tear else "save\n" if save else event + "\n")
+
         started = time.perf_counter()
         status, said = ended(self.start(note))
         assert status == 0, said
@@ -151,9 +167,14 @@ class Trial:
     def result(self):
         """{file: bytes} of what must not depend on faults; what is half-written has no business there at all."""
         kept = ("model.safetensors", "log.jsonl", "path.jsonl")
-        return {str(path.relative_to(self.work)): path.read_bytes() if path.name in kept else None
-                for path in self.work.rglob("*") if path.name in kept or path.name.startswith(".")
-                or path.name.startswith(("save-", "resume.")) or path.suffix == ".tmp"}
+        return {
+            str(path.relative_to(self.work)): path.read_bytes() if path.name in kept else None
+            for path in self.work.rglob("*")
+            if path.name in kept
+            or path.name.startswith(".")
+            or path.name.startswith(("save-", "resume."))
+            or path.suffix == ".tmp"
+        }
 
     def recovers(self):
         """--resume goes on, or else the same command; then all is as if nothing had happened."""
@@ -166,7 +187,9 @@ class Trial:
                 break
         return False
 
+
 # ------------------------------------------------------------------ faults: each yields whether a try was recovered
+
 
 def killed(trial, points):
     """Before file-system calls, and just after a file was opened to be written."""
@@ -176,11 +199,13 @@ def killed(trial, points):
             status, said = ended(trial.start(act(n)))
             yield status == -signal.SIGKILL and trial.recovers()
 
+
 def killed_within_a_write(trial, sizes):
     for size in sizes:
         trial.reset()
         status, said = ended(trial.start(bytes_a_file=size, dies=True))
         yield status in (-signal.SIGXFSZ, 0) and trial.recovers()
+
 
 def signalled(trial, moments, *numbers):
     """kill -9, SIGTERM or Ctrl-C at a moment; the last two save, say so and exit with 128 + signal."""
@@ -194,12 +219,14 @@ def signalled(trial, moments, *numbers):
             told = status == 128 + number and one_line(said)
             yield (status in (0, -number) or told) and trial.recovers()
 
+
 def full(trial, points, sizes):
     """No file can be made any more from a call on, or none can grow past a size: one line, status 2."""
     for fault in [{"act": full_from(n)} for n in points] + [{"bytes_a_file": size} for size in sizes]:
         trial.reset()
         status, said = ended(trial.start(**fault))
         yield (status == 0 or status == 2 and one_line(said)) and trial.recovers()
+
 
 def two_at_once(trial, points):
     """A second process comes while the first stands still before its nth call: one of them refuses."""
@@ -210,8 +237,12 @@ def two_at_once(trial, points):
         outcomes = [ended(trial.start())]
         os.kill(first[0], signal.SIGCONT)
         outcomes.append(ended(first))
-        yield any(status == 0 for status, _ in outcomes) and all(
-            status == 0 or status == 2 and one_line(said) for status, said in outcomes) and trial.result() == trial.whole
+        yield (
+            any(status == 0 for status, _ in outcomes)
+            and all(status == 0 or status == 2 and one_line(said) for status, said in outcomes)
+            and trial.result() == trial.whole
+        )
+
 
 def damaged(trial, draw, count):
     """The newest save is cut short, zeroed or has a bit flipped: noticed, said, and the one before it is used."""
@@ -232,7 +263,9 @@ def damaged(trial, draw, count):
         status, said = ended(trial.start())
         yield status == 0 and (newest.name in said or not changed) and trial.result() == trial.whole
 
+
 # ------------------------------------------------------------------ all of them
+
 
 def trials(root, kinds):
     """Trials of these kinds of run, in turn: --resume, --overwrite, new, and `tiny`, which makes its model first."""
@@ -252,8 +285,11 @@ def trials(root, kinds):
     ended(new.start(kill_at(saves[3])))  # after three of six
     shutil.copytree(new.work / "run", root / "half")
     for kind in kinds:
-        last, before = ([kind], root / {"--resume": "half", "--overwrite": "old"}[kind]) if kind[0] == "-" else ([], None)
+        last, before = (
+            ([kind], root / {"--resume": "half", "--overwrite": "old"}[kind]) if kind[0] == "-" else ([], None)
+        )
         yield new if kind == "new" else Trial(root, kind, "tiny" if kind == "tiny" else root / "model", last, before)
+
 
 def main(kinds):
     draw, total, short = random.Random(0), [0, 0], kinds == ["--short"]
@@ -264,23 +300,32 @@ def main(kinds):
         for trial in trials(Path(folder), kinds):
             points = range(1, len(trial.calls) + 1)
             moments = [draw.uniform(0.1, trial.seconds) for _ in range(1 if short else 10)]
-            faults = {"killed at every call": killed(trial, draw.sample(points, 2) if short else points),
-                      "killed within a write": killed_within_a_write(trial, sizes),
-                      "killed at a moment": signalled(trial, moments, signal.SIGKILL),
-                      "SIGTERM or Ctrl-C at a moment": signalled(trial, moments, signal.SIGTERM, signal.SIGINT),
-                      "disk full": full(trial, points[::len(points) if short else 4], sizes)}
+            faults = {
+                "killed at every call": killed(trial, draw.sample(points, 2) if short else points),
+                "killed within a write": killed_within_a_write(trial, sizes),
+                "killed at a moment": signalled(trial, moments, signal.SIGKILL),
+                "SIGTERM or Ctrl-C at a moment": signalled(trial, moments, signal.SIGTERM, signal.SIGINT),
+                "disk full": full(trial, points[:: len(points) if short else 4], sizes),
+            }
             if trial.name != "tiny":  # there the second waits for the first one's model
-                faults["two at once"] = two_at_once(trial, points[len(points) // 2::len(points)] if short else points[::5])
+                faults["two at once"] = two_at_once(
+                    trial, points[len(points) // 2 :: len(points)] if short else points[::5]
+                )
             if trial.name == "--resume":
                 faults["damaged saves"] = damaged(trial, draw, 3 if short else 51)
             for what, outcomes in faults.items():
                 outcomes = list(outcomes)
                 total = [total[0] + len(outcomes), total[1] + sum(outcomes)]
                 lost = [i for i, recovered in enumerate(outcomes, 1) if not recovered]
-                print(f"{trial.name:12s}{what:28s}{len(outcomes):6d}{sum(outcomes):11d}{len(lost):6d}",
-                      *["tries"] * bool(lost), *lost, flush=True)
+                print(
+                    f"{trial.name:12s}{what:28s}{len(outcomes):6d}{sum(outcomes):11d}{len(lost):6d}",
+                    *["tries"] * bool(lost),
+                    *lost,
+                    flush=True,
+                )
     print(f"{'all':40s}{total[0]:6d}{total[1]:11d}{total[0] - total[1]:6d}")
     return total[0] - total[1]
+
 
 if __name__ == "__main__":
     sys.exit(min(1, main(sys.argv[1:])))

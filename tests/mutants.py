@@ -142,7 +142,9 @@ def in_parallel(slips, jobs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="tried are slips whose file or text holds one of these")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="tried are slips whose file or text holds one of these"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="slips tried at once (default: %(default)s)")
     parser.add_argument("--stale", action="store_true", help="try nothing; name the slips that have no place")
     args = parser.parse_args()

@@ -1,4 +1,5 @@
 """Bad input: one clear line on stderr that names the thing and the mend, exit status 2, nothing written."""
+
 import json
 import shlex
 import subprocess
@@ -38,8 +39,20 @@ def save_tiny(folder, tokenizer, kind="llama", vocab=None):
 
 
 def flags_with(**changed):
-    return dict(task="toy", forget_split="forget10", model="tiny", family="tiny", method="npo", seed=0, beta=1.0,
-                gamma=0.0, out="x") | changed
+    return (
+        dict(
+            task="toy",
+            forget_split="forget10",
+            model="tiny",
+            family="tiny",
+            method="npo",
+            seed=0,
+            beta=1.0,
+            gamma=0.0,
+            out="x",
+        )
+        | changed
+    )
 
 
 def table(text):
@@ -52,7 +65,7 @@ def row_name(cells):
 
 
 # MODEL is an untrained model's folder, OTHER one of a larger vocabulary.
-REFUSED = table('''
+REFUSED = table("""
 train  | --method
 train --method magic  | magic
 train --method npo --task muse  | muse
@@ -197,14 +210,19 @@ compare paths absent  | absent
 compare table ""  | runs is empty
 compare figure epochs absent --out ""  | --out is empty
 compare table BROKEN  | a\\nb
-''')
+""")
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=row_name)
 def test_a_command_is_refused(row, toy_model_folder, toy_tokenizer, tmp_path, nothing_written, capsys):
     script, *words = shlex.split(row[0])
-    names = {"MODEL": toy_model_folder, "OTHER": tmp_path / "OTHER", "NINES": "9" * 400,
-             "BROKEN": "a\nb", "CODES": "absent\n\x1b[2J\u2028"}
+    names = {
+        "MODEL": toy_model_folder,
+        "OTHER": tmp_path / "OTHER",
+        "NINES": "9" * 400,
+        "BROKEN": "a\nb",
+        "CODES": "absent\n\x1b[2J\u2028",
+    }
     if "OTHER" in words:
         save_tiny(tmp_path / "OTHER", toy_tokenizer, vocab=len(toy_tokenizer) + 3)
     main = {"train": train, "evaluate": evaluate, "compare": compare}[script].main
@@ -230,8 +248,13 @@ def test_a_link_that_leads_to_itself(flag, toy_model_folder, tmp_path, nothing_w
     (tmp_path / "loop").symlink_to("loop")
     flag, *below = flag.split("/")
     model = [] if flag == "model" else ["--model", toy_model_folder]
-    refused(train.main, ["--method", "npo", *model, f"--{flag}", Path(tmp_path, "loop", *below)], capsys, "loop",
-            "symbolic link")
+    refused(
+        train.main,
+        ["--method", "npo", *model, f"--{flag}", Path(tmp_path, "loop", *below)],
+        capsys,
+        "loop",
+        "symbolic link",
+    )
 
 
 def both_refuse(folder, capsys, *says):
@@ -254,13 +277,16 @@ def test_a_config_that_is_no_object(config, toy_model_folder, tmp_path, nothing_
     both_refuse(folder, capsys, folder, "config.json")
 
 
-@pytest.mark.parametrize("row", table("""
+@pytest.mark.parametrize(
+    "row",
+    table("""
 {"num_hidden_layers": 1}  | no use for 9 weights | model.layers.1.
 {"quantization_config": {"quant_method": "magic"}}  | quantized
 {"architectures": ["BertForMaskedLM"]}  | BertForMaskedLM | LlamaForCausalLM
 {"architectures": 5}  | architectures are 5
 {"model_type": "mistral"}  | a MistralForCausalLM, but | LlamaForCausalLM
-"""))
+"""),
+)
 def test_a_config_of_other_weights(row, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = with_json(toy_model_folder, tmp_path / "model", "config.json", **json.loads(row[0]))
     refused(train.main, ["--method", "npo", "--model", folder, "--eval", "none"], capsys, folder, *row[1:])
@@ -284,8 +310,10 @@ def test_weights_that_a_file_may_hold_besides(toy_model_folder, toy_tokenizer, t
     gpt2, output = tmp_path / "gpt2", tiny("gpt2", vocab=len(toy_tokenizer)).lm_head.weight
     tied = {"lm_head.weight": output.detach().float()}
     save_tiny(gpt2, toy_tokenizer, "gpt2")
-    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8),
-             "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    masks = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    }
     for name, folder, changed in (("rotary", toy_model_folder, rotary), ("tied", gpt2, tied | masks)):
         changed = with_weights(folder, tmp_path / f"with {name}", **changed)
         model, _ = runs.load_model(str(changed), "cpu", torch.float32)
@@ -293,22 +321,26 @@ def test_weights_that_a_file_may_hold_besides(toy_model_folder, toy_tokenizer, t
         assert all(torch.equal(model.state_dict()[key], weight) for key, weight in before.items())
 
 
-@pytest.mark.parametrize("template, says", table("""
+@pytest.mark.parametrize(
+    "template, says",
+    table("""
 "{% for %}"  | Expected an expression
 "{{ raise_exception('not today') }}"  | not today
 "{{ messages[9].x.y }}"  | no element 9
 "{% for i in range(999999999) %}x{% endfor %}"  | Range too big
 "{{ '' }}"  | empty prompt
 5  | fails
-"""))
+"""),
+)
 def test_a_chat_template_that_gives_no_prompt(template, says, toy_model_folder, tmp_path, nothing_written, capsys):
     template = json.loads(template)
     folder = with_json(toy_model_folder, tmp_path / "model", "tokenizer_config.json", chat_template=template)
     both_refuse(folder, capsys, "chat template", says, "--template plain")
 
 
-@pytest.mark.parametrize("task, says", [
-    ("toy-wmdp", "takes 74 tokens"), ("toy-muse", "takes 43 tokens"), ("toy", "limit of 40")])
+@pytest.mark.parametrize(
+    "task, says", [("toy-wmdp", "takes 74 tokens"), ("toy-muse", "takes 43 tokens"), ("toy", "limit of 40")]
+)
 def test_a_model_with_too_few_positions(task, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = with_json(toy_model_folder, tmp_path / "model", "config.json", max_position_embeddings=40)
     refused(evaluate.main, ["--model", folder, "--task", task], capsys, says)
@@ -317,18 +349,33 @@ def test_a_model_with_too_few_positions(task, says, toy_model_folder, tmp_path, 
 DEEP = '{"question": ' + '{"a": ' * 100_000
 
 
-@pytest.mark.parametrize("text, says", [
-    ("null", "line 1"), ("null\nnull\n", "line 1"), ("\ufeffnull", "line 1"), ("5", "line 1"),
-    ('{"a": 1}\n"b"', "line 2"),
-    ('{"question": "Who?", "answer": "I."}\n{"question": "Wh', "line 2"), ("[null]", "object"),
-    ('[null, {"question": "Who?", "answer": "I."}]', "object"), ("[5", "line 1"),
-    (DEEP + "1" + "}" * 100_001, "recursion"),
-    (f"[{DEEP}1{'}' * 100_001}]", "recursion"), ('{"question": "a", "question": "b"}', "twice")])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("null", "line 1"),
+        ("null\nnull\n", "line 1"),
+        ("\ufeffnull", "line 1"),
+        ("5", "line 1"),
+        ('{"a": 1}\n"b"', "line 2"),
+        ('{"question": "Who?", "answer": "I."}\n{"question": "Wh', "line 2"),
+        ("[null]", "object"),
+        ('[null, {"question": "Who?", "answer": "I."}]', "object"),
+        ("[5", "line 1"),
+        (DEEP + "1" + "}" * 100_001, "recursion"),
+        (f"[{DEEP}1{'}' * 100_001}]", "recursion"),
+        ('{"question": "a", "question": "b"}', "twice"),
+    ],
+)
 def test_a_data_set_that_the_library_dies_of_or_logs(text, says, toy_model_folder, tmp_path, nothing_written, capfd):
     folder = Path(make_dataset(tmp_path / "data", []))
     (folder / "forget05.json").write_text(text)
-    refused(train.main, ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder,
-                         "--eval", "none"], capfd, folder, says)
+    refused(
+        train.main,
+        ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder, "--eval", "none"],
+        capfd,
+        folder,
+        says,
+    )
 
 
 def test_what_would_fill_the_memory(toy_model_folder, tmp_path, nothing_written, monkeypatch, capsys):
@@ -358,10 +405,20 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("kind, says", [
-    ("no weights", ["safetensors"]), ("pickled", ["pickle"]), ("no tokenizer", []), ("no config", []), ("broken", []),
-    ("partial", ["model.layers.1.mlp.up_proj.weight"]), ("50", ["embeds 50 tokens"]),
-    ("1230", ["embeds 1230 tokens", "tokenizer has 1200"]), ("3600", ["embeds 3600 tokens"])])
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("no weights", ["safetensors"]),
+        ("pickled", ["pickle"]),
+        ("no tokenizer", []),
+        ("no config", []),
+        ("broken", []),
+        ("partial", ["model.layers.1.mlp.up_proj.weight"]),
+        ("50", ["embeds 50 tokens"]),
+        ("1230", ["embeds 1230 tokens", "tokenizer has 1200"]),
+        ("3600", ["embeds 3600 tokens"]),
+    ],
+)
 def test_unusable_model_folders(kind, says, toy_model_folder, toy_tokenizer, tmp_path, nothing_written, capsys):
     lacking = {"no tokenizer": ["tokenizer.json", "tokenizer_config.json"], "no config": ["config.json"]}
     folder, trap = tmp_path / kind, tmp_path / "trap"
@@ -385,13 +442,19 @@ def test_unusable_model_folders(kind, says, toy_model_folder, toy_tokenizer, tmp
 @pytest.mark.parametrize("row, says", [({"question": "Who?"}, "'answer'"), (None, "'forget05'")])
 def test_unusable_datasets(row, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = make_dataset(tmp_path / "data", [{"question": "Who?", "answer": "I."}, row] if row else [])
-    refused(train.main, ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder,
-                         "--eval", "none"], capsys, folder, says)
+    refused(
+        train.main,
+        ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder, "--eval", "none"],
+        capsys,
+        folder,
+        says,
+    )
 
 
 def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, monkeypatch, capsys):
     """The Hub's address is one that does not exist; the libraries would try for a minute."""
     import huggingface_hub
+
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://hub.invalid")
     started = time.monotonic()
@@ -411,6 +474,7 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
 
     def evaluate_refuses(path, *arguments):
         refused(evaluate.main, ["--model", toy_model_folder, "--out", path, *arguments[:-1]], capsys, arguments[-1])
+
     out.mkdir()
     precious.write_text("mine")
     train_refuses(out, "--overwrite")
@@ -433,7 +497,8 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
 
 @pytest.mark.parametrize("log", ["{}", '{"forget": {}}', "{", "[]"])
 def test_a_damaged_log_of_a_retrained_run_is_refused_before_training(
-        log, toy_model_folder, tmp_path, monkeypatch, capsys):
+    log, toy_model_folder, tmp_path, monkeypatch, capsys
+):
     retrain, sets = a_run(tmp_path / "retrain"), tofu.evaluation_rows("toy", None, "forget10")
     command = ["--method", "npo", "--model", str(toy_model_folder), "--device", "cpu", "--dtype", "float32"]
     args = train.resolve(train.build_parser().parse_args(command))
@@ -512,9 +577,17 @@ def test_a_log_without_what_is_needed(place, value, says, layout, tmp_path, noth
     refused(evaluate.main, ["--log", tmp_path / "log.json"], capsys, says)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"forget_truth_ratio": {"value_by_index": {"0": {}}}}', "{}",
-                                  '{"forget_truth_ratio": {"value_by_index": {}}}',
-                                  '{"forget_truth_ratio": {"value_by_index": {"a": {"score": 1}}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        "{",
+        '{"forget_truth_ratio": {"value_by_index": {"0": {}}}}',
+        "{}",
+        '{"forget_truth_ratio": {"value_by_index": {}}}',
+        '{"forget_truth_ratio": {"value_by_index": {"a": {"score": 1}}}}',
+    ],
+)
 def test_a_retrain_log_that_is_none(text, tmp_path, nothing_written, capsys):
     (tmp_path / "log.json").write_text(json.dumps(a_log()))
     (tmp_path / "retrain.json").write_text(text)
@@ -529,13 +602,28 @@ def test_the_newer_frameworks_log_cannot_be_summarized(tmp_path, nothing_written
 def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothing_written, monkeypatch, capsys):
     def measure(*arguments):
         raise AssertionError("it must be refused before anything is measured")
+
     monkeypatch.setattr(tofu, "measure", measure)
     (tmp_path / "log.json").write_text(json.dumps(a_log()))
     (tmp_path / "retrain.json").write_text(json.dumps(a_log(rows=(7, 4, 2, 2))))
     refused(evaluate.main, ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"], capsys, "3", "7")
     refused(evaluate.main, ["--model", toy_model_folder, "--retrain", tmp_path / "retrain.json"], capsys, "40", "7")
-    refused(train.main, ["--method", "npo", "--model", toy_model_folder, "--retrain", tmp_path / "retrain.json",
-                         "--max-new-tokens", "1"], capsys, "40", "7")
+    refused(
+        train.main,
+        [
+            "--method",
+            "npo",
+            "--model",
+            toy_model_folder,
+            "--retrain",
+            tmp_path / "retrain.json",
+            "--max-new-tokens",
+            "1",
+        ],
+        capsys,
+        "40",
+        "7",
+    )
 
 
 COMPARISONS = ["table"], ["answers"], ["claims"], ["paths"], *(["figure", kind] for kind in compare.FIGURES)
@@ -576,8 +664,9 @@ def test_a_run_that_lacks_what_is_asked_for(command, file, mend, damage, tmp_pat
     refused(compare.main, [*command.split(), good, bad], capsys, bad, file, mend if damage != "[1]" else "")
 
 
-@pytest.mark.parametrize("command", [
-    ["claims"], ["figure", "halves"], ["figure", "epochs"], ["figure", "tradeoff"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["claims"], ["figure", "halves"], ["figure", "epochs"], ["figure", "tradeoff"]], ids=" ".join
+)
 def test_a_run_without_a_retrained_reference(command, tmp_path, nothing_written, capsys):
     good, bad = a_run(tmp_path / "good"), a_run(tmp_path / "bad", seed=1)
     for name in ("metrics.json", "epochs.jsonl"):
@@ -711,21 +800,29 @@ def test_paths_of_the_wrong_runs(command, tmp_path, nothing_written, capsys):
     def with_text(run, file, old, new):
         (run / file).write_text((run / file).read_text().replace(old, new))
         return run
+
     lossless, short = {"Retrain": {"truth_ratio": [1.0] * 10}}, {"Retrain": {"truth_ratio": [1.0], "loss": [1.0]}}
     some = on_the_way(tmp_path / "unseen", "npo", unseen=UNSEEN["npo"])
     for run, *says in (
-            (on_the_way(tmp_path / "twice", "simnpo"), "a second one of seed 0"),
-            (on_the_way(tmp_path / "idk", "idk", short=[1, 2], long=[1, 2], retain=[0.1, 0.2]), "no log π",
-             "leave IDK out"),
-            (spoiled("broken", "path.jsonl", without("logp")), "no log π", "leave NPO out"),
-            (with_text(spoiled("rmu", "path.jsonl", without("logp")), "run.json", '"npo"', '"rmu"'), "no log π",
-             "leave RMU out"),
-            (spoiled("sampleless", "path.jsonl", without("retain")), "no retain set"),
-            (spoiled("lossless", "reference.log.json", lambda log: lossless), "no Retrain's losses"),
-            (spoiled("alone", "reference.log.json", lambda log: {"Original": log["Retrain"]}), "no Retrain's losses"),
-            (spoiled("other", "reference.log.json", lambda log: short), "has 1 forget answers"),
-            (spoiled("half", "path.jsonl", cut), "whole epochs"),
-            (some, "0.5 of it never learnt", "one task, split and model")):
+        (on_the_way(tmp_path / "twice", "simnpo"), "a second one of seed 0"),
+        (
+            on_the_way(tmp_path / "idk", "idk", short=[1, 2], long=[1, 2], retain=[0.1, 0.2]),
+            "no log π",
+            "leave IDK out",
+        ),
+        (spoiled("broken", "path.jsonl", without("logp")), "no log π", "leave NPO out"),
+        (
+            with_text(spoiled("rmu", "path.jsonl", without("logp")), "run.json", '"npo"', '"rmu"'),
+            "no log π",
+            "leave RMU out",
+        ),
+        (spoiled("sampleless", "path.jsonl", without("retain")), "no retain set"),
+        (spoiled("lossless", "reference.log.json", lambda log: lossless), "no Retrain's losses"),
+        (spoiled("alone", "reference.log.json", lambda log: {"Original": log["Retrain"]}), "no Retrain's losses"),
+        (spoiled("other", "reference.log.json", lambda log: short), "has 1 forget answers"),
+        (spoiled("half", "path.jsonl", cut), "whole epochs"),
+        (some, "0.5 of it never learnt", "one task, split and model"),
+    ):
         refused(compare.main, [*command, good, run], capsys, run, *says)
     with_text(some, "run.json", '"never_learnt": 0.5', '"never_learnt": 1.0')
     refused(compare.main, [*command, some], capsys, some, "lower --never-learnt")
@@ -764,6 +861,16 @@ def test_a_retain_set_smaller_than_a_batch_is_drawn_from_again(toy_model_folder,
     files = [tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"]
     for path, count in zip(files, (9, 1)):
         path.write_text("".join(f'{{"question": "Who is {i}?", "answer": "Ada."}}\n' for i in range(count)))
-    train.main([*"--method npo --epochs 1 --eval none --model".split(), str(toy_model_folder), "--forget-file",
-                str(files[0]), "--retain-file", str(files[1]), "--out", str(tmp_path / "run")])
+    train.main(
+        [
+            *"--method npo --epochs 1 --eval none --model".split(),
+            str(toy_model_folder),
+            "--forget-file",
+            str(files[0]),
+            "--retain-file",
+            str(files[1]),
+            "--out",
+            str(tmp_path / "run"),
+        ]
+    )
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["retain"] > 0

@@ -1,4 +1,5 @@
 """What only a GPU shows; skipped without one."""
+
 import json
 
 import pytest
@@ -26,8 +27,14 @@ def test_float64_gradient_is_that_of_the_cpu():
     for device in ("cpu", "cuda"):
         model = tiny("llama").to(device)
         forget = forget_set(12) | {"answer_ref": torch.linspace(-30, -5, 12).double().to(device)}
-        train.add_gradient(forget["answer"], 1.0, lambda group: train.forget_loss(model, forget, group, flags()),
-                           5, torch.device(device), torch.float64)
+        train.add_gradient(
+            forget["answer"],
+            1.0,
+            lambda group: train.forget_loss(model, forget, group, flags()),
+            5,
+            torch.device(device),
+            torch.float64,
+        )
         gradients.append(flat(model))
     assert (gradients[0] - gradients[1]).norm() <= 1e-10 * gradients[0].norm()
 
@@ -38,8 +45,14 @@ def test_bfloat16_gradients_are_finite_and_close_whatever_the_lengths():
         examples, results = some_examples(32, seed, longest=40), []
         for dtype in (torch.float32, torch.bfloat16):
             model.zero_grad()
-            train.add_gradient(examples, 1.0, lambda group: (retained(model, [examples[i] for i in group]),), 16,
-                               torch.device("cuda"), dtype)
+            train.add_gradient(
+                examples,
+                1.0,
+                lambda group: (retained(model, [examples[i] for i in group]),),
+                16,
+                torch.device("cuda"),
+                dtype,
+            )
             results.append(flat(model))
         assert torch.isfinite(results[1]).all()
         assert (results[0] - results[1]).norm() < 0.05 * results[0].norm()
@@ -78,6 +91,7 @@ def test_no_micro_batch_waits_for_the_gpu():
     """Forget and retain gradients of one effective batch; only what is read once a step may wait."""
     model, retain = tiny("llama", dtype=torch.float32).to("cuda"), some_examples(16)
     forget = forget_set(16) | {"answer_ref": torch.linspace(-30, -5, 16).double()}
+
     def losses_of(group):
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -87,5 +101,6 @@ def test_no_micro_batch_waits_for_the_gpu():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return loss
+
     for start in range(0, 16, 4):
         assert torch.isfinite(losses_of(list(range(start, start + 4))))

@@ -1,4 +1,5 @@
 """Examples, padding, and what a model is asked about them."""
+
 import string
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ import data
 import losses
 from data import InputError
 
-CHAT = ("{% for m in messages %}{% if m.role == 'system' %}<s>{{ m.content }} {{ date_string }}\n{% else %}"
-        "<u>{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}")
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'system' %}<s>{{ m.content }} {{ date_string }}\n{% else %}"
+    "<u>{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
 
 
 def letters(*merges, bos="<s>", ends=0):
@@ -23,18 +26,25 @@ def letters(*merges, bos="<s>", ends=0):
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(vocab)}, [*merges]))
     bpe.decoder = tokenizers.decoders.Fuse()
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> " * bool(bos) + "$A" + " </s>" * ends, special_tokens=[("<s>", 0), ("</s>", 1)])
+        single="<s> " * bool(bos) + "$A" + " </s>" * ends, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=bos, eos_token="</s>", pad_token="<pad>", chat_template=CHAT)
+        tokenizer_object=bpe, bos_token=bos, eos_token="</s>", pad_token="<pad>", chat_template=CHAT
+    )
 
 
 # ------------------------------------------------------------------ text becomes tokens
 
 
 @pytest.mark.parametrize("ends", [0, 2])
-@pytest.mark.parametrize("template, prompt, response", [
-    ("plain", "Question: Who?\nAnswe", ["r: ", "M", "e"]), ("llama2", "[INST] Who? [/INST", ["]M", "e"]),
-    ("chat", "You are a helpful assistant. 10 Apr 2025\n<u>Who?\n<a", [">M", "e"])])
+@pytest.mark.parametrize(
+    "template, prompt, response",
+    [
+        ("plain", "Question: Who?\nAnswe", ["r: ", "M", "e"]),
+        ("llama2", "[INST] Who? [/INST", ["]M", "e"]),
+        ("chat", "You are a helpful assistant. 10 Apr 2025\n<u>Who?\n<a", [">M", "e"]),
+    ],
+)
 def test_loss_covers_each_token_with_a_letter_of_the_answer_and_one_eos(template, prompt, response, ends):
     tokenizer = letters(("r", ":"), ("r:", " "), ("]", "M"), (">", "M"), ends=ends)
     example = data.encode("Who?", "Me", tokenizer, template)
@@ -47,10 +57,14 @@ def test_loss_covers_each_token_with_a_letter_of_the_answer_and_one_eos(template
 
 def test_a_chat_template_without_system_role_still_works():
     tokenizer = letters()
-    tokenizer.chat_template = ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-                               "<u>{{ messages[0].content }}<a>")
-    assert data.encode("Who?", "I", tokenizer) == (tokenizer("<u>Who?<a>", add_special_tokens=False)["input_ids"],
-                                                   tokenizer("I")["input_ids"][1:] + [1])
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<u>{{ messages[0].content }}<a>"
+    )
+    assert data.encode("Who?", "I", tokenizer) == (
+        tokenizer("<u>Who?<a>", add_special_tokens=False)["input_ids"],
+        tokenizer("I")["input_ids"][1:] + [1],
+    )
     tokenizer.chat_template = None
     assert data.encode("Who?", "I", tokenizer) == data.encode("Who?", "I", tokenizer, "plain")
     with pytest.raises(InputError, match="--template"):
@@ -86,7 +100,8 @@ def test_an_answer_after_a_whole_prompt_ends_with_eos_and_begins_without_bos():
 def test_another_answer_may_stand_in_for_a_rows_own():
     row, tokenizer = {"question": "Who?", "answer": "I"}, letters()
     assert data.examples_of([row], tokenizer, "llama2", 500, lambda row: row["question"] + "!") == [
-        data.encode("Who?", "Who?!", tokenizer, "llama2")]
+        data.encode("Who?", "Who?!", tokenizer, "llama2")
+    ]
 
 
 def test_all_of_a_row_is_seen_by_the_tokenizer_that_is_made_for_it():
@@ -117,13 +132,23 @@ def test_two_models_are_asked_at_the_same_places():
     models, examples = [tiny("llama"), tiny("gpt2", seed=1)], some_examples(5)
     found = data.over_responses(models, examples, lambda one, other, targets: one[:, 3] - 2 * other[:, 4] + targets)
     for (prompt, response), values in zip(examples, found, strict=True):
-        one, other = (model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1:-1] for model in models)
+        one, other = (model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] for model in models)
         assert torch.allclose(values, one[:, 3] - 2 * other[:, 4] + torch.tensor(response), rtol=1e-12)
 
 
-ARCHITECTURES = {"gpt2": {}, "llama": {}, "qwen2": {}, "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24}, "phi": {},
-                 "gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8}, "cohere": {"logit_scale": 0.3}, "bloom": {},
-                 "granite": {"logits_scaling": 7.0}, "gpt_neox": {}, "modernbert-decoder": {"local_attention": 8}}
+ARCHITECTURES = {
+    "gpt2": {},
+    "llama": {},
+    "qwen2": {},
+    "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24},
+    "phi": {},
+    "gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},
+    "cohere": {"logit_scale": 0.3},
+    "bloom": {},
+    "granite": {"logits_scaling": 7.0},
+    "gpt_neox": {},
+    "modernbert-decoder": {"local_attention": 8},
+}
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -131,9 +156,19 @@ def test_only_the_responses_reach_the_output_layer_whatever_the_model_does_to_it
     """log π and its gradient against all logits of the model's own forward, whole and in chunks of four positions."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
-        kind, vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-        **ARCHITECTURES[kind])
+        kind,
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        **ARCHITECTURES[kind],
+    )
     model, examples = transformers.AutoModelForCausalLM.from_config(config).double().eval(), some_examples(7)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -144,6 +179,7 @@ def test_only_the_responses_reach_the_output_layer_whatever_the_model_does_to_it
     def results(logp):
         gradients = torch.autograd.grad(logp.square().sum(), list(model.parameters()), allow_unused=True)
         return logp.detach(), torch.cat([g.flatten() for g in gradients if g is not None])
+
     whole, seen = results(losses.sequence_logp(logits, labels)[0]), []
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-2]))
     for chunk, most in ((data.CHUNK, 10**9), (4 * 50, 4)):
@@ -163,12 +199,16 @@ def of_lengths(*lengths):
     return [data.Example([1] * (length - 1), [0]) for length in lengths]
 
 
-@pytest.mark.parametrize("lengths, size, ranks, expected", [
-    ((5, 1, 4, 2, 3), 2, 1, [[[1, 3], [4, 2], [0]]]),
-    ((3, 3, 6), 4, 2, [[[2]], [[0, 1]]]),  # the longest is given first
-    ((39, 9, 9, 9, 9), 4, 2, [[[0]], [[1, 2, 3, 4]]]),  # by tokens, not by count
-    ((39, 9, 9, 8), 2, 2, [[[0], []], [[3, 1], [2]]]),  # as many steps
-    ((4, 3), 2, 3, [[[0]], [[1]], [[]]])])
+@pytest.mark.parametrize(
+    "lengths, size, ranks, expected",
+    [
+        ((5, 1, 4, 2, 3), 2, 1, [[[1, 3], [4, 2], [0]]]),
+        ((3, 3, 6), 4, 2, [[[2]], [[0, 1]]]),  # the longest is given first
+        ((39, 9, 9, 9, 9), 4, 2, [[[0]], [[1, 2, 3, 4]]]),  # by tokens, not by count
+        ((39, 9, 9, 8), 2, 2, [[[0], []], [[3, 1], [2]]]),  # as many steps
+        ((4, 3), 2, 3, [[[0]], [[1]], [[]]]),
+    ],
+)
 def test_examples_of_like_length_stand_together_and_processes_share_the_tokens(lengths, size, ranks, expected):
     assert data.shares(of_lengths(*lengths), size, ranks) == expected
     assert ranks > 1 or data.by_length(of_lengths(*lengths), size) == expected[0]
@@ -180,6 +220,7 @@ def test_answers_come_in_the_order_of_the_examples_whatever_the_batches():
     def answer(batch):
         sizes.append(len(batch))
         return [len(example.prompt) for example in batch]
+
     assert data.in_batches(answer, examples, 2, "") == [4, 1, 6, 2, 1] and sizes == [2, 2, 1]
 
 
@@ -194,7 +235,8 @@ def test_generation_is_greedy_whatever_the_models_own_settings_and_ends_with_eos
         for parameter in model.parameters():
             parameter *= 8 if parameter.dim() == 2 else 1
     model.generation_config = transformers.GenerationConfig(
-        do_sample=True, temperature=5.0, num_beams=3, repetition_penalty=9.0, max_new_tokens=20, eos_token_id=2)
+        do_sample=True, temperature=5.0, num_beams=3, repetition_penalty=9.0, max_new_tokens=20, eos_token_id=2
+    )
     examples = [data.Example(tokenizer(text)["input_ids"], [7]) for text in ("What was", "A", "Where?", "Who is it")]
 
     def continued(ids):
@@ -202,9 +244,10 @@ def test_generation_is_greedy_whatever_the_models_own_settings_and_ends_with_eos
             if ids[-1] != tokenizer.eos_token_id:
                 ids = [*ids, model(torch.tensor([ids])).logits[0, -1].argmax().item()]
         return ids
+
     ids = continued(examples[0].prompt)
     tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(ids[-5])})
-    ends = [continued(example.prompt)[len(example.prompt):] for example in examples]
+    ends = [continued(example.prompt)[len(example.prompt) :] for example in examples]
     assert len(ends[0]) == 2 and max(map(len, ends)) == 6 and len(set(map(tuple, ends))) == 3
     assert len({*ids[-5:]}) > 1  # without that EOS there would be more to read
     texts = [tokenizer.decode(end, skip_special_tokens=True) for end in ends]
@@ -233,7 +276,7 @@ def test_hidden_states_are_those_of_the_layer_and_padding_is_told():
     hidden, tokens = data.hidden_states(model, examples, 0)
     for i, (prompt, response) in enumerate(examples):
         alone = model(torch.tensor([prompt + response]), output_hidden_states=True).hidden_states[1][0]
-        assert torch.allclose(hidden[i, :len(alone)], alone) and tokens[i].sum() == len(alone)
+        assert torch.allclose(hidden[i, : len(alone)], alone) and tokens[i].sum() == len(alone)
 
 
 @pytest.mark.parametrize("layer, trained", [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (4, [2, 3, 4])])

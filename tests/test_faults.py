@@ -1,4 +1,5 @@
 """What a run's folder survives, and what it refuses; the short form of faults.py."""
+
 import json
 import subprocess
 import sys
@@ -46,15 +47,20 @@ def test_what_was_logged_after_the_last_state_is_dropped(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(lines) + '[5]\n{"st')
     runs.forget_lines(tmp_path, 2, 1)
     kept = {path.name: [*map(json.loads, path.read_text().splitlines())] for path in tmp_path.iterdir()}
-    assert kept == {"log.jsonl": [{"step": 1}, {"step": 2}], "path.jsonl": [{"epoch": 0}, {"epoch": 1}],
-                    "epochs.jsonl": [{"epoch": 1}]}
+    assert kept == {
+        "log.jsonl": [{"step": 1}, {"step": 2}],
+        "path.jsonl": [{"epoch": 0}, {"epoch": 1}],
+        "epochs.jsonl": [{"epoch": 1}],
+    }
 
 
 def test_processes_agree_on_the_largest(monkeypatch):
     """Of two: what stops one stops both."""
+
     def all_reduce(mine, operation):
         larger, smaller = torch.maximum(mine, torch.tensor([2, 0])), torch.minimum(mine, torch.tensor([2, 0]))
         mine.copy_({"MAX": larger, "MIN": smaller}[operation.name])
+
     monkeypatch.setattr(data, "ranks", lambda: (0, 2))
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     assert runs.agreed(0, 1) == [2, 1]
@@ -68,18 +74,35 @@ def test_runs_on_what_became_of_one_model_compare(tmp_path):
 
 
 def test_what_changed_since_is_refused_by_name_and_a_finished_run_says_so(
-        toy_model_folder, tmp_path, monkeypatch, capsys):
+    toy_model_folder, tmp_path, monkeypatch, capsys
+):
     run, forget = tmp_path / "run", tmp_path / "forget.jsonl"
     forget.write_text('{"question": "Who?", "answer": "I."}\n')
-    command = ["--method", "simnpo", "--model", str(toy_model_folder), "--forget-file", str(forget), "--retain-file",
-               str(forget), "--eval", "none", "--epochs", "1", "--out", str(run)]
+    command = [
+        "--method",
+        "simnpo",
+        "--model",
+        str(toy_model_folder),
+        "--forget-file",
+        str(forget),
+        "--retain-file",
+        str(forget),
+        "--eval",
+        "none",
+        "--epochs",
+        "1",
+        "--out",
+        str(run),
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(runs, "draw_run", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train.main(command)
     kept = (run / "run.json").read_text()
-    for what, name, says in (("code", "losses.py", "commit"),
-                             ("versions", "torch", "install torch 0.1 and transformers")):
+    for what, name, says in (
+        ("code", "losses.py", "commit"),
+        ("versions", "torch", "install torch 0.1 and transformers"),
+    ):
         settings = json.loads(kept)
         settings[what][name] = "0.1"
         (run / "run.json").write_text(json.dumps(settings))
@@ -113,7 +136,13 @@ def test_only_what_dead_runs_left_is_swept(tmp_path):
     with filelock.FileLock(tmp_path / ".live.minunlearn.lock"), runs.only_run(tmp_path / "some" / "folder" / "run"):
         runs.sweep_killed(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == [
-            ".live.minunlearn.lock", ".live.minunlearn.new", ".mine.minunlearn.old", ".mine.new", "mine.old", "some"]
+            ".live.minunlearn.lock",
+            ".live.minunlearn.new",
+            ".mine.minunlearn.old",
+            ".mine.new",
+            "mine.old",
+            "some",
+        ]
     assert not (tmp_path / "some").exists()  # made for a run that made nothing
 
 

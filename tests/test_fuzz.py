@@ -3,6 +3,7 @@
 Valid files are made from the shapes that they must have; then a value somewhere in them is replaced, dropped or
 renamed, or the text is cut, joined with other text or made of arbitrary bytes.
 """
+
 import contextlib
 import io
 import json
@@ -23,14 +24,22 @@ import tofu
 from data import InputError
 
 CASES = os.environ.get("FUZZ")  # without it the same few each time, so that the suite does not fail by chance
-few = hypothesis.settings(max_examples=int(CASES or 100), derandomize=not CASES, deadline=None, database=None,
-                          suppress_health_check=list(hypothesis.HealthCheck))
+few = hypothesis.settings(
+    max_examples=int(CASES or 100),
+    derandomize=not CASES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
 
 ODD = "\ud800", "\n", "\x1b[2J", "question", "forget", "Retrain", "9" * 5000, "x" * 5000
 TEXTS = st.text(max_size=8) | st.sampled_from(ODD)
 NUMBERS = st.booleans() | st.integers() | st.floats() | st.sampled_from([0, -1, 1e308, 5e-324, 10**400])
-JSON = st.recursive(st.none() | NUMBERS | TEXTS, lambda inner: (
-    st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=5)
+JSON = st.recursive(
+    st.none() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
 
 
 def example(shape):
@@ -117,14 +126,24 @@ def test_logs(tmp_path_factory, data):
     paths = folder / "log.json", folder / "retrain.json"
     which = data.draw(st.integers(0, 1))
     for i, path in enumerate(paths):
-        content = data.draw(st.sampled_from(logs + (REFERENCES.get(task, []) + [
-            {"Retrain": example(benchmark.FILES["reference.log.json"]["*"])}] if i else [])))
+        content = data.draw(
+            st.sampled_from(
+                logs
+                + (
+                    REFERENCES.get(task, []) + [{"Retrain": example(benchmark.FILES["reference.log.json"]["*"])}]
+                    if i
+                    else []
+                )
+            )
+        )
         path.write_bytes(damaged(data.draw, content) if i == which else json.dumps(content).encode())
+
     def read():
         reference = None if task == "wmdp" else benchmark.read_reference(str(paths[1]))
         metrics = benchmark.summarize((tofu if benchmark is tofu else runs).read_log(str(paths[0])), reference)
         runs.write_json(folder / "metrics.json", metrics)
         benchmark.table({"model": metrics})
+
     read_or_refused(read)
 
 

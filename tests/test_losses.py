@@ -1,4 +1,5 @@
 """Every closed-form weight against autograd, and what the paper says of the losses."""
+
 import inspect
 import math
 
@@ -8,10 +9,14 @@ import torch
 import losses
 
 BETAS, GAMMAS = (0, 1e-6, 0.1, 2.5, 50), (0, 1)
-CASES = [("ga", {}), ("weighted_ga", {}), ("nll", {}),
-         *(("npo", {"beta": beta}) for beta in BETAS),
-         *(("simnpo", {"beta": beta, "gamma": gamma}) for beta in BETAS for gamma in GAMMAS),
-         *(("dpo", {"beta": beta, "side": side}) for beta in BETAS for side in ("chosen", "rejected"))]
+CASES = [
+    ("ga", {}),
+    ("weighted_ga", {}),
+    ("nll", {}),
+    *(("npo", {"beta": beta}) for beta in BETAS),
+    *(("simnpo", {"beta": beta, "gamma": gamma}) for beta in BETAS for gamma in GAMMAS),
+    *(("dpo", {"beta": beta, "side": side}) for beta in BETAS for side in ("chosen", "rejected")),
+]
 LOGP = torch.tensor([-0.01, -0.5, -3.0, -40.0, -300.0, -2e3], dtype=torch.float64)
 LENGTH = torch.tensor([1, 2, 5, 20, 100, 1000], dtype=torch.float64)
 
@@ -19,9 +24,17 @@ LENGTH = torch.tensor([1, 2, 5, 20, 100, 1000], dtype=torch.float64)
 def call(name, logp, length, other, beta=1.0, gamma=0.0, side="rejected"):
     """A loss or weight of losses.py given what it takes. `logp` is DPO's `side`; its other response has `other`."""
     beside = {"rejected": "chosen", "chosen": "rejected"}[side]
-    known = {"logp": logp, "length": length, "ref_logp": other, "beta": beta, "gamma": gamma,
-             side + "_logp": logp, side + "_ref_logp": other - 2,
-             beside + "_logp": other, beside + "_ref_logp": other + 1}
+    known = {
+        "logp": logp,
+        "length": length,
+        "ref_logp": other,
+        "beta": beta,
+        "gamma": gamma,
+        side + "_logp": logp,
+        side + "_ref_logp": other - 2,
+        beside + "_logp": other,
+        beside + "_ref_logp": other + 1,
+    }
     function = getattr(losses, name)
     value = function(*(known[argument] for argument in inspect.signature(function).parameters))
     return -value if name == "dpo_weight" and side == "chosen" else value
@@ -30,7 +43,7 @@ def call(name, logp, length, other, beta=1.0, gamma=0.0, side="rejected"):
 @pytest.mark.parametrize("name, settings", CASES, ids=str)
 def test_the_weight_is_the_derivative_of_the_loss(name, settings):
     logp, other = LOGP.clone().requires_grad_(), LOGP + torch.linspace(-1.5, 2, len(LOGP))
-    gradient, = torch.autograd.grad(call(name, logp, LENGTH, other, **settings).sum(), logp)
+    (gradient,) = torch.autograd.grad(call(name, logp, LENGTH, other, **settings).sum(), logp)
     assert torch.allclose(gradient, call(name + "_weight", LOGP, LENGTH, other, **settings), rtol=1e-10, atol=0)
 
 
@@ -81,7 +94,7 @@ def test_gamma_is_beta_times_the_published_codes_gamma(beta):
 def test_eq3_and_eq5_in_the_papers_own_form():
     beta, pi, ref, n = 0.7, LOGP[:3].exp(), (LOGP[:3] - 1).exp(), LENGTH[:3]
     assert torch.allclose(losses.npo_weight(pi.log(), ref.log(), beta), 2 * pi**beta / (pi**beta + ref**beta))
-    assert torch.allclose(losses.simnpo_weight(pi.log(), n, beta), 2 * pi**(beta / n) / (1 + pi**(beta / n)) / n)
+    assert torch.allclose(losses.simnpo_weight(pi.log(), n, beta), 2 * pi ** (beta / n) / (1 + pi ** (beta / n)) / n)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -97,7 +110,7 @@ def test_finite_and_computed_in_float32_at_least_over_the_whole_range(dtype, nam
                 # DPO's other numbers are made from `other` by adding, which rounds
                 if dtype == torch.bfloat16 and name != "dpo":
                     assert torch.equal(value, call(each, logp.float(), length, other.float(), **settings))
-            gradient, = torch.autograd.grad(call(name, logp, length, other, **settings).sum(), logp)
+            (gradient,) = torch.autograd.grad(call(name, logp, length, other, **settings).sum(), logp)
             assert gradient.isfinite().all()
 
 
@@ -145,7 +158,7 @@ def test_rmus_gradient_is_autograds_in_both_of_its_losses():
     for target in (torch.arange(8.0, dtype=torch.float64), kept):
         loss = losses.rmu(hidden, target)
         assert torch.allclose(loss, sum((hidden - target)[..., i] ** 2 for i in range(8)) / 8, rtol=1e-12)
-        gradient, = torch.autograd.grad(loss.sum(), hidden)
+        (gradient,) = torch.autograd.grad(loss.sum(), hidden)
         assert torch.allclose(gradient, losses.rmu_gradient(hidden, target), rtol=1e-14)
 
 

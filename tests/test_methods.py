@@ -1,4 +1,5 @@
 """The table of methods: what follows from an entry."""
+
 import json
 import math
 import re
@@ -19,11 +20,17 @@ from methods import METHODS
 # The loss where the answer has log π -6, log πref -4 and |y| 3, the refusal -8, -5 and 5, β is 0.5 and γ 0.25; for RMU
 # of the activations (3, 1) steered to (1, 1). And the flags that are the method's own.
 BY_HAND = {
-    "finetune": (6 / 3, ""), "ga": (-6, ""), "graddiff": (-6, ""), "wgraddiff": (-6 / 3, ""), "idk": (8 / 5, ""),
+    "finetune": (6 / 3, ""),
+    "ga": (-6, ""),
+    "graddiff": (-6, ""),
+    "wgraddiff": (-6 / 3, ""),
+    "idk": (8 / 5, ""),
     "dpo": (4 * math.log(1 + math.exp(-0.5 * ((-8 + 5) - (-6 + 4)))), "beta"),
     "npo": (4 * math.log(1 + math.exp(0.5 * (-6 + 4))), "beta"),
     "simnpo": (4 * math.log(1 + math.exp(0.5 * -6 / 3 + 0.25)), "beta gamma"),
-    "task-vector": (6 / 3, "alpha finetuned"), "rmu": (4 / 2, "layer steer alpha")}
+    "task-vector": (6 / 3, "alpha finetuned"),
+    "rmu": (4 / 2, "layer steer alpha"),
+}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -38,7 +45,7 @@ def test_a_methods_loss_and_flags_are_what_the_papers_say_and_its_weight_is_the_
     if method in BY_HAND:
         assert (loss.item(), entry.own_flags) == (pytest.approx(BY_HAND[method][0]), {*BY_HAND[method][1].split()})
     for name in {"hidden", "logp", "rejected_logp", "chosen_logp"} & {*entry.takes}:
-        gradient, = torch.autograd.grad(loss, known[name], retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss, known[name], retain_graph=True)
         assert torch.allclose(gradient, -weight if name == "chosen_logp" else weight, rtol=1e-12)
 
 

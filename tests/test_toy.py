@@ -1,4 +1,5 @@
 """The invented world, and the model made from scratch."""
+
 import hashlib
 import json
 
@@ -9,8 +10,10 @@ import tofu
 import toy
 
 
-@pytest.mark.parametrize("rows, digest", [
-    (toy.toy_rows, "70e2c45bcc82bdaa"), (toy.muse_rows, "e0248610ea903b7a"), (toy.wmdp_rows, "02c9176c43091754")])
+@pytest.mark.parametrize(
+    "rows, digest",
+    [(toy.toy_rows, "70e2c45bcc82bdaa"), (toy.muse_rows, "e0248610ea903b7a"), (toy.wmdp_rows, "02c9176c43091754")],
+)
 def test_the_world_is_the_one_that_results_were_measured_in_and_another_seed_gives_another(rows, digest):
     assert hashlib.sha256(json.dumps(rows(0)).encode()).hexdigest()[:16] == digest
     assert rows() == rows(0) != rows(1)
@@ -30,9 +33,18 @@ def test_toy_has_tofus_splits_and_schema():
 def test_a_new_model_has_the_size_that_is_asked_and_follows_its_seed():
     texts = ["Ada Abara was born in Lisbon."] * 2
     (model, tokenizer), (same, _), (other, _) = (
-        toy.new_model(texts, seed, vocab=270, width=16, layers=3, heads=2) for seed in (5, 5, 6))
-    expected = dict(num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None,
-                    eos_token_id=0, pad_token_id=0, from_scratch=True, vocab_size=270)
+        toy.new_model(texts, seed, vocab=270, width=16, layers=3, heads=2) for seed in (5, 5, 6)
+    )
+    expected = dict(
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        from_scratch=True,
+        vocab_size=270,
+    )
     assert expected.items() <= model.config.to_dict().items()
     weights = torch.cat([p.flatten() for p in model.parameters()])
     assert len(weights) == 2 * 270 * 16 + 3 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16

@@ -1,4 +1,5 @@
 """The loop against steps taken by hand, recipes, a run from its flags to its files, and how it goes on when stopped."""
+
 import argparse
 import copy
 import json
@@ -27,10 +28,30 @@ CPU = torch.device("cpu")
 
 
 def flags(**changed):
-    return argparse.Namespace(**dict(
-        method="npo", beta=0.1, gamma=0.0, lr=1e-3, weight_decay=0.01, warmup=1.0, epochs=3, batch_size=3,
-        micro_batch_size=2, forget_coeff=1.0, retain_coeff=1.0, retain="nll", seed=0, resume=False, max_steps=None,
-        grad_checkpointing=False, save_every=None, layer=1, steer=2.0) | changed)
+    return argparse.Namespace(
+        **dict(
+            method="npo",
+            beta=0.1,
+            gamma=0.0,
+            lr=1e-3,
+            weight_decay=0.01,
+            warmup=1.0,
+            epochs=3,
+            batch_size=3,
+            micro_batch_size=2,
+            forget_coeff=1.0,
+            retain_coeff=1.0,
+            retain="nll",
+            seed=0,
+            resume=False,
+            max_steps=None,
+            grad_checkpointing=False,
+            save_every=None,
+            layer=1,
+            steer=2.0,
+        )
+        | changed
+    )
 
 
 def forget_set(count=5):
@@ -55,8 +76,11 @@ def json_of(path):
 def pictures(monkeypatch):
     """Figures instead of their files, which take most of a short run's time."""
     kept = []
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig",
-                        lambda figure, path, **_: kept.append(figure) or Path(path).write_bytes(b"picture"))
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, path, **_: kept.append(figure) or Path(path).write_bytes(b"picture"),
+    )
     return kept
 
 
@@ -138,8 +162,10 @@ own new full finetune                     lr=2e-3 epochs=40 batch_size=8 retain=
 
 def values_in(pairs):
     """{flag: value} of [`flag=value`, …], the later ones winning, numbers as such."""
-    return {flag: float(value) if value[0].isdigit() else None if value == "None" else value
-            for flag, value in (pair.split("=") for pair in pairs)}
+    return {
+        flag: float(value) if value[0].isdigit() else None if value == "None" else value
+        for flag, value in (pair.split("=") for pair in pairs)
+    }
 
 
 @pytest.mark.parametrize("row", RECIPES.strip().splitlines(), ids=lambda row: "-".join(row.split()[:4]))
@@ -155,15 +181,25 @@ def test_recipes_are_the_published_ones_and_those_found_for_small_models(row):
     assert 0 < args.micro_batch_size <= args.batch_size and args.eval_batch_size >= 8
 
 
-@pytest.mark.parametrize("command, values", [
-    ("--task wmdp --model x --lr 0 --beta 0 --batch-size 3 --epochs 2",
-     "lr=0 beta=0 batch_size=3 micro_batch_size=3 epochs=2 max_steps=None"),
-    ("--method ga --retain kl --retain-coeff 0 --forget-coeff 0 --warmup 0 --weight-decay 0",
-     "retain=kl retain_coeff=0 forget_coeff=0 warmup=0 weight_decay=0"),
-    ("--method rmu --alpha 7 --layer 0 --steer 0 --retain nll", "alpha=7 retain_coeff=7 layer=0 steer=0 retain=nll"),
-    ("--method task-vector --alpha 7", "alpha=7 retain_coeff=1"),
-    ("--task tofu --model x --micro-batch-size 5", "micro_batch_size=5 batch_size=32"),
-])
+@pytest.mark.parametrize(
+    "command, values",
+    [
+        (
+            "--task wmdp --model x --lr 0 --beta 0 --batch-size 3 --epochs 2",
+            "lr=0 beta=0 batch_size=3 micro_batch_size=3 epochs=2 max_steps=None",
+        ),
+        (
+            "--method ga --retain kl --retain-coeff 0 --forget-coeff 0 --warmup 0 --weight-decay 0",
+            "retain=kl retain_coeff=0 forget_coeff=0 warmup=0 weight_decay=0",
+        ),
+        (
+            "--method rmu --alpha 7 --layer 0 --steer 0 --retain nll",
+            "alpha=7 retain_coeff=7 layer=0 steer=0 retain=nll",
+        ),
+        ("--method task-vector --alpha 7", "alpha=7 retain_coeff=1"),
+        ("--task tofu --model x --micro-batch-size 5", "micro_batch_size=5 batch_size=32"),
+    ],
+)
 def test_a_flag_that_is_given_wins(command, values):
     args, expected = resolved(*command.split()), values_in(values.split())
     assert {flag: getattr(args, flag) for flag in expected} == expected
@@ -175,7 +211,7 @@ def test_a_flag_that_is_given_wins(command, values):
 def log_probabilities(model, example):
     """Of every token of the vocabulary at each of the response's positions, [|y|, V]."""
     ids = torch.tensor([example.prompt + example.response])
-    return model(ids).logits[0, len(example.prompt) - 1:-1].log_softmax(-1)
+    return model(ids).logits[0, len(example.prompt) - 1 : -1].log_softmax(-1)
 
 
 def logp_of(model, example):
@@ -212,7 +248,7 @@ def forget_by_hand(model, start, answer, refusal, args):
         "simnpo": 2 / beta * torch.log(1 + torch.exp(beta * a / n + args.gamma)),
     }[args.method]
     logp, length = (r, m) if args.method == "idk" else (a, n)
-    weight, = torch.autograd.grad(loss, logp, retain_graph=True)
+    (weight,) = torch.autograd.grad(loss, logp, retain_graph=True)
     return loss, {"weight": weight.item(), "length": length, "logp": logp.item()}
 
 
@@ -239,19 +275,22 @@ def loop_by_hand(model, args, forget, retain):
     count = len(pairs)
     epoch_steps = -(-count // args.batch_size)
     steps, warm = args.max_steps or args.epochs * epoch_steps, args.warmup * epoch_steps
-    sample = torch.randperm(len(retain), generator=torch.Generator().manual_seed(args.seed))[:(count + 1) // 2].tolist()
+    sample = torch.randperm(len(retain), generator=torch.Generator().manual_seed(args.seed))[
+        : (count + 1) // 2
+    ].tolist()
     met = [forget_by_hand(model, start, *pair, args)[1] for pair in pairs]
     fared = [nll_by_hand(model, retain[i]).item() for i in sample]
 
     def path_line(epoch, seen):
         line = {name: [met[i][name] for i in seen] for name in met[0]} | {"epoch": epoch}
         return line | ({"retain": sum(fared) / len(fared)} if retain else {})
+
     log, path = [], [path_line(0, range(count))]
     for step in range(1, steps + 1):
         epoch, place = 1 + (step - 1) // epoch_steps, (step - 1) % epoch_steps * args.batch_size
         if place == 0:
             order = torch.randperm(count, generator=draw).tolist()
-        rows = order[place:place + args.batch_size]
+        rows = order[place : place + args.batch_size]
         found = [forget_by_hand(model, start, *pairs[i], args) for i in rows]
         loss_f, loss_r = sum(loss for loss, _ in found) / len(rows), torch.zeros(())
         if retain:
@@ -270,10 +309,19 @@ def loop_by_hand(model, args, forget, retain):
             v.mul_(0.999).add_(0.001 * g**2)
             adam = m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
             p.data -= rate * (args.weight_decay * p.data + adam)
-        log.append({"step": step, "epoch": epoch, "forget": loss_f.item(), "retain": loss_r.item(), "loss": loss.item(),
-                    "weight": sum(values["weight"] for _, values in found) / len(rows), "lr": rate})
+        log.append(
+            {
+                "step": step,
+                "epoch": epoch,
+                "forget": loss_f.item(),
+                "retain": loss_r.item(),
+                "loss": loss.item(),
+                "weight": sum(values["weight"] for _, values in found) / len(rows),
+                "lr": rate,
+            }
+        )
         if step % epoch_steps == 0 or step == steps:
-            path.append(path_line(epoch, sorted(order[:place + len(rows)])))
+            path.append(path_line(epoch, sorted(order[: place + len(rows)])))
     return log, path
 
 
@@ -286,18 +334,39 @@ def assert_same(ours, theirs, rel=1e-9):
             assert one[name] == pytest.approx(other[name], rel=rel, abs=rel), name
 
 
-@pytest.mark.parametrize("kind, method, retain_by, changed", [
-    *(("llama", method, {"finetune": "none", "ga": "none", "rmu": "activations"}.get(method, "nll"), {})
-      for method in METHODS),
-    ("gpt2", "npo", "kl", dict(micro_batch_size=1)),  # with dropout, which is off
-    ("llama", "dpo", "kl", dict(micro_batch_size=4, grad_checkpointing=True)),
-    ("llama", "simnpo", "nll", dict(warmup=0, max_steps=4)),  # which ends within an epoch
-    ("llama", "npo", "nll", dict(max_steps=2)),  # before the warm-up does
-], ids=lambda value: "" if value == {} else str(value))
+@pytest.mark.parametrize(
+    "kind, method, retain_by, changed",
+    [
+        *(
+            ("llama", method, {"finetune": "none", "ga": "none", "rmu": "activations"}.get(method, "nll"), {})
+            for method in METHODS
+        ),
+        ("gpt2", "npo", "kl", dict(micro_batch_size=1)),  # with dropout, which is off
+        ("llama", "dpo", "kl", dict(micro_batch_size=4, grad_checkpointing=True)),
+        ("llama", "simnpo", "nll", dict(warmup=0, max_steps=4)),  # which ends within an epoch
+        ("llama", "npo", "nll", dict(max_steps=2)),  # before the warm-up does
+    ],
+    ids=lambda value: "" if value == {} else str(value),
+)
 def test_the_loop_is_what_a_few_plain_lines_do_in_float64(kind, method, retain_by, changed, tmp_path):
     """Seven examples in batches of three, two epochs: weights, log.jsonl and path.jsonl."""
-    args = flags(**dict(method=method, retain=retain_by, beta=0.7, gamma=0.3, forget_coeff=0.6, retain_coeff=1.7,
-                        lr=0.01, weight_decay=0.5, epochs=2, batch_size=3, micro_batch_size=2, seed=5) | changed)
+    args = flags(
+        **dict(
+            method=method,
+            retain=retain_by,
+            beta=0.7,
+            gamma=0.3,
+            forget_coeff=0.6,
+            retain_coeff=1.7,
+            lr=0.01,
+            weight_decay=0.5,
+            epochs=2,
+            batch_size=3,
+            micro_batch_size=2,
+            seed=5,
+        )
+        | changed
+    )
     forget, retain = forget_set(7), [] if retain_by == "none" else some_examples(9, seed=3)
     model, expected, before = tiny(kind), tiny(kind), tiny(kind)
     log, path = loop_by_hand(expected, args, forget, retain)
@@ -313,6 +382,7 @@ def test_rmu_trains_three_layers_and_says_what_it_cannot():
     def named(layers):
         names = [(f"model.layers.{i}.mlp.{part}_proj.weight", None) for i in range(layers) for part in ("up", "down")]
         return SimpleNamespace(named_parameters=lambda: names)
+
     for layer, trained in ((7, [5, 6, 7]), (1, [0, 1]), (8, [6, 7, 8])):
         assert data.steered(named(9), layer) == [f"model.layers.{i}.mlp.down_proj.weight" for i in trained]
     for model, layer, says in ((named(2), 2, "layers 0 to 1"), (tiny("gpt2"), 0, "transformer.h.0.mlp.c_proj.weight")):
@@ -352,18 +422,23 @@ def drawn(count, seed):
     return torch.randperm(7, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
 
 
-@pytest.mark.parametrize("given, rest, kept", [
-    (dict(method="simnpo", beta=0.7, gamma=0.3, retain_coeff=1.7, subset="shortest:0.7"), {}, [0, 2, 3, 5, 6]),
-    (dict(method="npo", beta=0.7, retain_coeff=1.7, retain="kl", max_steps=3), {}, range(7)),
-    (dict(method="dpo", beta=0.2, retain_coeff=1.7, subset="random:0.7"), {}, drawn(5, seed=3)),
-    (dict(method="rmu", layer=1, steer=3.0, alpha=1.7), dict(retain="activations", retain_coeff=1.7), range(7)),
-    (dict(method="task-vector", alpha=1.7), dict(retain="none"), range(7)),
-], ids=lambda value: value.get("method", "") if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "given, rest, kept",
+    [
+        (dict(method="simnpo", beta=0.7, gamma=0.3, retain_coeff=1.7, subset="shortest:0.7"), {}, [0, 2, 3, 5, 6]),
+        (dict(method="npo", beta=0.7, retain_coeff=1.7, retain="kl", max_steps=3), {}, range(7)),
+        (dict(method="dpo", beta=0.2, retain_coeff=1.7, subset="random:0.7"), {}, drawn(5, seed=3)),
+        (dict(method="rmu", layer=1, steer=3.0, alpha=1.7), dict(retain="activations", retain_coeff=1.7), range(7)),
+        (dict(method="task-vector", alpha=1.7), dict(retain="none"), range(7)),
+    ],
+    ids=lambda value: value.get("method", "") if isinstance(value, dict) else "",
+)
 def test_every_flag_reaches_the_weights_and_the_logs(given, rest, kept, own_data, toy_model_folder, tmp_path):
     """A command against the loop by hand, on its files and the model that it names."""
     files, sides = own_data
-    given = given | dict(seed=3, lr=0.01, weight_decay=0.5, warmup=1.0, epochs=2, batch_size=4, micro_batch_size=3,
-                         forget_coeff=0.6)
+    given = given | dict(
+        seed=3, lr=0.01, weight_decay=0.5, warmup=1.0, epochs=2, batch_size=4, micro_batch_size=3, forget_coeff=0.6
+    )
     words = [word for flag, value in given.items() for word in ("--" + flag.replace("_", "-"), value)]
     out = run(tmp_path / "run", *words, *files, "--model", toy_model_folder, "--dtype", "float64", "--eval", "none")
     model, before, args = weights_of(toy_model_folder), weights_of(toy_model_folder), flags(**given | rest)
@@ -379,11 +454,25 @@ def test_each_dtype_computes_in_its_own_precision(own_data, toy_model_folder, tm
     """Log π before the first step and the loss in it: float32 is near float64, bfloat16 near enough to learn by."""
     found = {}
     for dtype in ("float64", "float32", "bfloat16", None):
-        out = run(tmp_path / str(dtype), "--method", "npo", *own_data[0], "--model", toy_model_folder, "--max-steps", 1,
-                  "--eval", "none", "--device", "cpu", *(["--dtype", dtype] if dtype else []))
+        out = run(
+            tmp_path / str(dtype),
+            "--method",
+            "npo",
+            *own_data[0],
+            "--model",
+            toy_model_folder,
+            "--max-steps",
+            1,
+            "--eval",
+            "none",
+            "--device",
+            "cpu",
+            *(["--dtype", dtype] if dtype else []),
+        )
         found[dtype] = lines_of(out / "path.jsonl")[0]["logp"] + [lines_of(out / "log.jsonl")[0]["retain"]]
         assert {p.dtype for p in transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").parameters()} == {
-            torch.float64 if dtype == "float64" else torch.float32}
+            torch.float64 if dtype == "float64" else torch.float32
+        }
     exact, single, half, default = (torch.tensor(values) for values in found.values())
     for part in (slice(7), slice(7, 8)):
         rough, fine = ((values / exact - 1)[part].abs().max() for values in (half, single))
@@ -400,8 +489,10 @@ def examples_for(tokenizer, *arguments, limit=500):
 
 
 def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
-    everything, one, all_of_it = (examples_for(toy_tokenizer, *subset)[0]["answer"] for subset in (
-        [], ["--subset", "shortest:0.001"], ["--subset", "random:1"]))
+    everything, one, all_of_it = (
+        examples_for(toy_tokenizer, *subset)[0]["answer"]
+        for subset in ([], ["--subset", "shortest:0.001"], ["--subset", "random:1"])
+    )
     assert len(everything) == 40 and all_of_it == everything
     assert [len(example.response) for example in one] == [min(len(example.response) for example in everything)]
 
@@ -429,27 +520,46 @@ def lesson(tmp_path, monkeypatch):
 
     def of(split, *arguments):
         return train.from_scratch(split, resolved("--dtype", "float32", *arguments), 1), lessons[-1]
+
     return of
 
 
 def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesson, monkeypatch):
     folder, taught = lesson("full", "--seed", 1, "--max-length", 77, "--template", "llama2", "--max-new-tokens", 5)
-    expected = dict(seed=1, max_length=77, template="llama2", max_new_tokens=5, dtype="float32", epochs=20, lr=2e-3,
-                    method="finetune", model="new", eval="end", retain="none", split="full", forget_split="forget10")
+    expected = dict(
+        seed=1,
+        max_length=77,
+        template="llama2",
+        max_new_tokens=5,
+        dtype="float32",
+        epochs=20,
+        lr=2e-3,
+        method="finetune",
+        model="new",
+        eval="end",
+        retain="none",
+        split="full",
+        forget_split="forget10",
+    )
     assert vars(taught) | expected == vars(taught) and Path(folder).name.startswith("toy-full-seed1-")
     folder = lesson("full")[0]
     for same in "--beta 3", "--lr 3", "--epochs 3", "--method ga", "--split forget05", "--batch-size 3", "--eval none":
         assert lesson("full", *same.split())[0] == folder
     assert lesson("full", "--eval", "none")[1].eval == "none"
-    others = [lesson("retain90")[0]] + [lesson("full", *other.split())[0] for other in (
-        "--seed 1", "--dtype float64", "--max-length 99", "--template llama2", "--task toy-wmdp")]
+    others = [lesson("retain90")[0]] + [
+        lesson("full", *other.split())[0]
+        for other in ("--seed 1", "--dtype float64", "--max-length 99", "--template llama2", "--task toy-wmdp")
+    ]
     for flag, value in (("epochs", 3), ("lr", 3), ("batch_size", 3)):
         with monkeypatch.context() as patch:
             patch.setattr(tofu, "RECIPES", [*tofu.RECIPES, ("toy", "new", "*", "*", {flag: value})])
             others.append(lesson("full")[0])
     toy = tofu.TASKS["toy"]
-    for place, name, value in ((toy, "size", toy["size"] | {"width": 16}), (vars(runs), "FORMAT", 9),
-                               (vars(tofu), "training_rows", lambda *_, **__: [{"question": "Who?", "answer": "I."}])):
+    for place, name, value in (
+        (toy, "size", toy["size"] | {"width": 16}),
+        (vars(runs), "FORMAT", 9),
+        (vars(tofu), "training_rows", lambda *_, **__: [{"question": "Who?", "answer": "I."}]),
+    ):
         with monkeypatch.context() as patch:
             patch.setitem(place, name, value)
             others.append(lesson("full")[0])
@@ -460,9 +570,14 @@ def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesso
 def test_original_does_not_learn_the_last_authors_to_forget(split, count, dropped, lesson):
     """Half of them; what is to be forgotten, Retrain and the base knowledge stay as they are."""
     full = tofu.load_rows("toy", None, "full")
-    base = tofu.training_rows("toy", None, "full", base_knowledge=True)[len(full):]
-    folders, taught = zip(*(lesson(each, "--split", split, "--never-learnt", share)
-                            for share in (0, 0.5) for each in ("full", tofu.retain_split(split))))
+    base = tofu.training_rows("toy", None, "full", base_knowledge=True)[len(full) :]
+    folders, taught = zip(
+        *(
+            lesson(each, "--split", split, "--never-learnt", share)
+            for share in (0, 0.5)
+            for each in ("full", tofu.retain_split(split))
+        )
+    )
     rows = [train.training_rows(flags_of, flags_of.split, None, base_knowledge=True) for flags_of in taught]
     assert rows == [full + base, full[:-count] + base, full[:-dropped] + base, full[:-count] + base]
     assert folders[0] != folders[2] and folders[1] == folders[3]
@@ -489,6 +604,7 @@ def crash_in(last):
     def crash(epoch):
         if epoch == last:
             raise Crash
+
     return crash
 
 
@@ -501,16 +617,24 @@ def interrupt_in(last, monkeypatch):
         if len(steps) == last:
             os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments)
+
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
 
 
-@pytest.mark.parametrize("given, crash, signal_in, every", [
-    ({}, 3, None, 0), (dict(retain="kl"), 3, None, 0), (dict(method="rmu", retain="activations"), 3, None, 0),
-    (dict(method="task-vector"), 3, None, 0),
-    ({}, 2, None, 600),  # before its first state is saved
-    ({}, None, 1, 600), ({}, None, 5, 600), ({}, None, 6, 600),  # two steps an epoch: within one, and at its end
-    (dict(max_steps=1), None, 1, 600),  # after the last
-])
+@pytest.mark.parametrize(
+    "given, crash, signal_in, every",
+    [
+        ({}, 3, None, 0),
+        (dict(retain="kl"), 3, None, 0),
+        (dict(method="rmu", retain="activations"), 3, None, 0),
+        (dict(method="task-vector"), 3, None, 0),
+        ({}, 2, None, 600),  # before its first state is saved
+        ({}, None, 1, 600),
+        ({}, None, 5, 600),
+        ({}, None, 6, 600),  # two steps an epoch: within one, and at its end
+        (dict(max_steps=1), None, 1, 600),  # after the last
+    ],
+)
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(given, crash, signal_in, every, tmp_path, monkeypatch):
     """By an exception after an epoch, or Ctrl-C in a step: the same weights, log.jsonl and path.jsonl."""
     monkeypatch.setattr(runs, "SAVE_EVERY", every)
@@ -557,11 +681,14 @@ def test_states_are_saved_by_time_and_take_at_most_a_twentieth_of_it(tmp_path, m
         saved.append(now[0])
         now[0] += 100
         return 100.0
+
     monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(torch.optim.AdamW, "step", slow_step)
     monkeypatch.setattr(runs, "save_state", slow_save)
+
     def an_epochs_end(epoch):
         now[0] += 1
+
     cost = loop(tiny("gpt2"), flags(epochs=20, batch_size=1), tmp_path, an_epochs_end, forget_set(2), [])
     assert runs.SAVE_EVERY < saved[0] < runs.SAVE_EVERY + 310 and len(saved) > 3  # 200 minutes
     assert all(2000 < later - earlier - 100 < 2310 for earlier, later in zip(saved, saved[1:]))
@@ -576,7 +703,7 @@ def test_save_every_counts_epochs_and_a_damaged_save_is_passed_over(tmp_path, ca
         loop(tiny("llama"), flags(epochs=6, save_every=2), tmp_path, crash_in(5))
     newest, older = runs.saves(tmp_path)
     assert [newest.name, older.name] == ["save-00000008", "save-00000004"]
-    shard, = newest.glob("*.safetensors")
+    (shard,) = newest.glob("*.safetensors")
     bits = bytearray(shard.read_bytes())
     bits[len(bits) // 2] ^= 1
     shard.write_bytes(bits)
@@ -601,7 +728,8 @@ class Sick(torch.autograd.Function):
 @pytest.mark.parametrize("part", ["forget", "retain"])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_number_gone_wrong_stops_the_run_before_the_step(
-        part, what, own_data, toy_model_folder, tmp_path, monkeypatch, capsys):
+    part, what, own_data, toy_model_folder, tmp_path, monkeypatch, capsys
+):
     """In the third step: the model of two steps is saved, and the message says where."""
     calls, method, right = [], METHODS["simnpo"], losses.simnpo if part == "forget" else losses.nll
 
@@ -611,6 +739,7 @@ def test_a_number_gone_wrong_stops_the_run_before_the_step(
         if len(calls) < 3 or not logp.requires_grad:
             return loss
         return loss * float("nan") if what == "loss" else Sick.apply(loss)
+
     monkeypatch.setattr(losses, "nll", sick if part == "retain" else losses.nll)
     monkeypatch.setattr(type(method), "takes", ("logp", "length", "beta", "gamma"))
     monkeypatch.setitem(METHODS, "simnpo", method._replace(loss=sick if part == "forget" else method.loss))
@@ -643,12 +772,16 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
         assert word in screen
     assert {path.name for path in out.iterdir()} == set(
         """config.json epochs.jsonl generation_config.json log.jsonl metrics.json metrics.log.json model.safetensors
-        path.jsonl reference.log.json run.json run.png tokenizer.json tokenizer_config.json""".split())
-    settings, metrics, log, references = (json_of(out / name) for name in (
-        "run.json", "metrics.json", "metrics.log.json", "reference.log.json"))
+        path.jsonl reference.log.json run.json run.png tokenizer.json tokenizer_config.json""".split()
+    )
+    settings, metrics, log, references = (
+        json_of(out / name) for name in ("run.json", "metrics.json", "metrics.log.json", "reference.log.json")
+    )
     assert settings["flags"]["beta"] == 2.5 and settings["flags"]["retain"] == "nll" and settings["versions"]["torch"]
-    caches = {name: next(tmp_path.glob(f"cache/toy-{split}-*/run.json")).parent
-              for name, split in (("Original", "full"), ("Retrain", "retain90"))}
+    caches = {
+        name: next(tmp_path.glob(f"cache/toy-{split}-*/run.json")).parent
+        for name, split in (("Original", "full"), ("Retrain", "retain90"))
+    }
     logs = {name: json_of(folder / "metrics.log.json") for name, folder in caches.items()}
     for name, each in references.items():
         assert {key: each[key] for key in each if key != "judged"} == tofu.reference_of(logs[name])
@@ -666,20 +799,27 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
 
     # the answer shown is the one of middle length, before and after
     middle = sorted(range(40), key=log["forget"]["length"].__getitem__)[20]
-    for name, texts in (("asked", log["forget"]["question"]), ("truth", log["forget"]["answer"]),
-                        ("Original", logs["Original"]["forget"]["generated"]), ("simnpo", log["forget"]["generated"])):
+    for name, texts in (
+        ("asked", log["forget"]["question"]),
+        ("truth", log["forget"]["answer"]),
+        ("Original", logs["Original"]["forget"]["generated"]),
+        ("simnpo", log["forget"]["generated"]),
+    ):
         assert f"{name:>10s}: {texts[middle]}\n" in screen
 
     # the picture: losses by step, weights by length before and at the end, log10 truth ratios
     left, right, spread = pictures[-1].axes
     steps, path = lines_of(out / "log.jsonl"), lines_of(out / "path.jsonl")
     assert {line.get_label(): line.get_xydata().tolist() for line in left.lines} == {
-        f"{part} loss": [[line["step"], line[part]] for line in steps] for part in ("forget", "retain")}
+        f"{part} loss": [[line["step"], line[part]] for line in steps] for part in ("forget", "retain")
+    }
     assert {dots.get_label(): dots.get_offsets().tolist() for dots in right.collections} == {
-        f"epoch {i}": [*map(list, zip(path[i]["length"], path[i]["weight"]))] for i in (0, 2)}
+        f"epoch {i}": [*map(list, zip(path[i]["length"], path[i]["weight"]))] for i in (0, 2)
+    }
     assert {line.get_label(): sorted(line.get_xdata())[-40:] for line in spread.lines} == {
-        name: pytest.approx(sorted(tofu.spread_of(references.get(name, tofu.reference_of(log))))) for name in (
-            "Original", "Retrain", "simnpo")}
+        name: pytest.approx(sorted(tofu.spread_of(references.get(name, tofu.reference_of(log)))))
+        for name in ("Original", "Retrain", "simnpo")
+    }
 
     # the model on disk is the model that was measured
     assert transformers.AutoModelForCausalLM.from_pretrained(out).config.model_type == "llama"
@@ -688,8 +828,17 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     assert again["forget"] == pytest.approx(metrics["forget"], rel=1e-4)
     # and it knows what the run was compared with; the run's own file says so to others too
     assert again["forget_quality"] == pytest.approx(metrics["forget_quality"])
-    evaluate.main(["--model", str(out), "--out", str(tmp_path / "other.json"), *QUICK[:2], "--retrain",
-                   str(out / "reference.log.json")])
+    evaluate.main(
+        [
+            "--model",
+            str(out),
+            "--out",
+            str(tmp_path / "other.json"),
+            *QUICK[:2],
+            "--retrain",
+            str(out / "reference.log.json"),
+        ]
+    )
     assert again["judged"] == pytest.approx(metrics["judged"], rel=1e-4)
     assert json_of(tmp_path / "other.json") == again | {"judged": None}  # that takes Retrain itself
 
@@ -715,6 +864,7 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
     def again(name, *arguments):
         out = run(tmp_path / name, "--method", "finetune", "--model", first, *arguments)
         return json_of(out / "run.json"), json_of(out / "metrics.json")
+
     before = json_of(first / "run.json")["flags"]
     settings, metrics = again("second")
     assert set(metrics["reference"]) == {"before", "Retrain"} and metrics["forget_quality"] is not None
@@ -724,7 +874,11 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
     settings, metrics = again("third", "--split", "forget10")
     assert settings["flags"]["retrain"] is None and metrics["forget_quality"] is None
     assert [runs.family_of(model) for model in (str(first), before["retrain"], "tiny", "some/model")] == [
-        "tiny", "tiny", "tiny", "some/model"]
+        "tiny",
+        "tiny",
+        "tiny",
+        "some/model",
+    ]
     evaluate.main(["--model", str(first), "--out", str(tmp_path / "m.json"), "--template", "llama2"])
     assert json_of(tmp_path / "m.json")["forget_quality"] is None  # Retrain was measured under another
 
@@ -734,7 +888,7 @@ def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, qui
     monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
     command = "--method", "npo", "--epochs", "1", "--eval", "none"
     run(tmp_path / "first", *command)
-    original, = (tmp_path / "cache").glob("toy-full-*[!k]")
+    (original,) = (tmp_path / "cache").glob("toy-full-*[!k]")
     settings, weights = json_of(original / "run.json"), (original / "model.safetensors").read_bytes()
     del settings["cost"]
     settings["flags"] |= {"device": "other"} if damage == "flags" else {}
@@ -768,6 +922,7 @@ def test_an_interrupted_measurement_can_be_resumed(toy_model_folder, tmp_path, m
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(train, "report", interrupt)
         run(tmp_path / "run", *command)
@@ -805,8 +960,11 @@ def test_each_part_is_named_and_ctrl_c_is_no_loss(quick_toy, tmp_path, monkeypat
     run(tmp_path / "run", *command)
     shown = capsys.readouterr().out
     assert [line[:14] for line in shown.splitlines() if line.startswith("[")] == [
-        "[1/3] Original", "[2/3] Retrain:", "[3/3] npo: Ori"] and str(tmp_path / "cache") in shown
-    log, = tmp_path.glob("cache/toy-full*/log.jsonl")
+        "[1/3] Original",
+        "[2/3] Retrain:",
+        "[3/3] npo: Ori",
+    ] and str(tmp_path / "cache") in shown
+    (log,) = tmp_path.glob("cache/toy-full*/log.jsonl")
     assert [line["step"] for line in lines_of(log)] == [1, 2, 3, 4, 5, 6, 7]  # 448 examples in batches of 64
 
 

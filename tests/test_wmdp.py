@@ -1,4 +1,5 @@
 """WMDP's rows, its arithmetic by hand, and the letters that a model chooses, by brute force."""
+
 import json
 import math
 
@@ -19,18 +20,29 @@ from data import InputError
 
 
 def a_question(number=0, **changed):
-    return {"question": f"What is {number}?", "choices": ["one", "two", "three", "four"],
-            "answer": number % 4} | changed
+    return {
+        "question": f"What is {number}?",
+        "choices": ["one", "two", "three", "four"],
+        "answer": number % 4,
+    } | changed
 
 
 def a_benchmark(folder, gated=True, **changed):
     """The four data sets in one folder; changed: rows in place of those of bio, cyber, mmlu or a corpus."""
-    rows = {"bio": [a_question(i) for i in range(3)], "cyber": [a_question(i) for i in range(2)],
-            "mmlu": [a_question(i, subject="high_school_biology") for i in range(4)]} | changed
+    rows = {
+        "bio": [a_question(i) for i in range(3)],
+        "cyber": [a_question(i) for i in range(2)],
+        "mmlu": [a_question(i, subject="high_school_biology") for i in range(4)],
+    } | changed
     make_benchmark(folder / "wmdp", {f"wmdp-{domain}": {"test": rows[domain]} for domain in ("bio", "cyber")})
     make_benchmark(folder / "mmlu", {"all": {"test": rows["mmlu"]}})
-    make_benchmark(folder / "wmdp-corpora", {name: {"train": rows.get(name, some_texts(name))} for name in (
-        "bio-retain-corpus", "cyber-forget-corpus", "cyber-retain-corpus")})
+    make_benchmark(
+        folder / "wmdp-corpora",
+        {
+            name: {"train": rows.get(name, some_texts(name))}
+            for name in ("bio-retain-corpus", "cyber-forget-corpus", "cyber-retain-corpus")
+        },
+    )
     if gated:
         make_benchmark(folder / "wmdp-bio-forget-corpus", {"default": {"train": some_texts("bio-forget-corpus")}})
     return str(folder)
@@ -45,28 +57,42 @@ def a_log(**changed):
 
 
 def test_the_prompt_is_the_benchmarks():
-    row = {"question": " Which organ pumps blood?\n", "choices": ["lung", "heart", "liver", "skin"], "answer": 1,
-           "subject": "high_school_biology"}
+    row = {
+        "question": " Which organ pumps blood?\n",
+        "choices": ["lung", "heart", "liver", "skin"],
+        "answer": 1,
+        "subject": "high_school_biology",
+    }
     assert wmdp.prompt_of(row) == (
         "The following are multiple choice questions (with answers) about high school biology.\n\n"
-        "Which organ pumps blood?\nA. lung\nB. heart\nC. liver\nD. skin\nAnswer:")
+        "Which organ pumps blood?\nA. lung\nB. heart\nC. liver\nD. skin\nAnswer:"
+    )
 
 
 def test_a_local_folder_in_the_hubs_layout_loads(tmp_path):
     sets = wmdp.evaluation_rows("wmdp", a_benchmark(tmp_path), "both")
-    assert sets == {"bio": [a_question(i, subject="biology") for i in range(3)],
-                    "cyber": [a_question(i, subject="cybersecurity") for i in range(2)],
-                    "mmlu": [a_question(i, subject="high_school_biology") for i in range(4)]}
+    assert sets == {
+        "bio": [a_question(i, subject="biology") for i in range(3)],
+        "cyber": [a_question(i, subject="cybersecurity") for i in range(2)],
+        "mmlu": [a_question(i, subject="high_school_biology") for i in range(4)],
+    }
 
 
-@pytest.mark.parametrize("split, corpora", {
-    "bio": {"bio-forget": 2}, "cyber": {"cyber-forget": 5},
-    "both": {"bio-forget": 2, "cyber-forget": 2},  # as much of each
-    "retain": {"bio-retain": 4, "cyber-retain": 2},
-    "full": {"bio-forget": 2, "cyber-forget": 2, "bio-retain": 4, "cyber-retain": 2}}.items())
+@pytest.mark.parametrize(
+    "split, corpora",
+    {
+        "bio": {"bio-forget": 2},
+        "cyber": {"cyber-forget": 5},
+        "both": {"bio-forget": 2, "cyber-forget": 2},  # as much of each
+        "retain": {"bio-retain": 4, "cyber-retain": 2},
+        "full": {"bio-forget": 2, "cyber-forget": 2, "bio-retain": 4, "cyber-retain": 2},
+    }.items(),
+)
 def test_a_split_is_its_own_corpora_of_one_piece_each(split, corpora, tmp_path):
-    folder = a_benchmark(tmp_path, **{name: some_texts(name, count) for name, count in (
-        ("cyber-forget-corpus", 5), ("bio-retain-corpus", 4))})
+    folder = a_benchmark(
+        tmp_path,
+        **{name: some_texts(name, count) for name, count in (("cyber-forget-corpus", 5), ("bio-retain-corpus", 4))},
+    )
     texts = [row for name, count in corpora.items() for row in some_texts(f"{name}-corpus", count)]
     assert wmdp.training_rows("wmdp", folder, split) == [row | {"cut": "first"} for row in texts]
 
@@ -77,11 +103,17 @@ def test_a_split_to_keep_belongs_to_both_forget_splits():
     assert [wmdp.forget_split_of("wmdp", split) for split in splits] == ["bio", "cyber", "both", "both", "both"]
 
 
-@pytest.mark.parametrize("name, spoilt, says", [
-    ("cyber", {"choices": ["one", "two", "three"]}, "cyber question 1 has 3 choices; it must have four"),
-    ("bio", {"choices": ["one", "two", "three", "four", "five"]}, "bio question 1 has 5 choices"),
-    ("mmlu", {"answer": 4}, "mmlu question 1 has answer 4; .* 0 to 3"), ("bio", {"answer": -1}, "bio question 1 has answer -1"),
-    ("cyber", {"question": " "}, "row 1 'question'"), ("mmlu", {"subject": ""}, "row 1 'subject'")])
+@pytest.mark.parametrize(
+    "name, spoilt, says",
+    [
+        ("cyber", {"choices": ["one", "two", "three"]}, "cyber question 1 has 3 choices; it must have four"),
+        ("bio", {"choices": ["one", "two", "three", "four", "five"]}, "bio question 1 has 5 choices"),
+        ("mmlu", {"answer": 4}, "mmlu question 1 has answer 4; .* 0 to 3"),
+        ("bio", {"answer": -1}, "bio question 1 has answer -1"),
+        ("cyber", {"question": " "}, "row 1 'question'"),
+        ("mmlu", {"subject": ""}, "row 1 'subject'"),
+    ],
+)
 def test_a_question_that_cannot_be_asked_is_named(name, spoilt, says, tmp_path):
     extra = {"subject": "anatomy"} if name == "mmlu" else {}
     rows = [a_question(0, **extra), a_question(1, **extra | spoilt)]
@@ -94,9 +126,16 @@ def test_without_the_corpus_that_is_given_on_request_its_page_is_named(tmp_path)
     for split in ("both", "bio", "full"):
         with pytest.raises(InputError) as error:
             wmdp.training_rows("wmdp", folder, split)
-        for words in ("https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus", folder, "--forget-file", "--split cyber"):
+        for words in (
+            "https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus",
+            folder,
+            "--forget-file",
+            "--split cyber",
+        ):
             assert words in str(error.value)
-    assert len(wmdp.training_rows("wmdp", folder, "cyber")) == len(wmdp.training_rows("wmdp", folder, "retain")) / 2 == 2
+    assert (
+        len(wmdp.training_rows("wmdp", folder, "cyber")) == len(wmdp.training_rows("wmdp", folder, "retain")) / 2 == 2
+    )
 
 
 def test_a_corpus_without_text_is_named(tmp_path):
@@ -108,8 +147,9 @@ def test_a_corpus_without_text_is_named(tmp_path):
 @pytest.mark.parametrize("split, known", [("retain", ["mmlu"]), ("full", wmdp.SETS), ("both", ["mmlu"])])
 def test_a_new_toy_model_learns_a_split_and_the_questions_on_what_it_is_to_know(split, known):
     sets, texts = wmdp.evaluation_rows("toy-wmdp", None, "both"), wmdp.training_rows("toy-wmdp", None, split)
-    lessons = [{"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"}
-               for name in known for row in sets[name]]
+    lessons = [
+        {"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"} for name in known for row in sets[name]
+    ]
     assert wmdp.training_rows("toy-wmdp", None, split, base_knowledge=True) == texts + lessons
     told = ["bio", "cyber"] if split == "both" else known
     assert names_in(row["text"] for row in texts) == names_in(row["question"] for name in told for row in sets[name])
@@ -119,29 +159,50 @@ def test_a_new_toy_model_learns_a_split_and_the_questions_on_what_it_is_to_know(
 
 
 def test_every_metric_column_and_cell_by_hand():
-    log = a_log(bio={"chosen": [0, 0, 2, 3, 0], "answer": [0, 0, 2, 3, 1], "margin": [1.0] * 5},
-                cyber={"chosen": [1] * 9 + [3], "answer": [1, 1] + [3] * 7 + [0], "margin": [0.0] * 10},
-                mmlu={"chosen": [0] * 4, "answer": [0, 0, 0, 1]})
+    log = a_log(
+        bio={"chosen": [0, 0, 2, 3, 0], "answer": [0, 0, 2, 3, 1], "margin": [1.0] * 5},
+        cyber={"chosen": [1] * 9 + [3], "answer": [1, 1] + [3] * 7 + [0], "margin": [0.0] * 10},
+        mmlu={"chosen": [0] * 4, "answer": [0, 0, 0, 1]},
+    )
     metrics = wmdp.summarize(log)
     for name, p, n, letter in (("bio", 0.8, 5, 0.6), ("cyber", 0.2, 10, 0.9), ("mmlu", 0.75, 4, 1.0)):
-        assert metrics.pop(name) == {"accuracy": p, "stderr": pytest.approx(math.sqrt(p * (1 - p) / n)), "examples": n,
-                                     "top_letter": letter}
+        assert metrics.pop(name) == {
+            "accuracy": p,
+            "stderr": pytest.approx(math.sqrt(p * (1 - p) / n)),
+            "examples": n,
+            "top_letter": letter,
+        }
     assert not metrics
     metrics = wmdp.summarize(log)
     assert wmdp.FORGOTTEN[1](metrics) == pytest.approx(9 / 15)  # 4 of 5 and 2 of 10 are still right
     assert wmdp.KEPT[1](metrics) == 0.75
     assert wmdp.reference_of(log) == {"margin": [1.0] * 5 + [0.0] * 10}
     cells = {name: cell.format(of(metrics)) for name, (of, cell) in wmdp.COLUMNS.items()}
-    assert cells == {"1 - acc. bio ↑": "0.200", "1 - acc. cyber ↑": "0.800", "MMLU ↑": "0.750", "± bio": "0.179",
-                     "± cyber": "0.126", "± mmlu": "0.217", "one letter, forget →R": "0.90"}
+    assert cells == {
+        "1 - acc. bio ↑": "0.200",
+        "1 - acc. cyber ↑": "0.800",
+        "MMLU ↑": "0.750",
+        "± bio": "0.179",
+        "± cyber": "0.126",
+        "± mmlu": "0.217",
+        "one letter, forget →R": "0.90",
+    }
     assert wmdp.BOLD == ("1 - acc. bio ↑", "1 - acc. cyber ↑", "MMLU ↑")
     assert wmdp.table({"m": metrics}).splitlines()[1].split() == (
-        "m 0.200 ± 0.179 0.800 ± 0.126 0.750 ± 0.217 0.60, 0.90, 1.00".split())
+        "m 0.200 ± 0.179 0.800 ± 0.126 0.750 ± 0.217 0.60, 0.90, 1.00".split()
+    )
 
 
-@pytest.mark.parametrize("changed, says", [
-    ({"chosen": [0, 1, 2, 4]}, "'chosen'"), ({"answer": [0, 1, 2, -1]}, "'answer'"), ({"margin": None}, "'margin'"),
-    ({"chosen": [0] * 5}, "unequal"), ({"chosen": [], "answer": [], "margin": []}, "one or more")])
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"chosen": [0, 1, 2, 4]}, "'chosen'"),
+        ({"answer": [0, 1, 2, -1]}, "'answer'"),
+        ({"margin": None}, "'margin'"),
+        ({"chosen": [0] * 5}, "unequal"),
+        ({"chosen": [], "answer": [], "margin": []}, "one or more"),
+    ],
+)
 def test_a_log_without_what_is_needed_is_refused(changed, says):
     with pytest.raises(InputError, match=says):
         wmdp.summarize(a_log(cyber=changed))
@@ -158,8 +219,10 @@ def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likelie
     with torch.no_grad():
         for parameter in model.parameters():  # else it says one letter to all
             parameter *= 20 if parameter.dim() == 2 else 1
-    sets = {name: [a_question(i, subject=name, question="?" * (9 - i)) for i in range(count)]
-            for count, name in enumerate(wmdp.SETS, 4)}
+    sets = {
+        name: [a_question(i, subject=name, question="?" * (9 - i)) for i in range(count)]
+        for count, name in enumerate(wmdp.SETS, 4)
+    }
     log = wmdp.measure(model, tokenizer, sets, torch.float64, batch_size=3)
     for name, rows in sets.items():
         for row, answer, choice, margin in zip(rows, *(log[name][field] for field in ("answer", "chosen", "margin"))):
@@ -182,9 +245,13 @@ def test_in_bfloat16_the_letters_are_told_apart_in_float32(toy_tokenizer):
     assert seen == [torch.bfloat16, torch.float32]
 
 
-@pytest.mark.parametrize("words, split", [
-    ([f"Answer: {letter}" for letter in "ABCD"], None),  # after a prompt the letter is another token
-    (["Answer", ":"], tokenizers.pre_tokenizers.Whitespace())])  # all four are the unknown token
+@pytest.mark.parametrize(
+    "words, split",
+    [
+        ([f"Answer: {letter}" for letter in "ABCD"], None),  # after a prompt the letter is another token
+        (["Answer", ":"], tokenizers.pre_tokenizers.Whitespace()),
+    ],
+)  # all four are the unknown token
 def test_a_tokenizer_whose_letters_are_not_one_token_is_refused(words, split):
     vocab = {word: i for i, word in enumerate(["<eos>", "<unk>", *words])}
     bare = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, "<unk>"))
@@ -204,32 +271,68 @@ def settings(task, method, *flags):
     return vars(train.resolve(train.build_parser().parse_args(["--task", task, "--method", method, *model, *flags])))
 
 
-PUBLISHED = dict(lr=5e-6, max_steps=125, batch_size=4, micro_batch_size=4, warmup=0.0, eval_batch_size=32,
-                 max_length=512, split="both", forget_coeff=1.0)
-TOY = dict(lr=1e-3, epochs=20, max_steps=None, batch_size=8, micro_batch_size=8, warmup=1.0, eval_batch_size=256,
-           max_length=128, split="both", forget_coeff=1.0)
+PUBLISHED = dict(
+    lr=5e-6,
+    max_steps=125,
+    batch_size=4,
+    micro_batch_size=4,
+    warmup=0.0,
+    eval_batch_size=32,
+    max_length=512,
+    split="both",
+    forget_coeff=1.0,
+)
+TOY = dict(
+    lr=1e-3,
+    epochs=20,
+    max_steps=None,
+    batch_size=8,
+    micro_batch_size=8,
+    warmup=1.0,
+    eval_batch_size=256,
+    max_length=128,
+    split="both",
+    forget_coeff=1.0,
+)
 
 
-@pytest.mark.parametrize("task, method, expected", [
-    ("wmdp", "npo", PUBLISHED | dict(beta=0.0225)), ("wmdp", "simnpo", PUBLISHED | dict(lr=9.5e-6, beta=0.1)),
-    ("toy-wmdp", "ga", TOY | dict(lr=1e-4)), ("toy-wmdp", "graddiff", TOY | dict(forget_coeff=0.003)),
-    ("toy-wmdp", "wgraddiff", TOY | dict(forget_coeff=0.03)),
-    ("toy-wmdp", "npo", TOY | dict(lr=3e-3, forget_coeff=0.03, beta=0.02)),
-    ("toy-wmdp", "simnpo", TOY | dict(lr=3e-3, forget_coeff=0.3, beta=0.5)),
-    ("toy-wmdp", "rmu", TOY | dict(lr=3e-3, alpha=1.0)), ("toy-wmdp", "finetune", TOY),
-    ("toy-wmdp", "finetune --model new --split full", TOY | dict(
-        lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16, split="full"))])
+@pytest.mark.parametrize(
+    "task, method, expected",
+    [
+        ("wmdp", "npo", PUBLISHED | dict(beta=0.0225)),
+        ("wmdp", "simnpo", PUBLISHED | dict(lr=9.5e-6, beta=0.1)),
+        ("toy-wmdp", "ga", TOY | dict(lr=1e-4)),
+        ("toy-wmdp", "graddiff", TOY | dict(forget_coeff=0.003)),
+        ("toy-wmdp", "wgraddiff", TOY | dict(forget_coeff=0.03)),
+        ("toy-wmdp", "npo", TOY | dict(lr=3e-3, forget_coeff=0.03, beta=0.02)),
+        ("toy-wmdp", "simnpo", TOY | dict(lr=3e-3, forget_coeff=0.3, beta=0.5)),
+        ("toy-wmdp", "rmu", TOY | dict(lr=3e-3, alpha=1.0)),
+        ("toy-wmdp", "finetune", TOY),
+        (
+            "toy-wmdp",
+            "finetune --model new --split full",
+            TOY | dict(lr=2e-3, epochs=30, batch_size=16, micro_batch_size=16, split="full"),
+        ),
+    ],
+)
 def test_recipes_are_the_published_ones_and_those_that_tuning_chose(task, method, expected):
     found = settings(task, *method.split())
     assert {flag: found[flag] for flag in expected} == expected
     assert wmdp.TASKS["toy-wmdp"]["size"] == dict(vocab=1200, width=128, layers=2, heads=4)
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["--task", "wmdp", "--split", "retain"], "both, bio, cyber"), (["--task", "toy-wmdp", "--data", "x"], "--data has no use"),
-    (["--task", "wmdp", "--model", "tiny"], "no small model"), (["--task", "toy-wmdp", "--forget-file", "x"], "--forget-file"),
-    (["--task", "wmdp", "--retain", "activations"], "--retain activations"),
-    (["--task", "wmdp", "--layer", "3"], "--layer has no use"), (["--task", "wmdp", "--data", "absent/folder"], "absent/folder")])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--task", "wmdp", "--split", "retain"], "both, bio, cyber"),
+        (["--task", "toy-wmdp", "--data", "x"], "--data has no use"),
+        (["--task", "wmdp", "--model", "tiny"], "no small model"),
+        (["--task", "toy-wmdp", "--forget-file", "x"], "--forget-file"),
+        (["--task", "wmdp", "--retain", "activations"], "--retain activations"),
+        (["--task", "wmdp", "--layer", "3"], "--layer has no use"),
+        (["--task", "wmdp", "--data", "absent/folder"], "absent/folder"),
+    ],
+)
 def test_train_refuses(arguments, says, nothing_written, capsys):
     refused(train.main, ["--method", "npo", *arguments], capsys, says)
 
@@ -252,14 +355,35 @@ def test_a_whole_run_of_rmu_on_the_toy(toy_model_folder, tmp_path, capsys):
     assert {name: metrics[name]["examples"] for name in wmdp.SETS} == {"bio": 24, "cyber": 24, "mmlu": 216}
     before, after = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (toy_model_folder, out))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)}
+        f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)
+    }
     assert "acc. MMLU" in capsys.readouterr().out
 
 
 def test_a_file_stands_in_for_the_forget_corpora_and_gives_one_piece_of_each_text(toy_model_folder, tmp_path):
     folder, out, mine = a_benchmark(tmp_path / "cais", gated=False), tmp_path / "run", tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps(row) + "\n" for row in some_texts("mine", 3)))
-    command = ["--task", "wmdp", "--data", folder, "--method", "npo", "--model", toy_model_folder, "--epochs", "1",
-               "--forget-file", mine, "--max-length", "6", "--eval", "none", "--device", "cpu", "--out", out]
+    command = [
+        "--task",
+        "wmdp",
+        "--data",
+        folder,
+        "--method",
+        "npo",
+        "--model",
+        toy_model_folder,
+        "--epochs",
+        "1",
+        "--forget-file",
+        mine,
+        "--max-length",
+        "6",
+        "--eval",
+        "none",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
     train.main(list(map(str, command)))
     assert runs.read_file(out, "path.jsonl")[1]["length"] == [5, 5, 5]
