@@ -1,0 +1,34 @@
+"""Means with their spread, and where a path crosses a level. numpy and scipy only."""
+
+import numpy as np
+import scipy.stats
+
+
+def spread(values, form=".3f"):
+    """`mean ± standard deviation` (n - 1) as text, or the value alone where there is one."""
+    mean = format(np.mean(values), form)
+    mean = mean.lstrip("-") if float(mean) == 0 else mean  # log10 of a p-value of 1 may be -0
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {format(np.std(values, ddof=1), form)}"
+
+
+def interval(values):
+    """(mean, lower, upper): 95% t interval; the bounds are None for fewer than two values."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+def crossing(reached, level, values):
+    """What `values` is when `reached`, a list as long, first comes to `level`, interpolated; None if it never does.
+
+    The first value where `reached` begins at the level.
+    """
+    i = next((i for i, value in enumerate(reached) if value >= level), None)
+    if not i:
+        return None if i is None else values[0]
+    share = (level - reached[i - 1]) / (reached[i] - reached[i - 1])
+    return values[i - 1] + share * (values[i] - values[i - 1])
