@@ -19,7 +19,7 @@ import json
 import sys
 from pathlib import Path
 
-from machinery.inputs import InputError, check_size, one_line, read_text
+from machinery.inputs import InputError, check_size, digest, one_line, read_text
 
 FORMAT = 4  # a folder of another format is refused, not guessed at
 OURS = "log.jsonl", "metrics.json", "metrics.log.json", "reference.log.json", "epochs.jsonl"
@@ -49,6 +49,12 @@ def sums_of(folder, names=OURS):
     return {name: sum_of(Path(folder, name)) for name in names if Path(folder, name).exists()}
 
 
+def sealed(settings):
+    """What run.json holds, with its own digest in it."""
+    content = {name: value for name, value in settings.items() if name != "digest"}
+    return content | {"digest": digest(content)}
+
+
 def read(folder, name):
     """What one of a run's files holds; of a .jsonl a list, an item a line.
 
@@ -56,17 +62,18 @@ def read(folder, name):
     """
     path = Path(folder, name)
     try:
-        text = read_text(path)
-        content = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
-        run = content if name == "run.json" else json.loads(read_text(Path(folder, "run.json")))
+        run = json.loads(read_text(Path(folder, "run.json")))
         if not isinstance(run, dict) or run.get("format") != FORMAT:
             raise ValueError("another version of this project made it")
-        if run.get("sums", {}).get(name, "") not in ("", sum_of(path)) or not content:
+        if run != sealed(run) or run.get("sums", {}).get(name) not in (None, sum_of(path)):
             raise ValueError("it is damaged, or was changed after the run")
+        if name == "run.json":
+            return run
+        text = read_text(path)
+        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         mend = WRITTEN_BY.get(name, "train.py --eval end")
         raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend} writes it") from None
-    return content
 
 
 def kind_of(run):
