@@ -4,26 +4,19 @@ An example for a language model is a prompt x and a response y. Both are token i
 the response and the one EOS that ends it, nothing else, and |y| counts exactly those tokens. Of running
 text the prompt is the one token that begins it, the response all others.
 
-`response_logp` is the bridge from examples and a model to the [B] tensors that losses.py speaks of;
-below it stands what else a model is asked about examples, and the refusals that IDK and DPO teach.
+`respond` is the bridge from examples and a model to the [B] tensors that losses.py speaks of. Below it stand the
+batches of a run, and the refusals that IDK and DPO teach.
 """
 
 import contextlib
-import functools
 import textwrap
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-import torch.utils.checkpoint
-import transformers
-from tqdm import tqdm
 
 import losses
-
-
-class InputError(ValueError):
-    """The user gave something unusable; the message is one line that names it and the mend."""
+from machinery import processes
+from machinery.inputs import InputError
 
 
 class Example(NamedTuple):
@@ -31,6 +24,15 @@ class Example(NamedTuple):
 
     prompt: list
     response: list
+
+
+class Response(NamedTuple):
+    """What a loss may read of B responses. log-probabilities are in nats and at most 0."""
+
+    logp: torch.Tensor  # [B], of the whole response
+    length: torch.Tensor  # [B], int64: |y|, EOS included
+    token_logp: tuple  # B tensors [|y|], whose sums are logp
+    ref_logp: torch.Tensor | None = None  # [B], logp under the reference model
 
 
 # ------------------------------------------------------------------ text becomes tokens
@@ -44,24 +46,30 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
     """
     template = resolve_template(template, tokenizer)
     prompt, space = prompt_text(question, tokenizer, template)
-    # A chat template already spells out BOS.
-    encoded = tokenizer(
-        prompt + (space + answer if answer else ""), return_offsets_mapping=True, add_special_tokens=template != "chat"
-    )
+    text = prompt + (space + answer if answer else "")
+
+    # a chat template already spells out BOS
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=template != "chat")
     ids = encoded["input_ids"]
-    cut = next((i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)), len(ids))
+    ends = [end for _, end in encoded["offset_mapping"]]
+    cut = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
     if not cut:
         raise InputError("the tokenizer's chat template gives an empty prompt; mend it, or use --template plain")
-    response = ids[cut:]
-    while response and response[-1] == tokenizer.eos_token_id:  # some tokenizers add their own
-        response.pop()
-    example = Example(ids[:cut], response + [tokenizer.eos_token_id])
-    if cut + len(example.response) > max_length:
+
+    response = without_eos(ids[cut:], tokenizer) + [tokenizer.eos_token_id]
+    if cut + len(response) > max_length:
         raise InputError(
-            f"'{question[:40]}…' and its response take {cut + len(example.response)} tokens, "
+            f"'{question[:40]}…' and its response take {cut + len(response)} tokens, "
             f"more than the limit of {max_length}; raise --max-length, within the model's own"
         )
-    return example
+    return Example(ids[:cut], response)
+
+
+def without_eos(ids, tokenizer):
+    """Token ids without the EOS that some tokenizers add by themselves."""
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return ids
 
 
 def pieces(text, tokenizer, length, cut=None):
@@ -70,41 +78,47 @@ def pieces(text, tokenizer, length, cut=None):
     cut: None keeps a shorter last piece, "first" the first piece alone, "fill" fills the last one up from the
     text's first tokens, as MUSE does. Raises InputError if "fill" finds less text than one piece.
     """
-    ids, size = tokenizer(text, add_special_tokens=False)["input_ids"], length - 1
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    size = length - 1
     if cut == "fill":
         if len(ids) < size:
             raise InputError(
                 f"the text '{text[:40]}…' has {len(ids)} tokens, less than one chunk of {size}; lower --max-length"
             )
         ids = ids + ids[: -len(ids) % size]
+
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    found = [Example([begin], ids[i : i + size]) for i in range(0, len(ids), size)]
-    return found[:1] if cut == "first" else found
+    examples = [Example([begin], ids[i : i + size]) for i in range(0, len(ids), size)]
+    return examples[:1] if cut == "first" else examples
 
 
 def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
     """Examples of rows: of `question` and `answer`; of `text`, and how it is `cut`, as in `pieces`; or of an
     `answer` and the whole `prompt` before it."""
-    found = []
+    examples = []
     for row in rows:
         if "text" in row:
-            found += pieces(row["text"], tokenizer, max_length, row.get("cut"))
+            examples += pieces(row["text"], tokenizer, max_length, row.get("cut"))
         elif "prompt" in row:
+            prompt = without_eos(tokenizer(row["prompt"])["input_ids"], tokenizer)
             answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
-            found.append(Example(tokenizer(row["prompt"])["input_ids"], answer + [tokenizer.eos_token_id]))
+            examples.append(Example(prompt, answer + [tokenizer.eos_token_id]))
         else:
-            found.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
-    return found
+            examples.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
+    return examples
 
 
 def text_of(row):
     """All of a row as one text."""
-    asked = row.get("prompt", f"Question: {row.get('question')}\nAnswer: ")
-    return row["text"] if "text" in row else asked + row["answer"]
+    if "text" in row:
+        return row["text"]
+    prompt = row["prompt"] if "prompt" in row else f"Question: {row['question']}\nAnswer: "
+    return prompt + row["answer"]
 
 
 TEMPLATES = "auto", "chat", "llama2", "plain"
-SYSTEM_PROMPT, DATE = "You are a helpful assistant.", "10 Apr 2025"  # of the published TOFU recipes
+SYSTEM_PROMPT = "You are a helpful assistant."  # this and the date are those of the published TOFU recipes
+DATE = "10 Apr 2025"
 
 
 def resolve_template(template, tokenizer):
@@ -128,6 +142,7 @@ def prompt_text(question, tokenizer, template):
         return f"[INST] {question} [/INST]", ""
     if template == "plain":
         return f"Question: {question}\nAnswer:", " "
+
     messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
     options = dict(tokenize=False, add_generation_prompt=True, date_string=DATE)
     try:
@@ -161,122 +176,26 @@ def collate(examples, pad_id):
     return torch.tensor(input_ids), torch.tensor(labels)
 
 
-def by_length(examples, size):
-    """Lists of at most `size` indices, examples of like length together: the least padding."""
-    return shares(examples, size, 1)[0]
+def response_logits(model, examples):
+    """(logits [n, V], targets [n], length [B]) at the n positions that predict a response token, in order.
 
-
-def shares(examples, size, ranks):
-    """`by_length` for each of several processes: to each about as many tokens, and exactly as many lists, of which
-    the last may be empty, because processes take their steps together."""
-    tokens = [len(prompt) + len(response) for prompt, response in examples]
-    parts, load = [[] for _ in range(ranks)], [0] * ranks
-    for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True):
-        least = load.index(min(load))
-        parts[least].append(i)
-        load[least] += tokens[i]
-    starts = range(0, max(map(len, parts)), size)
-    return [[sorted(part, key=tokens.__getitem__)[start : start + size] for start in starts] for part in parts]
-
-
-CHUNK = 2**27 if torch.cuda.is_available() else 2**25  # logits at a time: in float32 512 or 128 MB
-
-
-def over_responses(models, examples, of):
-    """of(logits [n, V] of each model, targets [n]) -> [n] at the response positions: a tensor [|y|] per example.
-
-    The output layer is the largest product in a small model and makes the largest tensor in any, so it sees no
-    prompt and no padding, and no more than CHUNK logits at once: when there are more, each chunk's are forgotten
-    and computed again on the way back. Differentiable.
+    The output layer makes the largest tensor in a model, so it is asked for no prompt and no padding. Differentiable.
     """
     input_ids, labels = collate(examples, pad_id=0)
-    targets = labels.roll(-1, 1).flatten()  # the position before a token predicts it
-    chosen = (targets != -100).nonzero()[:, 0]
+    targets = labels.roll(-1, 1)  # the position before a token predicts it
+    predicts = targets != -100
 
-    def there(tensor):
-        return tensor.to(models[0].device, non_blocking=True)
-
-    input_ids, chosen, targets = there(input_ids), there(chosen), there(targets[chosen])
-    size = max(1, CHUNK // models[0].config.get_text_config().vocab_size)
-
-    def decoded(model):
-        return decoder_of(model)(input_ids, use_cache=False)
-
-    beside = [forward(model, functools.partial(decoded, model)) for model in models[1:]]
-
-    def compute():
-        outputs = [decoded(models[0]), *beside]
-        hidden = [output.last_hidden_state.flatten(0, 1).index_select(0, chosen) for output in outputs]
-
-        def chunk(targets, *hidden):
-            return of(*map(output_layer, models, outputs, hidden), targets)
-
-        if len(targets) > size:
-            chunk = functools.partial(torch.utils.checkpoint.checkpoint, chunk, use_reentrant=False)
-        return torch.cat([chunk(*part) for part in zip(targets.split(size), *(each.split(size) for each in hidden))])
-
-    return forward(models[0], compute).split([len(example.response) for example in examples])
+    where = predicts.to(model.device, non_blocking=True)
+    logits = model(input_ids.to(model.device), use_cache=False, logits_to_keep=where).logits
+    return logits, targets[predicts].to(model.device), predicts.sum(1)
 
 
-def decoder_of(model):
-    """The part of a model that ends where its output layer begins."""
-    found = model.get_decoder()  # of some models the model itself, or its output layer
-    return found if isinstance(found, transformers.PreTrainedModel) and found is not model else model.model
-
-
-def output_layer(model, outputs, hidden):
-    """Logits [n, V] of hidden states [n, d], with whatever scale or cap the model puts on them.
-
-    By its own forward, in which the decoder gives back `outputs`, what it gave before, with these hidden states.
-    """
-    decoder, outputs.last_hidden_state = decoder_of(model), hidden[None]
-    decoder.forward = lambda *_, **__: outputs
-    try:
-        return model.forward(torch.zeros(1, 1, dtype=torch.int64, device=hidden.device), use_cache=False).logits[0]
-    finally:
-        del decoder.forward
-
-
-def response_logp(model, examples):
-    """(log πθ(y|x), |y|) of examples under a causal language model, both [B]. Differentiable."""
-    logp = [tokens.sum() for tokens in over_responses([model], examples, losses.token_logp)]
-    length = torch.tensor([len(example.response) for example in examples])
-    return torch.stack(logp), length.to(model.device, non_blocking=True)
-
-
-# ------------------------------------------------------------------ several processes
-
-
-def ranks():
-    """(number of this process, number of processes) of the job that torchrun started; (0, 1) without one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def wait():
-    """Until all processes are here."""
-    if ranks()[1] > 1:
-        dist.barrier()
-
-
-def forward(model, compute):
-    """compute(), as part of the model's forward pass: in there a sharded model has its weights."""
-    return getattr(model, "as_forward", lambda compute: compute())(compute)
-
-
-def in_batches(of, examples, size, desc):
-    """What of(some examples) gives for each, in the order given. Several processes share the work, and all get all."""
-    rank, count = ranks()
-    found = {}
-    for batch in tqdm(by_length(examples, size)[rank::count], desc=desc, leave=False, disable=rank > 0 or None):
-        found |= zip(batch, of([examples[i] for i in batch]))
-    if count > 1:
-        parts = [None] * count
-        dist.all_gather_object(parts, found)
-        found = {i: value for part in parts for i, value in part.items()}
-    return [found[i] for i in range(len(examples))]
-
-
-# ------------------------------------------------------------------ what else a model is asked
+def respond(model, examples, ref_logp=None):
+    """The Response of examples under a causal language model: log πθ(y|x), |y|, log π of each token. Differentiable."""
+    logits, targets, length = response_logits(model, examples)
+    token_logp = losses.token_logp(logits, targets).split(length.tolist())
+    logp = torch.stack([tokens.sum() for tokens in token_logp])
+    return Response(logp, length.to(logp.device), token_logp, ref_logp)
 
 
 def autocast(device, dtype):
@@ -284,97 +203,55 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
 
 
-@torch.no_grad()
-def token_logps(model, examples, batch_size, dtype):
-    """Log-probabilities of the tokens of each response, in nats: a list of arrays, in the order given."""
-
-    def score(batch):
-        with autocast(model.device, dtype):
-            return [tokens.cpu().numpy() for tokens in over_responses([model], batch, losses.token_logp)]
-
-    return in_batches(score, examples, batch_size, "scoring")
+# ------------------------------------------------------------------ the batches of a run
 
 
-def check_fits(model, examples):
-    """Raise InputError if an example is longer than the model has positions, as `encode` does of its own."""
-    longest = max(len(prompt) + len(response) for prompt, response in examples)
-    if longest > getattr(model.config, "max_position_embeddings", longest):
-        raise InputError(
-            f"a prompt takes {longest} tokens, more than this model's max_position_embeddings, "
-            f"{model.config.max_position_embeddings}; take a model that reads more"
-        )
+def batches(forget_size, retain_size, batch_size, seed):
+    """Yield (forget rows, retain rows) of each step, without end; a pure function of its arguments.
 
-
-def mean_losses(model, examples, batch_size, dtype):
-    """Mean token NLL of each example's response, in nats: a list of floats, in the order given."""
-    return [-float(logp.mean()) for logp in token_logps(model, examples, batch_size, dtype)]
-
-
-def hidden_states(model, examples, layer):
-    """(activations after decoder layer `layer`, counted from 0, [B, T, d]; which are of tokens [B, T]).
-
-    Differentiable. Of models whose layers are `model.layers`, as Llama's; see `steered`.
+    An epoch is one permutation of the forget set. With every batch of it go as many retain examples, drawn
+    with replacement. To resume after step n, skip n: there is no state to save.
     """
-    input_ids, _ = collate(examples, pad_id=0)
-    length = torch.tensor([len(prompt) + len(response) for prompt, response in examples])
-    kept = []
-    hook = model.get_submodule(f"model.layers.{layer}").register_forward_hook(
-        lambda module, inputs, output: kept.append(output if torch.is_tensor(output) else output[0])
-    )
-    try:
-        forward(model, lambda: model.base_model(input_ids.to(model.device), use_cache=False).last_hidden_state)
-    finally:
-        hook.remove()
-    return kept[0], (torch.arange(input_ids.shape[1]) < length[:, None]).to(model.device)
+    draw = torch.Generator().manual_seed(seed)
+    while True:
+        for rows in torch.randperm(forget_size, generator=draw).split(batch_size):
+            drawn = torch.randint(retain_size, (len(rows),), generator=draw) if retain_size else rows[:0]
+            yield rows.tolist(), drawn.tolist()
 
 
-def steered(model, layer):
-    """Names of the parameters that RMU trains: `down_proj` of the layers up to `layer`, at most three.
+def microbatches(examples, rows, size):
+    """Yield (some of `rows`, divisor): a batch, at most `size` examples at a time, those of like length together.
 
-    InputError for a layer that the model lacks, or a model that calls them otherwise.
+    Exact: each micro-batch's *sum* of losses over the divisor adds up to the batch's mean, so neither the order nor the
+    cut changes the gradient. Several processes take a share each, by tokens. Their gradients are averaged, so they
+    divide by less; and they take their steps together, so one with nothing left gets a row to be divided by infinity.
     """
-    names = {name for name, _ in model.named_parameters()}
-
-    def down(each):
-        return f"model.layers.{each}.mlp.down_proj.weight"
-
-    if down(0) not in names:
-        blocks = sorted({name for name in names if ".0." in name})
-        raise InputError(
-            f"--method rmu trains {down('N')}, which this model lacks; in its first layer it "
-            f"has {', '.join(blocks) or 'nothing'}; use another method"
-        )
-    if down(layer) not in names:
-        last = max(each for each in range(len(names)) if down(each) in names)
-        raise InputError(f"--layer {layer}: this model has layers 0 to {last}")
-    return [down(each) for each in range(max(0, layer - 2), layer + 1)]
+    if not rows:
+        return
+    rank, ranks = processes.ranks()
+    for group in by_length([examples[row] for row in rows], size, ranks)[rank]:
+        if group:
+            yield [rows[i] for i in group], len(rows) / ranks
+        else:
+            yield rows[:1], float("inf")
 
 
-@torch.no_grad()
-def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
-    """Greedy continuation of each example's prompt, as text, in the order given."""
-    greedy = transformers.GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        repetition_penalty=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
+def by_length(examples, size, ranks=1):
+    """For each process, lists of at most `size` indices, examples of like length together: the least padding.
 
-    def answer(batch):
-        # Padded on the left here, so that every prompt ends where its continuation begins.
-        inputs = tokenizer.pad(
-            {"input_ids": [example.prompt for example in batch]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        with autocast(model.device, dtype):
-            output = model.generate(**inputs, generation_config=greedy)
-        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    To each process about as many tokens, and exactly as many lists, of which the last may be empty.
+    """
+    tokens = [len(prompt) + len(response) for prompt, response in examples]
+    shares = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True):
+        least = load.index(min(load))
+        shares[least].append(i)
+        load[least] += tokens[i]
 
-    return in_batches(answer, [Example(example.prompt, []) for example in examples], batch_size, "generating")
+    starts = range(0, max(map(len, shares)), size)
+    ordered = [sorted(share, key=tokens.__getitem__) for share in shares]
+    return [[share[start : start + size] for start in starts] for share in ordered]
 
 
 # ------------------------------------------------------------------ refusals, for IDK and DPO

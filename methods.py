@@ -1,22 +1,22 @@
 """The table of methods: an entry here makes a loss of losses.py a method, everywhere.
 
-Flags, help texts, which responses are read, whether the reference model is needed, names and colours in
-tables and figures, and the tests all follow from the entry. What a loss takes is read off its own
-signature: `logp`, `length` and `ref_logp` of a response, and the flags `beta` and `gamma`; or `hidden`, the
-activations of one layer, and the `target` that they are steered to.
+Flags, help texts, which responses are read, whether the reference model is needed, names and colours in tables and
+figures, and the tests all follow from the entry. In its calls `args` are the flags of train.py and `y` the response to
+forget, a data.Response: y.logp, y.length, y.ref_logp, y.token_logp.
 """
 
-import inspect
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import losses
 
 
 class Method(NamedTuple):
-    """loss and weight take the same arguments. reads: {side of a forget example: prefix of the arguments
-    that describe it}, the side whose weight and length are logged first; sides are `answer` and `refusal`,
-    one of thirty ways to say "I don't know". learns: lowers the loss of what it reads, instead of raising it.
-    flags: its own, besides those that the loss takes.
+    """loss and weight: (args, response, …) → [B], a response for each of `reads`, in that order.
+
+    reads: sides of a forget example: `answer`, and `refusal`, one of thirty ways to say "I don't know". The first one's
+    weight, length and log π are logged. needs_reference: their ref_logp are there. learns: lowers the loss of what it
+    reads, instead of raising it. flags: those that not every method has.
     """
 
     name: str
@@ -24,19 +24,10 @@ class Method(NamedTuple):
     about: str
     loss: Callable
     weight: Callable
-    reads: dict = {"answer": ""}
+    reads: tuple = ("answer",)
+    needs_reference: bool = False
     learns: bool = False
     flags: tuple = ()
-
-    @property
-    def takes(self):
-        """Names of the loss's arguments."""
-        return tuple(inspect.signature(self.loss).parameters)
-
-    @property
-    def own_flags(self):
-        """Names of the flags that are not for every method: of its loss, and those that it lists."""
-        return ({"beta", "gamma"} & set(self.takes)) | set(self.flags)
 
 
 METHODS = {
@@ -44,50 +35,81 @@ METHODS = {
         "fine-tuning",
         "C5",
         "−log π / |y|: learns the split instead of forgetting it",
-        losses.nll,
-        losses.nll_weight,
+        lambda args, y: losses.nll(y.logp, y.length),
+        lambda args, y: losses.nll_weight(y.logp, y.length),
         learns=True,
     ),
-    "ga": Method("GA", "C3", "gradient ascent: log π, without a retain loss", losses.ga, losses.ga_weight),
-    "graddiff": Method("GradDiff", "C1", "gradient difference: log π, with a retain loss", losses.ga, losses.ga_weight),
+    "ga": Method(
+        "GA",
+        "C3",
+        "gradient ascent: log π, without a retain loss",
+        lambda args, y: losses.ga(y.logp),
+        lambda args, y: losses.ga_weight(y.logp),
+    ),
+    "graddiff": Method(
+        "GradDiff",
+        "C1",
+        "gradient difference: log π, with a retain loss",
+        lambda args, y: losses.ga(y.logp),
+        lambda args, y: losses.ga_weight(y.logp),
+    ),
     "wgraddiff": Method(
-        "Weighted-GradDiff", "C8", "the same per token: log π / |y|", losses.weighted_ga, losses.weighted_ga_weight
+        "Weighted-GradDiff",
+        "C8",
+        "the same per token: log π / |y|",
+        lambda args, y: losses.weighted_ga(y.logp, y.length),
+        lambda args, y: losses.weighted_ga_weight(y.logp, y.length),
     ),
     "idk": Method(
         "IDK",
         "C6",
         'learns a refusal ("I don\'t know") instead of the answer',
-        losses.nll,
-        losses.nll_weight,
-        reads={"refusal": ""},
+        lambda args, refusal: losses.nll(refusal.logp, refusal.length),
+        lambda args, refusal: losses.nll_weight(refusal.logp, refusal.length),
+        reads=("refusal",),
     ),
     "dpo": Method(
         "DPO",
         "C4",
         "direct preference optimization: a refusal preferred to the answer",
-        losses.dpo,
-        losses.dpo_weight,
-        reads={"answer": "rejected_", "refusal": "chosen_"},
+        lambda args, y, refusal: losses.dpo(refusal.logp, refusal.ref_logp, y.logp, y.ref_logp, args.beta),
+        lambda args, y, refusal: losses.dpo_weight(refusal.logp, refusal.ref_logp, y.logp, y.ref_logp, args.beta),
+        reads=("answer", "refusal"),
+        needs_reference=True,
+        flags=("beta",),
     ),
-    "npo": Method("NPO", "C0", "Eq. 2: bounded, against the model before unlearning", losses.npo, losses.npo_weight),
+    "npo": Method(
+        "NPO",
+        "C0",
+        "Eq. 2: bounded, against the model before unlearning",
+        lambda args, y: losses.npo(y.logp, y.ref_logp, args.beta),
+        lambda args, y: losses.npo_weight(y.logp, y.ref_logp, args.beta),
+        needs_reference=True,
+        flags=("beta",),
+    ),
     "simnpo": Method(
-        "SimNPO", "C2", "Eq. 4: bounded, per token, without a reference", losses.simnpo, losses.simnpo_weight
+        "SimNPO",
+        "C2",
+        "Eq. 4: bounded, per token, without a reference",
+        lambda args, y: losses.simnpo(y.logp, y.length, args.beta, args.gamma),
+        lambda args, y: losses.simnpo_weight(y.logp, y.length, args.beta, args.gamma),
+        flags=("beta", "gamma"),
     ),
-    "task-vector": Method(
+    "task-vector": Method(  # what follows fine-tuning is in baselines.py
         "Task Vector",
         "deeppink",
         "fine-tunes, then goes the other way: θ − α (θ_ft − θ)",
-        losses.nll,
-        losses.nll_weight,
+        lambda args, y: losses.nll(y.logp, y.length),
+        lambda args, y: losses.nll_weight(y.logp, y.length),
         learns=True,
         flags=("alpha", "finetuned"),
     ),
-    "rmu": Method(
+    "rmu": Method(  # its loop is in baselines.py: it reads activations h [B, T, d] and a target, no response
         "RMU",
         "C9",
         "steers one layer's activations to a random direction: ‖h − c·u‖² / d",
-        losses.rmu,
-        losses.rmu_gradient,
+        lambda args, h, target: losses.rmu(h, target),
+        lambda args, h, target: losses.rmu_gradient(h, target),
         flags=("layer", "steer", "alpha"),
     ),
 }

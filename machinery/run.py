@@ -1,0 +1,553 @@
+"""Writing a run's folder: alone in it, whole files, a save to go on from, what the loop logs. folder.py lists the files.
+
+Beside the folder, while a process is at work in it: `.NAME.minunlearn.lock`, and for moments `….new`, which becomes
+the folder, and `….old`, which it replaces. What a killed process leaves of these, the next one sweeps.
+
+This file does not know what a loss, a method or a metric is.
+"""
+
+import ast
+import contextlib
+import io
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import filelock
+import torch
+import transformers
+from tqdm import tqdm
+
+from machinery import folder, processes
+from machinery.inputs import InputError, check_writable, digest
+
+SAVE_EVERY = 600  # seconds between two states of an unfinished run, at least
+
+# ------------------------------------------------------------------ whole files
+
+
+def write_text(path, text):
+    """Write a file as a whole or not at all: an interruption leaves no half of it. Of several processes the first."""
+    if processes.first():
+        temporary = Path(f"{path}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def write_json(path, content):
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{path} would hold NaN or infinity; the model or the log gives such numbers") from None
+    write_text(path, text + "\n")
+
+
+def append_json(path, content):
+    if processes.first():
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(content) + "\n")
+
+
+def write_settings(out, settings):
+    write_json(out / "run.json", folder.sealed(settings))
+
+
+def drop_lines(out, step, epoch):
+    """Drop what was logged after `step` steps and `epoch` whole epochs, and what a crash left of a line."""
+
+    def is_before(line, key, last):
+        try:
+            return json.loads(line)[key] <= last
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    for name, key, last in (("log.jsonl", "step", step), ("epochs.jsonl", "epoch", epoch)):
+        if (out / name).exists():
+            lines = (out / name).read_text(encoding="utf-8").splitlines()
+            write_text(out / name, "".join(line + "\n" for line in lines if is_before(line, key, last)))
+
+
+# ------------------------------------------------------------------ one folder, one run
+
+
+def choose_folder(args, name):
+    """Make args.out a Path that may be written to, by default a new runs/`name`…. Creates nothing.
+
+    InputError if it is taken, holds what the run reads, or cannot be written to.
+    """
+    if args.out is None and processes.several():
+        raise InputError("--out: several processes write one folder; name it")
+    if args.out is None:
+        args.out = Path("runs", f"{name}-{time.strftime('%m%d-%H%M%S')}")
+        while args.out.exists():
+            args.out = args.out.with_name(args.out.name + "x")
+    args.out = Path(args.out)
+
+    if args.resume and not folder.is_run(args.out):
+        raise InputError(f"--resume: {args.out} has no run.json; start anew without --resume")
+    if not args.resume and holds_something(args.out):
+        check_replaceable(args.out, args.overwrite)
+
+    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file"):
+        used = Path(getattr(args, flag) or "/")
+        if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
+            raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
+    if processes.first():
+        check_writable(next(parent for parent in (args.out, *args.out.absolute().parents) if parent.exists()))
+
+
+def holds_something(out):
+    """Whether there is more than what a run that was killed before it began may have left: half of its run.json."""
+    if not out.is_dir():
+        return out.exists()
+    return any(path.name != "run.json.tmp" for path in out.iterdir())
+
+
+def check_replaceable(out, overwrite):
+    """InputError unless `out`, which holds something, is a run's folder that --overwrite may replace."""
+    if not overwrite:
+        raise InputError(f"--out: {out} exists; name another folder or add --overwrite")
+    if not folder.is_run(out):
+        raise InputError(f"--overwrite: {out} is no run's folder (no run.json); name another")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(f"--overwrite: {out} is or holds the folder you are in; name another")
+
+
+def lock_of(out):
+    """Its .new and .old are a run's other names, beside its folder; through a link, as moves stay on one disk."""
+    out = out.resolve()
+    return out.with_name(f".{out.name}.minunlearn.lock")
+
+
+def sweep(lock):
+    """Remove what a run keeps beside its folder. The caller holds `lock`: nobody else is at work there."""
+    for name in (".new", ".old"):
+        shutil.rmtree(lock.with_suffix(name), ignore_errors=True)
+    lock.unlink(missing_ok=True)
+
+
+def sweep_killed(parent):
+    """Remove what killed runs left in `parent`, beside theirs: locks that nobody holds, and what they guarded."""
+    for lock in parent.glob(".*.minunlearn.lock"):
+        with contextlib.suppress(OSError), filelock.FileLock(lock, timeout=0):  # a Timeout is one, another user's too
+            sweep(lock)
+
+
+@contextlib.contextmanager
+def only_run(out):
+    """Let no other process work in the folder `out`, which need not exist yet. InputError if one does.
+
+    The lock dies with its process, so a killed run is no obstacle. The first process of a job holds it for all.
+    """
+    taken = InputError(f"--out: another run is at work in {out}; wait for its end or name another folder")
+    if not processes.first():
+        if processes.agree(0)[0]:
+            raise taken
+        yield
+        return
+
+    lock = lock_of(out)
+    new_parents = [parent for parent in lock.parents if not parent.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    sweep_killed(lock.parent)
+    try:
+        held = filelock.FileLock(lock).acquire(timeout=1)  # another's sweep holds it for a moment
+    except filelock.Timeout:
+        processes.agree(1)
+        raise taken from None
+    processes.agree(0)
+    with held:
+        try:
+            yield
+        finally:
+            sweep(lock)
+            for parent in new_parents:  # those that hold nothing: the run was refused
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def open_folder(out, settings, resume):
+    """Make `out` ready for the loop: a new folder, or to resume the old one without half-written files.
+
+    A new folder appears with its run.json in it, in one move, and takes with --overwrite the old one's place. One that
+    exists and is empty is kept: it may be a mounted disk.
+    """
+    processes.wait()
+    if processes.first():
+        real = out.resolve()
+        if resume or real.exists() and not folder.is_run(real):
+            clean_folder(real)
+            write_settings(real, settings)
+        else:
+            new, old = lock_of(out).with_suffix(".new"), lock_of(out).with_suffix(".old")
+            new.mkdir()
+            write_settings(new, settings)
+            if real.exists():
+                real.rename(old)
+            new.rename(real)
+            shutil.rmtree(old, ignore_errors=True)
+    processes.wait()
+
+
+def clean_folder(out):
+    """Remove what is half-written (.tmp?????? are safetensors' own), and what will be written again."""
+    for half in (*out.glob("*.json*.tmp"), *out.glob("run.png.tmp"), *out.glob(".tmp??????")):
+        half.unlink()
+    for name in ("metrics.json", "metrics.log.json", "reference.log.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def save_model(out, model, tokenizer):
+    """An ordinary save_pretrained folder, also for other tools. OSError if it cannot be written."""
+    weights = processes.whole_weights(model)
+    try:
+        if processes.first():
+            model.save_pretrained(out, state_dict=weights)
+            tokenizer.save_pretrained(out)
+    except Exception as error:  # each library raises its own when the disk is full
+        raise OSError(str(error)) from None
+    processes.wait()
+
+
+# ------------------------------------------------------------------ what may not change between two parts of a run
+
+ROOT = Path(__file__).parents[1]
+# Code that decides numbers, and packages likewise.
+DECISIVE = "losses.py", "methods.py", "data.py", "train.py", "baselines.py", "evaluate.py"
+# What may differ when a run is resumed: it changes where and how fast, not what is computed.
+MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"
+
+
+def settings_of(args, method, benchmark_file):
+    """What run.json says at first: every resolved flag, versions, the commit of this code and its files' digests.
+
+    method: (name, colour) as tables and figures show it. benchmark_file: of benchmarks/, what the task is in.
+    """
+    hidden = "resume", "overwrite", "given"
+    flags = {name: value for name, value in vars(args).items() if name not in hidden}
+    files = *DECISIVE, f"benchmarks/{benchmark_file}"
+    return {
+        "format": folder.FORMAT,
+        "flags": flags | {"out": str(args.out)},
+        "method": dict(zip(("name", "colour"), method, strict=True)),
+        "versions": {package.__name__: package.__version__ for package in (torch, transformers)},
+        "commit": commit(),
+        "code": {name: code_digest(ROOT / name) for name in files},
+        "processes": processes.ranks()[1],
+    }
+
+
+def commit():
+    """Of this code, as git names it; None without git."""
+
+    def git(*command):
+        return subprocess.run(["git", "-C", ROOT, *command], check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def code_digest(path):
+    """Of what a .py computes: its syntax tree without docstrings, so comments and layout may change."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            del body[0]
+    return digest(ast.dump(tree))
+
+
+def check_same_run(out, settings):
+    """The run.json of the run to resume. InputError that names what is not as in `settings`: a flag, the code, a
+    library, or the data as far as `settings` knows them; of a finished run only the flags count."""
+    before = folder.read(out, "run.json")
+    for flag, value in json.loads(json.dumps(settings["flags"])).items():
+        if flag not in MAY_CHANGE and before["flags"].get(flag) != value:
+            raise InputError(
+                f"--resume: the run in {out} had --{flag.replace('_', '-')} "
+                f"{before['flags'].get(flag)}, not {value}; give the same flags"
+            )
+    if folder.is_finished(out):
+        return before
+
+    libraries = " and ".join(" ".join(pair) for pair in before["versions"].items())
+    mends = {
+        "code": f"go back to that of commit {before['commit']}",
+        "versions": f"install {libraries}",
+        "data": "give the data as they were",
+    }
+    for what, mend in mends.items():
+        then = before.get(what, {})
+        now = settings.get(what, then)
+        changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        if changed:
+            raise InputError(
+                f"--resume: the {what} changed since the run in {out} began ({', '.join(changed)}); "
+                f"{mend}, or start anew with --overwrite"
+            )
+    return before
+
+
+# ------------------------------------------------------------------ what the loop tells and asks
+
+
+class Diverged(InputError):
+    """A loss or a gradient stopped being finite; the model still is what it was before that step."""
+
+
+class Run:
+    """The loop's notebook: log lines, a bar, the state to go on from. `out` None: nothing is written.
+
+    on_epoch(epoch) is called after each epoch, and its time is not counted. save_every: epochs between two saves;
+    None: ten minutes, or more if that took over a twentieth of the time.
+    """
+
+    def __init__(self, out=None, desc="", resume=False, save_every=None, on_epoch=None):
+        self.out, self.desc, self.resuming, self.save_every, self.on_epoch = out, desc, resume, save_every, on_epoch
+        self.seconds, self.peak, self.clock = 0.0, 0, time.perf_counter()
+        self.saved_at, self.saving = self.clock, 0.0
+        self.columns = {}  # {part: [(places, values, …), …]} of the step in progress
+
+    def resume(self, model, optimizer):
+        """Undo an interruption; returns the number of steps that are done, 0 for a new run."""
+        peak_memory(model.device)
+        if not self.out or not self.resuming:
+            return 0
+        done, self.seconds = load_state(self.out, model, optimizer)
+        return done
+
+    @contextlib.contextmanager
+    def loop(self, done, steps, epoch_steps):
+        """Around the loop: the log, a bar, and a Ctrl-C that lets the step in progress end whole."""
+        self.steps, self.epoch_steps = steps, epoch_steps
+        writes = self.out and processes.first()
+        if self.out and self.resuming:
+            drop_lines(self.out, done, math.inf if done >= steps else done // epoch_steps)
+        with (
+            open(self.out / "log.jsonl", "a", encoding="utf-8") if writes else io.StringIO() as self.file,
+            tqdm(total=steps, initial=done, desc=self.desc, disable=not processes.first() or None) as self.bar,
+            deferred_interrupt() as self.interrupted,
+        ):
+            yield
+
+    def add(self, part, places, divisor, *values):
+        """Note what a micro-batch gave: tensors [n], for the examples at `places` of the part's batch."""
+        real = places if math.isfinite(divisor) else []  # a row taken for the other processes' sake does not count
+        self.columns.setdefault(part, []).append((real, [value.detach()[: len(real)] for value in values]))
+
+    def values(self, part, count):
+        """What was added for a part's batch of `count` examples, as tensors [count] in its order, of all processes."""
+        batches = self.columns.get(part, [])
+        columns = []
+        for column in zip(*(values for _, values in batches), strict=True):
+            column = torch.cat(column)
+            places = torch.tensor(sum((places for places, _ in batches), []), device=column.device, dtype=torch.int64)
+            columns.append(processes.add_up(column.new_zeros(count).index_copy(0, places, column)))
+        return columns
+
+    def check_finite(self, step, part, loss, model):
+        """Raise Diverged, before the optimizer steps, if a part's mean loss or the gradient so far is not finite."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        for what, value in (("loss", loss), ("gradient", norm)):
+            if not torch.isfinite(value):
+                raise Diverged(
+                    f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} coefficient"
+                )
+
+    def log(self, step, line, rows, columns):
+        """A line of log.jsonl: numbers of the step, and of the forget sequences `rows` what they gave, tensors [n]."""
+        names = ("weight", "length", "logp")[: len(columns)]
+        met = {"row": rows} | {name: column.tolist() for name, column in zip(names, columns, strict=True)}
+        epoch = 1 + (step - 1) // self.epoch_steps
+        self.file.write(json.dumps({"step": step, "epoch": epoch, **line, "met": met}) + "\n")
+        self.columns = {}
+        self.bar.set_postfix({name: line[name] for name in ("forget", "weight", "retain")})
+        self.bar.update()
+        self.seconds += time.perf_counter() - self.clock
+
+        # after an epoch
+        device = columns[0].device
+        if step % self.epoch_steps == 0 or step == self.steps:
+            self.file.flush()
+            self.peak = max(self.peak, peak_memory(device))
+            if self.on_epoch:
+                self.on_epoch(epoch)
+                peak_memory(device)
+        self.clock = time.perf_counter()
+
+    def save_if_due(self, step, model, optimizer):
+        """Now and then what --resume needs. After a first Ctrl-C too, then KeyboardInterrupt(signal)."""
+        if self.save_every:
+            due = step % (self.save_every * self.epoch_steps) == 0
+        else:
+            due = time.perf_counter() - self.saved_at > max(SAVE_EVERY, 20 * self.saving)
+        stop, due = processes.agree(self.interrupted[0] if self.interrupted else 0, due)
+        if self.out and (stop or due):
+            self.file.flush()
+            self.saving = save_state(self.out, model, optimizer, step, self.seconds)
+            self.saved_at = time.perf_counter()
+        if stop:
+            raise KeyboardInterrupt(stop)
+        self.clock = time.perf_counter()
+
+    def cost(self):
+        """What training took, for run.json and metrics.json."""
+        return {"train_seconds": self.seconds} | ({"peak_memory_bytes": self.peak} if self.peak else {})
+
+
+def peak_memory(device):
+    """Bytes that tensors took at most on a CUDA device since the last call; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+@contextlib.contextmanager
+def deferred_interrupt():
+    """Gives a list that a first Ctrl-C or SIGTERM fills with its number, so that the step in progress can end
+    whole; a second one raises KeyboardInterrupt(number) at once."""
+    caught = []
+
+    def handle(number, _):
+        if caught:
+            raise KeyboardInterrupt(number)
+        caught.append(number)
+        print("\nstopping after this step; once more to stop at once, without saving", file=sys.stderr)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other gets signals
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+        if caught:  # after the last step
+            raise KeyboardInterrupt(*caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------ the state to go on from
+
+
+def state_of(model, optimizer, step, seconds):
+    """All that --resume needs, as {name: tensor}; an optimizer that has not stepped yet is filled in."""
+    state = {"step": torch.tensor(step), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        moments = optimizer.state[parameter]
+        if not moments:
+            moments["step"] = torch.zeros((), device=parameter.device)
+            moments["exp_avg"] = torch.zeros_like(parameter)
+            moments["exp_avg_sq"] = torch.zeros_like(parameter)
+        state |= {f"parameter.{name}": parameter.detach()} | {f"{key}.{name}": moments[key] for key in moments}
+    return state
+
+
+def saves(out):
+    """Folders of a run's saves, the newest first."""
+    return sorted(out.glob("save-*[0-9]"), reverse=True)
+
+
+def drop_saves(out):
+    """Remove what only --resume needs, and what is half-written."""
+    if processes.first():
+        for path in (*out.glob("save-*"), *out.glob("*.tmp")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def tensor_sums(save):
+    """{name: SHA-256} of the tensors' files in a save."""
+    return folder.sums_of(save, sorted(path.name for path in save.glob("*.safetensors")))
+
+
+def is_whole(save):
+    """Whether a save's files are what its checksums say."""
+    try:
+        return json.loads((save / "sums.json").read_text(encoding="utf-8")) == tensor_sums(save) != {}
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def reason_of(error):
+    """What the library that saves says in one line; for a process that failed it would print its traceback too."""
+    return textwrap.shorten(str(next(iter(getattr(error, "failures", {}).values()), [error])[0]), 160)
+
+
+def save_state(out, model, optimizer, step, seconds):
+    """Save all that --resume needs in OUT/save-STEP, of which the newest two are kept; returns the seconds it took.
+
+    Every process writes its shards (torch.distributed.checkpoint, in safetensors), and any number of them can read it.
+    """
+    from torch.distributed import checkpoint  # here, as it takes a second that most runs need not spend
+
+    started = time.perf_counter()
+    save = out / f"save-{step:08d}"
+    unfinished = save.with_suffix(".tmp")
+    if processes.first():
+        for left in out.glob("save-*.tmp"):
+            shutil.rmtree(left)
+    processes.wait()
+
+    writer = checkpoint.HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
+    try:
+        state = state_of(model, optimizer, step, seconds)
+        checkpoint.save(state, no_dist=not processes.several(), storage_writer=writer)
+    except (Exception, checkpoint.CheckpointException) as error:  # a kind for each way in which it fails
+        raise OSError(f"{unfinished}: {reason_of(error)}") from None
+
+    if processes.first():
+        write_json(unfinished / "sums.json", tensor_sums(unfinished))
+        if save.exists():  # of this very step, and damaged, or it would not be made again
+            shutil.rmtree(save)
+        unfinished.rename(save)
+        for old in saves(out)[2:]:
+            shutil.rmtree(old)
+    processes.wait()
+    return time.perf_counter() - started
+
+
+def load_state(out, model, optimizer):
+    """(steps, seconds) of the newest whole save, filled into model and optimizer; (0, 0.0) without any.
+
+    Says which saves are damaged. InputError if none is whole, or it does not fit this run.
+    """
+    if not saves(out):
+        return 0, 0.0
+    for save in saves(out):
+        if is_whole(save):
+            break
+        print(f"{save} is damaged; going on from the one before", file=sys.stderr)
+    else:
+        raise InputError(f"--resume: every save in {out} is damaged; start anew with --overwrite")
+
+    from torch.distributed import checkpoint
+
+    state = state_of(model, optimizer, 0, 0.0)
+    reader = checkpoint.HuggingFaceStorageReader(str(save))
+    try:
+        checkpoint.load(state, storage_reader=reader, no_dist=not processes.several())
+    except (Exception, checkpoint.CheckpointException) as error:  # a kind for each way in which it may not fit
+        raise InputError(
+            f"--resume: {save} does not fit this run ({reason_of(error)}); start anew with --overwrite"
+        ) from None
+    return state["step"].item(), state["seconds"].item()
