@@ -61,7 +61,8 @@ class Benchmark:
     read_reference: Callable  # (path, sets=None): reference, from a file that the user names
     read_log: Callable  # path → log
     judge: Callable | None = None  # (LM of the retrained model, forget part of a log): its mean loss of each answer
-    floor: Callable | None = None  # (metrics, reference, another reference): metrics of one Retrain against another
+    # (metrics, reference, another reference): metrics of one Retrain against another; None if they cannot be compared
+    floor: Callable | None = None
     published: dict | None = None  # a reference that the benchmark's authors published
 
     # tables and figures
@@ -74,9 +75,7 @@ class Benchmark:
 
     # defaults of flags
     data: str | None = None  # of --data; None where the data are embedded or the user's own files
-    data_of: Callable | None = (
-        None  # (forget file, retain file, fields): `dataset`, for a task that is of the user's files
-    )
+    data_of: Callable | None = None  # (forget file, retain file, fields): `dataset`, if the data are the user's files
     forget_file_cut: str | None = None  # --forget-file may replace the forget set: how its texts are cut
     model: str = "tiny"
     tokenizer: str | None = None  # of models that have none of their own
@@ -89,6 +88,10 @@ class Benchmark:
     size: dict | None = None  # vocab, width, layers, heads
     tokenizer_split: str = "full"  # whose texts its tokenizer is made for
     author_rows: int = 0  # rows of one author, for --never-learnt; 0 where rows are not of authors
+
+    def unseen_rows(self, count, share):
+        """How many of `count` forget rows, the last ones, are of about this share of the authors."""
+        return round(share * count / self.author_rows) * self.author_rows
 
 
 def table(columns, named_metrics):
