@@ -14,28 +14,29 @@ it is the *forget quality* (higher is better), on retain the *retain distance* (
     left panel   (L1)  lengths 20, 20, 5: does the short chain get forgotten too?
     right panel  (L2)  lengths 20, 20, 20, and Forget2 was never learnt: is it left in peace?
 
-States count from 0 in the code. Only losses.py is needed. Gradients, not the forward pass, are what
-the study is about, so besides Fig. 6 it draws how the gradient is shared between the two chains.
+States count from 0 in the code. Of the other files only losses.py matters here. Gradients, not the forward pass, are
+what the study is about, so besides Fig. 6 it draws how the gradient is shared between the two chains.
 """
 
-import argparse
+import collections
 import concurrent.futures
 import copy
 import json
 import math
 import multiprocessing
 import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 import transformers
 from tqdm import tqdm
 
 import losses
+from machinery.command import OneLineParser, number, run_command
+from machinery.inputs import InputError, check_writable
+from machinery.statistics import bands, crossing, interval
 
 STATES = 10
 DESIGNATED = {"retain": (0, 1, 2), "forget1": (3, 4, 5), "forget2": (6, 7, 8)}
@@ -103,34 +104,38 @@ def build_model(args, seed):
     """
     torch.manual_seed(seed)
     longest = max(max(lengths.values()) for lengths, _, _ in args.panels.values())
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=STATES,
-            n_positions=longest,
-            n_embd=args.width,
-            n_layer=args.layers,
-            n_head=args.heads,
-            activation_function="gelu_pytorch_tanh",  # GPT-2's own function, as one operation instead of seven
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-            tie_word_embeddings=args.init == "gpt2" and args.embedding_std is None,
-        )
+    config = transformers.GPT2Config(
+        vocab_size=STATES,
+        n_positions=longest,
+        n_embd=args.width,
+        n_layer=args.layers,
+        n_head=args.heads,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function, as one operation instead of seven
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=args.init == "gpt2" and args.embedding_std is None,
     )
+    model = transformers.GPT2LMHeadModel(config)
     if args.init == "torch":
-        for module in model.modules():
-            if isinstance(module, torch.nn.Embedding):
-                torch.nn.init.normal_(module.weight)
-            elif isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)):
-                # transformers' Conv1D keeps its weight as [in, out], Linear as [out, in]
-                fan_in = module.weight.shape[1 if isinstance(module, torch.nn.Linear) else 0]
-                for parameter in module.parameters():
-                    torch.nn.init.uniform_(parameter, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        model.apply(redraw)
     if args.embedding_std is not None:
         torch.nn.init.normal_(model.transformer.wte.weight, std=args.embedding_std)
     return model
+
+
+def redraw(module):
+    """Draw a module's weights again, at PyTorch's default scales, in place."""
+    if isinstance(module, torch.nn.Embedding):
+        torch.nn.init.normal_(module.weight)
+    elif isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)):
+        # transformers' Conv1D keeps its weight as [in, out], Linear as [out, in]
+        fan_in = module.weight.shape[1 if isinstance(module, torch.nn.Linear) else 0]
+        bound = 1 / math.sqrt(fan_in)
+        for parameter in module.parameters():
+            torch.nn.init.uniform_(parameter, -bound, bound)
 
 
 def pretrain(model, sequences, args, seed, bar):
@@ -214,31 +219,36 @@ def unlearn(start, data, method, beta, args, seed, bar):
     """
     model, device = copy.deepcopy(start), start.device
     tests, transitions = tests_of(data, args)
-    # Shorter sequences are filled up with state 0, without loss there.
+
+    # both forget chains as one set; shorter sequences are filled up with state 0, without loss there
     sequences = [row for name in FORGET for row in data[name][0]]
-    fill = torch.nn.utils.rnn.pad_sequence
-    ids, labels = (fill(sequences, True, filler).to(device) for filler in (0, -100))
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=0).to(device)
+    labels = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100).to(device)
+    # one seed for both methods: they see the same batches, so that their difference is not luck
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).to(device)
+
+    # some sequences of each chain, for the gradient's share
     probes = {name: data[name][0][: args.probes].to(device) for name in FORGET}
     with torch.no_grad():
         probe_ref = {name: losses.sequence_logp(start(rows).logits, rows)[0] for name, rows in probes.items()}
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.unlearn_lr, fused=True)
-    # One seed for both methods: they see the same batches, so that their difference is not luck.
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).to(device)
-    path = {
-        name: []
-        for name in ("iteration", *data, *(f"{what}_{name}" for what in ("weight", "power") for name in FORGET))
-    }
+    path = collections.defaultdict(list)
     for iteration in range(args.iterations + 1):
+        # measure
         if iteration % args.eval_every == 0 or iteration == args.iterations:
             path["iteration"].append(iteration)
             for name, distance in distances(model, tests, transitions).items():
                 path[name].append(distance)
-        for what, values in zip(("weight", "power"), gradient_power(model, probes, probe_ref, method, beta)):
-            for name, value in values.items():
-                path[f"{what}_{name}"].append(value)
+        weights, norms = gradient_power(model, probes, probe_ref, method, beta)
+        for name in FORGET:
+            path[f"weight_{name}"].append(weights[name])
+            path[f"power_{name}"].append(norms[name])
         bar.update()
         if iteration == args.iterations:
-            break
+            return dict(path)
+
+        # step
         rows = order[args.batch * iteration : args.batch * (iteration + 1)]
         logp, length = losses.sequence_logp(model(ids[rows]).logits, labels[rows])
         if method == "npo":
@@ -250,49 +260,47 @@ def unlearn(start, data, method, beta, args, seed, bar):
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
-    return path
 
 
 def run_seed(args, seed, position=0):
     """All of one seed: {"retrained": {chain: KL}, panel: {"npo beta": path, "simnpo beta": path, ...}}."""
     if args.device == "cpu" and args.jobs > 1:
         torch.set_num_threads(max(1, os.cpu_count() // args.jobs))
-    betas = {
-        panel: {method: {chosen[method], *(GRID[method] if args.grid else ())} for method in METHODS}
-        for panel, (_, _, chosen) in args.panels.items()
-    }
-    data = {
-        panel: make_data(lengths, args, 1000 * seed + [*PANELS].index(panel))
-        for panel, (lengths, _, _) in args.panels.items()
-    }
-    # The first panel's retain data serve both panels, so that one retrained model does.
-    first = next(iter(data.values()))
-    jobs = [("retrained", [first["retain"][0]])]
-    for panel, (_, seen, _) in args.panels.items():
-        data[panel]["retain"] = first["retain"]
-        jobs.append((panel, [data[panel][name][0] for name in seen]))
-    steps = sum(args.epochs * math.ceil(sum(map(len, parts)) / args.pretrain_batch) for _, parts in jobs)
-    steps += sum(len(values) for panel in betas.values() for values in panel.values()) * (args.iterations + 1)
-    result = {"retrained": {}}
+    # what is unlearnt in each panel: (method, β)
+    settings = {}
+    for panel, (_, _, chosen) in args.panels.items():
+        betas = {method: {chosen[method], *(GRID[method] if args.grid else ())} for method in METHODS}
+        settings[panel] = [(method, beta) for method in METHODS for beta in betas[method]]
+
+    # data; the first panel's retain data serve both panels, so that one retrained model does
+    data, seen = {}, {}  # seen: by each pretraining, of which the retrained model's is the first
+    for panel, (lengths, chains, _) in args.panels.items():
+        data[panel] = make_data(lengths, args, 1000 * seed + [*PANELS].index(panel))
+        data[panel]["retain"] = next(iter(data.values()))["retain"]
+        seen.setdefault("retrained", [data[panel]["retain"][0]])
+        seen[panel] = [data[panel][name][0] for name in chains]
+
+    steps = sum(args.epochs * math.ceil(sum(map(len, parts)) / args.pretrain_batch) for parts in seen.values())
+    steps += sum(map(len, settings.values())) * (args.iterations + 1)
+    result = {}
     with tqdm(total=steps, desc=f"seed {seed}", position=position, leave=False, disable=None) as bar:
-        for job, sequences in jobs:
+        for job, sequences in seen.items():
             model = build_model(args, seed).to(args.device)
             pretrain(model, sequences, args, seed, bar)
             if job == "retrained":
                 result[job] = {panel: distances(model, *tests_of(data[panel], args)) for panel in args.panels}
-            else:
-                result[job] = {
-                    f"{method} {beta:g}": unlearn(model, data[job], method, beta, args, seed, bar)
-                    for method in METHODS
-                    for beta in betas[job][method]
-                }
+                continue
+            result[job] = {
+                f"{method} {beta:g}": unlearn(model, data[job], method, beta, args, seed, bar)
+                for method, beta in settings[job]
+            }
     return result
 
 
 # ------------------------------------------------------------------ what the paths say
 
 
-def crossing(path, chain_name, level, quantity="retain"):
+def reading(path, chain_name, level, quantity="retain"):
     """`quantity` when a chain's KL first reaches `level`, interpolated; None if it never does.
 
     Quantities that are logged at every iteration are read at the measured ones.
@@ -300,20 +308,7 @@ def crossing(path, chain_name, level, quantity="retain"):
     reached, values = path[chain_name], path[quantity]
     if len(values) != len(reached):
         values = [values[i] for i in path["iteration"]]
-    i = next((i for i, kl in enumerate(reached) if kl >= level), None)
-    if not i:
-        return None if i is None else values[0]
-    share = (level - reached[i - 1]) / (reached[i] - reached[i - 1])
-    return values[i - 1] + share * (values[i] - values[i - 1])
-
-
-def interval(values):
-    """(mean, lower, upper): 95% t interval; the bounds are None for fewer than two values."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None, None
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
-    return mean, mean - half, mean + half
+    return crossing(reached, level, values)
 
 
 def ratio_interval(above, below):
@@ -357,21 +352,22 @@ def summarize(results, betas):
     A list of {panel, what, claim, level, npo, simnpo, ratio: an interval each, seeds: [reached, all]}.
     """
     rows = []
-    for panel, awaited, quantities in (reading for reading in READINGS if reading[0] in betas):
+    for panel, awaited, quantities in READINGS:
+        if panel not in betas:
+            continue
+        paths = {method: paths_of(results, panel, betas, method) for method in METHODS}
         levels = {
             "the retrained model's KL": [result["retrained"][panel][awaited] for result in results],
             f"KL {HIGH}": [HIGH] * len(results),
         }
         for level, values in levels.items():
             for quantity, what, claim in quantities:
-                both = [
-                    [
-                        crossing(path, awaited, value, quantity)
-                        for path, value in zip(paths_of(results, panel, betas, method), values)
-                    ]
+                # of each method the quantity in every seed; pairs where both methods get there
+                read = [
+                    [reading(path, awaited, value, quantity) for path, value in zip(paths[method], values, strict=True)]
                     for method in METHODS
                 ]
-                pairs = [pair for pair in zip(*both) if None not in pair]
+                pairs = [pair for pair in zip(*read, strict=True) if None not in pair]
                 row = {
                     "panel": panel,
                     "what": f"{what} when {NAMES[awaited]} reaches {level}",
@@ -379,13 +375,19 @@ def summarize(results, betas):
                     "level": level,
                     "seeds": [len(pairs), len(results)],
                 }
-                if pairs:
-                    npo, simnpo = zip(*pairs)
-                    row |= {"npo": interval(npo), "simnpo": interval(simnpo)}
-                    if min(npo + simnpo) > 0:  # 0 iterations: it was there before the first
-                        row["ratio"] = ratio_interval(npo, simnpo)
-                rows.append(row)
+                rows.append(row | compared(pairs))
     return rows
+
+
+def compared(pairs):
+    """{method: interval, ratio: interval} of (NPO's, SimNPO's number) of each seed; {} of none."""
+    if not pairs:
+        return {}
+    npo, simnpo = zip(*pairs, strict=True)
+    intervals = {"npo": interval(npo), "simnpo": interval(simnpo)}
+    if min(npo + simnpo) > 0:  # 0 iterations: it was there before the first
+        intervals["ratio"] = ratio_interval(npo, simnpo)
+    return intervals
 
 
 def verdict(row):
@@ -394,55 +396,56 @@ def verdict(row):
     return "can't tell" if low is None or low <= 1 <= high else "holds" if low > 1 else "fails"
 
 
+def shown(values, form=".3f"):
+    """An interval as text; – for None."""
+    if values is None:
+        return "–"
+    mean, low, high = values
+    return format(mean, form) + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
+
+
 def report(results, betas):
     """The table and the claims, as text."""
-    forms = {"npo": "{:.3f}", "simnpo": "{:.3f}", "ratio": "{:.2f}"}
-
-    def shown(values, form="{:.3f}"):
-        if values is None:
-            return "–"
-        mean, low, high = values
-        return form.format(mean) + ("" if low is None else f" [{form.format(low)}, {form.format(high)}]")
-
-    rows, claims = summarize(results, betas), {}
+    # a line of the table per reading, and of each claim the verdict at every level
+    claims = collections.defaultdict(list)
     lines = ["| panel | quantity | NPO | SimNPO | NPO / SimNPO | seeds |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        numbers = [shown(row.get(key), form) for key, form in forms.items()]
-        lines.append(" | ".join([f"| {row['panel']}", row["what"], *numbers, "{} of {} |".format(*row["seeds"])]))
+    for row in summarize(results, betas):
+        npo, simnpo, ratio = shown(row.get("npo")), shown(row.get("simnpo")), shown(row.get("ratio"), ".2f")
+        seeds = "{} of {}".format(*row["seeds"])
+        lines.append(f"| {row['panel']} | {row['what']} | {npo} | {simnpo} | {ratio} | {seeds} |")
         if row["claim"]:
-            said = f"{verdict(row)} at {row['level'].removeprefix('KL ')}"
-            claims.setdefault(row["claim"], []).append(said)
-    lines += [
-        "",
-        "mean [95% interval over seeds]; the ratio is paired by seed (geometric mean)",
-        "",
-        *(f"{claim}: {', '.join(said)}" for claim, said in claims.items()),
-    ]
+            claims[row["claim"]].append(f"{verdict(row)} at {row['level'].removeprefix('KL ')}")
+    lines += ["", "mean [95% interval over seeds]; the ratio is paired by seed (geometric mean)", ""]
+    lines += [f"{claim}: {', '.join(verdicts)}" for claim, verdicts in claims.items()]
+
+    # how the first gradient is shared
     for panel in betas:
         for method in METHODS:
-            paths = paths_of(results, panel, betas, method)
-            first = shown(interval([power_share(path)[0] for path in paths]))
-            lines.append(f"{panel}, {method}: Forget2's share of the gradient at the first iteration {first}")
+            first = [power_share(path)[0] for path in paths_of(results, panel, betas, method)]
+            share = shown(interval(first))
+            lines.append(f"{panel}, {method}: Forget2's share of the gradient at the first iteration {share}")
     return "\n".join(lines)
 
 
 def power_share(path):
     """Forget2's share of the gradient at every iteration."""
-    return [two / (one + two) for one, two in zip(path["power_forget1"], path["power_forget2"])]
+    powers = zip(path["power_forget1"], path["power_forget2"], strict=True)
+    return [second / (first + second) for first, second in powers]
 
 
 # ------------------------------------------------------------------ figures
 
 TITLES = {"left": "Forget2 is short", "right": "Forget2 was never learnt"}
-COLOURS, LINES = {"npo": "C0", "simnpo": "C1"}, {"forget1": "--", "forget2": "-"}
+COLOURS = {"npo": "C0", "simnpo": "C1"}
+LINES = {"forget1": "--", "forget2": "-"}
+MARKERS = {"forget1": "*", "forget2": "o"}
 
 
 def draw(axis, x, curves, label, **style):
     """Mean of curves over seeds, with a 95% band if there are two or more; a gap where one has None."""
-    gap = [math.nan] * 3
-    bounds = np.array([gap if None in column else interval(column) for column in zip(*curves)], dtype=float)
-    axis.plot(x, bounds[:, 0], label=label, **style)
-    axis.fill_between(x, bounds[:, 1], bounds[:, 2], color=style["color"], alpha=0.15, linewidth=0)
+    mean, low, high = bands(curves)
+    axis.plot(x, mean, label=label, **style)
+    axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def figure(path, panels, ylabel, draw_panel, **legend):
@@ -450,7 +453,7 @@ def figure(path, panels, ylabel, draw_panel, **legend):
     import matplotlib.figure
 
     whole = matplotlib.figure.Figure((5.2 * len(panels), 3.9), layout="tight")
-    for axis, panel in zip(whole.subplots(1, len(panels), squeeze=False)[0], panels):
+    for axis, panel in zip(whole.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw_panel(axis, panel)
         axis.set_title(TITLES[panel])
         axis.legend(**legend)
@@ -466,18 +469,14 @@ def draw_fig6(results, betas, path):
             paths = paths_of(results, panel, betas, method)
             for name in FORGET:
                 levels = np.linspace(0, 1.5, 61)
-                levels = levels[levels >= np.mean([p[name][0] for p in paths])]
-                draw(
-                    axis,
-                    levels,
-                    [[crossing(p, name, level) for level in levels] for p in paths],
-                    f"{NAMES[method]}, {NAMES[name]}",
-                    color=COLOURS[method],
-                    linestyle=LINES[name],
-                )
-        for name, marker in zip(FORGET, ("*", "o")):
-            retrained = [result["retrained"][panel] for result in results]
-            x, y = (np.mean([distance[each] for distance in retrained]) for each in (name, "retain"))
+                levels = levels[levels >= np.mean([path[name][0] for path in paths])]
+                curves = [[reading(path, name, level) for level in levels] for path in paths]
+                style = {"color": COLOURS[method], "linestyle": LINES[name]}
+                draw(axis, levels, curves, f"{NAMES[method]}, {NAMES[name]}", **style)
+        retrained = [result["retrained"][panel] for result in results]
+        y = np.mean([distance["retain"] for distance in retrained])
+        for name, marker in MARKERS.items():
+            x = np.mean([distance[name] for distance in retrained])
             axis.plot(x, y, "k" + marker, label=f"retrained, {NAMES[name]}", linestyle="none")
         axis.set_xlabel("forget quality: KL on the forget chain (more is better)")
 
@@ -500,12 +499,41 @@ def draw_power(results, betas, path):
 # ------------------------------------------------------------------ the command
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="markov.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = lambda message: parser.exit(2, f"markov.py: {message} (see markov.py --help)\n")
-    add, lowest = parser.add_argument, {}
+# flag: (type, default, help)
+count, real = number(int, 1), number(float, 0)
+FLAGS = {
+    "seeds": (count, None, "number of seeds: 0, 1, … (default: 3; 1 with --quick)"),
+    "jobs": (
+        count,
+        None,
+        "seeds run at once, a process each (default: 1 on a CPU; on a GPU, where a seed mostly waits for kernel "
+        "launches, one for each CPU core but one)",
+    ),
+    "sequences": (number(int, 20), 10000, "of the retain chain, half as many of the others; 80%% train"),
+    "test-sequences": (number(int, 2), None, "used of the retain chain, half of the others (default: all)"),
+    "layers": (count, 4, "of the GPT-2"),
+    "heads": (count, 4, "of the GPT-2"),
+    "width": (count, 128, "of the GPT-2"),
+    "epochs": (count, 5, "of pretraining"),
+    "pretrain-batch": (count, 128, "sequences a pretraining step"),
+    "iterations": (count, 50, "of unlearning"),
+    "batch": (count, 4, "sequences an iteration"),
+    "eval-every": (count, 2, "iterations between KL measurements"),
+    "probes": (count, 32, "sequences of each forget chain that measure the gradient's share"),
+    "lr": (real, 5e-4, "AdamW's learning rate"),
+    "unlearn-lr": (real, None, "the same for unlearning (default: --lr)"),
+    "embedding-std": (
+        real,
+        None,
+        "redraw the token embedding from N(0, STD²), with an output layer of its own; all else as --init says",
+    ),
+    "leakage": (real, 0.2, "ε, below 1"),
+}
+
+
+def build_parser():
+    parser = OneLineParser(prog="markov.py", description=__doc__)
+    add = parser.add_argument
     add("--quick", action="store_true", help="one seed and a tenth of the test sequences; the same training")
     add("--grid", action="store_true", help="every β of GRID too, for results/markov_grid.py to choose from")
     add(
@@ -521,92 +549,62 @@ def parse_args(argv=None):
         default="runs/markov",
         help="folder for figures and numbers; finished seeds in it are not run again (default: %(default)s)",
     )
-    for flag, kind, low, default, text in (
-        ("seeds", int, 1, None, "number of seeds: 0, 1, … (default: 3; 1 with --quick)"),
-        (
-            "jobs",
-            int,
-            1,
-            None,
-            "seeds run at once, a process each (default: 1 on a CPU; on a GPU, where "
-            "a seed mostly waits for kernel launches, one for each CPU core but one)",
-        ),
-        ("sequences", int, 20, 10000, "of the retain chain, half as many of the others; 80%% train"),
-        ("test-sequences", int, 2, None, "used of the retain chain, half of the others (default: all)"),
-        ("layers", int, 1, 4, "of the GPT-2"),
-        ("heads", int, 1, 4, "of the GPT-2"),
-        ("width", int, 1, 128, "of the GPT-2"),
-        ("epochs", int, 1, 5, "of pretraining"),
-        ("pretrain-batch", int, 1, 128, "sequences a pretraining step"),
-        ("iterations", int, 1, 50, "of unlearning"),
-        ("batch", int, 1, 4, "sequences an iteration"),
-        ("eval-every", int, 1, 2, "iterations between KL measurements"),
-        ("probes", int, 1, 32, "sequences of each forget chain that measure the gradient's share"),
-        ("lr", float, 0, 5e-4, "AdamW's learning rate"),
-        ("unlearn-lr", float, 0, None, "the same for unlearning (default: --lr)"),
-        (
-            "embedding-std",
-            float,
-            0,
-            None,
-            "redraw the token embedding from N(0, STD²), with an output layer of its own; all else as --init says",
-        ),
-        ("leakage", float, 0, 0.2, "ε, below 1"),
-    ):
-        add(
-            "--" + flag,
-            type=kind,
-            default=default,
-            metavar="N" if kind is int else "X",
-            help=text + (f" (default: {default})" if default else ""),
-        )
-        lowest[flag] = low
+    for flag, (kind, default, text) in FLAGS.items():
+        shown_default = f" (default: {default})" if default else ""
+        metavar = "X" if kind is real else "N"
+        add(f"--{flag}", type=kind, default=default, metavar=metavar, help=text + shown_default)
     for method in METHODS:
         add(
             f"--beta-{method}",
-            type=float,
+            type=real,
             nargs=2,
             metavar=("LEFT", "RIGHT"),
             default=[betas[method] for _, _, betas in PANELS.values()],
             help="β (default: %(default)s)",
         )
-        lowest[f"beta-{method}"] = 0
-    args = parser.parse_args(argv)
-    for flag, low in lowest.items():
-        below = 1 if flag == "leakage" else math.inf
-        given = getattr(args, flag.replace("-", "_"))
-        for value in np.atleast_1d(low if given is None else given):
-            if not low <= value < below:
-                parser.error(f"--{flag}: {value} must be at least {low} and below {below}")
-    if args.width % args.heads:
-        parser.error(f"--width {args.width} must be a multiple of --heads {args.heads}")
-    if args.iterations * args.batch > args.sequences // 2 * 4 // 5 * 2:
-        parser.error(
-            f"--iterations {args.iterations} of --batch {args.batch} need more sequences than "
-            f"--sequences {args.sequences} gives; raise it"
-        )
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    return parser
+
+
+def resolve(args):
+    """Fill in what depends on other flags, and make the folder. InputError for what does not go together."""
+    check_flags(args)
+
+    # defaults
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.unlearn_lr = args.lr if args.unlearn_lr is None else args.unlearn_lr
     args.seeds = args.seeds or (1 if args.quick else 3)
-    args.test_sequences = args.test_sequences or (args.sequences // (50 if args.quick else 5))
-    args.jobs = args.jobs or (max(1, min(args.seeds, os.cpu_count() - 1)) if args.device == "cuda" else 1)
+    args.test_sequences = args.test_sequences or args.sequences // (50 if args.quick else 5)
+    if not args.jobs:
+        args.jobs = max(1, min(args.seeds, os.cpu_count() - 1)) if args.device == "cuda" else 1
     args.panels = {
         panel: (lengths, seen, {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
         for i, (panel, (lengths, seen, _)) in enumerate(PANELS.items())
         if args.panel in ("both", panel)
     }
-    if not args.out:
-        parser.error("--out is empty; name a folder")
+
+    # the folder
     args.out = Path(args.out)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / ".writable").touch()
-        (args.out / ".writable").unlink()
     except OSError as error:
-        parser.error(f"--out: cannot write to {args.out} ({error.strerror}); name another folder")
+        raise InputError(f"--out: cannot make {args.out} ({error.strerror}); name another folder") from None
+    check_writable(args.out)
     return args
+
+
+def check_flags(args):
+    """InputError for flags that do not go together."""
+    if args.leakage >= 1:
+        raise InputError(f"--leakage {args.leakage} must be below 1")
+    if args.width % args.heads:
+        raise InputError(f"--width {args.width} must be a multiple of --heads {args.heads}")
+    if args.iterations * args.batch > args.sequences // 2 * 4 // 5 * 2:
+        raise InputError(
+            f"--iterations {args.iterations} of --batch {args.batch} need more sequences than "
+            f"--sequences {args.sequences} gives; raise it"
+        )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
 
 
 def finished(args, seed, settings):
@@ -636,14 +634,17 @@ def run_seeds(args, seeds, keep):
             raise
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def study(args):
+    """Run the seeds that --out lacks, and write the report, the figures and markov.json."""
     transformers.logging.set_verbosity_error()
     apart = "seeds", "out", "jobs", "quick"  # what does not change a seed's numbers
     settings = {name: value for name, value in vars(args).items() if name not in apart}
     settings = json.loads(json.dumps(settings))  # as it will be read back
+
+    # seeds that are finished, and those that are not
     results = {seed: finished(args, seed, settings) for seed in range(args.seeds)}
-    missing, started = [seed for seed, result in results.items() if result is None], time.perf_counter()
+    missing = [seed for seed, result in results.items() if result is None]
+    started = time.perf_counter()
     if len(missing) < args.seeds:
         print(f"{args.seeds - len(missing)} of {args.seeds} seeds were already in {args.out}")
 
@@ -655,11 +656,12 @@ def main(argv=None):
 
     try:
         run_seeds(args, missing, keep)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished seeds are in {args.out}, the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        stop.mend = f"finished seeds are in {args.out}, the same command goes on"
+        raise
     seconds = time.perf_counter() - started
 
+    # what they say
     results = [results[seed] for seed in range(args.seeds)]
     betas = {panel: chosen for panel, (_, _, chosen) in args.panels.items()}
     print(report(results, betas))
@@ -670,6 +672,10 @@ def main(argv=None):
     if missing:
         print(f"{len(missing)} seeds in {seconds:.0f} s on {args.device}, {args.jobs} at a time")
     print(f"fig6.png, power.png, markov.json are in {args.out}")
+
+
+def main(argv=None):
+    run_command(build_parser(), lambda args: study(resolve(args)), argv=argv)
 
 
 if __name__ == "__main__":

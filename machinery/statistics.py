@@ -22,6 +22,13 @@ def interval(values):
     return mean, mean - half, mean + half
 
 
+def bands(curves):
+    """(mean, lower, upper) of curves at each place, [3, N]: 95% t intervals; NaN where a curve has None."""
+    gap = None, None, None
+    intervals = [gap if None in values else interval(values) for values in zip(*curves, strict=True)]
+    return np.array(intervals, dtype=float).T
+
+
 def crossing(reached, level, values):
     """What `values` is when `reached`, a list as long, first comes to `level`, interpolated; None if it never does.
 
