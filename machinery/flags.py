@@ -51,9 +51,9 @@ def add_what(parser, methods, tasks):
     )
     add(
         "--model",
-        help="the model to change, a folder or a Hub id. `new`: a small one with random weights, for --method finetune, "
-        "which teaches it --split and the base knowledge. `tiny`: two such runs, Original (full) and Retrain (without "
-        "--split), kept in ~/.cache/minunlearn or in MINUNLEARN_CACHE",
+        help="the model to change, a folder or a Hub id. `new`: a small one with random weights, for --method "
+        "finetune, which teaches it --split and the base knowledge. `tiny`: two such runs, Original (full) and Retrain "
+        "(without --split), kept in ~/.cache/minunlearn or in MINUNLEARN_CACHE",
     )
     add(
         "--never-learnt",
@@ -64,8 +64,8 @@ def add_what(parser, methods, tasks):
     )
     add(
         "--retrain",
-        help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json (default: none; "
-        "with --model tiny it is made on the spot)",
+        help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json (default: "
+        "none; with --model tiny it is made on the spot)",
     )
 
 
