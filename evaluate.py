@@ -195,7 +195,7 @@ def sets_of(args):
 
 
 def compared_with(args, sets, names):
-    """({name: log} of the models in `names`, {name: model}, and of Retrain; the reference that --retrain names or None).
+    """({name: log} of models and of Retrain; the reference that --retrain names, or None). names: {name: model}.
 
     InputError for a reference of another kind.
     """

@@ -12,7 +12,6 @@ Methods, by their forget loss ℓ_f (each a function in losses.py, an entry in m
 
 """
 
-import argparse
 import copy
 import itertools
 import math
@@ -79,16 +78,31 @@ def retain_loss(model, frozen, examples, args):
 
 
 @torch.no_grad()
-def reference_logp(model, examples, args):
-    """log πref(y|x) [N]: of the model before unlearning. It never changes: once is enough, and no copy is kept."""
-    logp = torch.zeros(len(examples), device=model.device, dtype=model.dtype)
-    batches = list(data.microbatches(examples, args.micro_batch_size))
-    for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
-        with data.autocast(model.device, getattr(torch, args.dtype)):
-            response = data.respond(model, [examples[i] for i in places])
-        if math.isfinite(divisor):  # else it is there for the other processes' sake
-            logp[places] = response.logp
-    return processes.add_up(logp)
+def reference_logp(model, forget, args):
+    """{side: log πref(y|x) [N]} of what the method reads; {} for one without reference.
+
+    Under the model before unlearning, which never changes: one pass and N numbers are enough, and no copy is kept.
+    """
+    method, ref_logp = METHODS[args.method], {}
+    for side in method.reads if method.needs_reference else ():
+        logp = torch.zeros(len(forget[side]), device=model.device, dtype=model.dtype)
+        batches = list(data.microbatches(forget[side], args.micro_batch_size))
+        for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
+            with data.autocast(model.device, getattr(torch, args.dtype)):
+                response = data.respond(model, [forget[side][i] for i in places])
+            if math.isfinite(divisor):  # else it is there for the other processes' sake
+                logp[places] = response.logp
+        ref_logp[side] = processes.add_up(logp)
+    return ref_logp
+
+
+def respond(model, forget, ref_logp, rows, method):
+    """[Response] of the forget sequences `rows`, one for each side that the method reads."""
+    responses = []
+    for side in method.reads:
+        ref = ref_logp[side][rows] if method.needs_reference else None
+        responses.append(data.respond(model, [forget[side][row] for row in rows], ref))
+    return responses
 
 
 def train(model, forget, retain, args, run):
@@ -98,39 +112,33 @@ def train(model, forget, retain, args, run):
     none. Raises Diverged, and after Ctrl-C KeyboardInterrupt, when all is saved.
     """
     method, dtype = METHODS[args.method], getattr(torch, args.dtype)
+
+    # the model before unlearning: only KL needs a copy; NPO and DPO its log-probabilities, one pass and N numbers
     frozen = copy.deepcopy(model).eval().requires_grad_(False) if retain and args.retain == "kl" else None
     processes.shard(model, dtype)
-    if frozen:
-        processes.shard(frozen, dtype, trained=False)
-
-    # the model before unlearning: NPO and DPO need only its log-probabilities, one pass and N numbers
-    ref_logp = {}
-    if method.needs_reference:
-        ref_logp = {side: reference_logp(model, forget[side], args) for side in method.reads}
+    processes.shard(frozen, dtype, trained=False)
+    ref_logp = reference_logp(model, forget, args)
 
     model.train()
     data.disable_dropout(model)
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    size = len(forget[method.reads[0]])
-    epoch_steps = math.ceil(size / args.batch_size)
+    answers = forget[method.reads[0]]
+    epoch_steps = math.ceil(len(answers) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
     done = run.resume(model, optimizer)  # steps behind us, 0 for a new run
-    schedule = data.batches(size, len(retain), args.batch_size, args.seed)
+    schedule = data.batches(len(answers), len(retain), args.batch_size, args.seed)
 
     with run.loop(done, steps, epoch_steps):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):
             optimizer.zero_grad()
 
             # forget: a micro-batch adds its *sum* over the batch's size, so the cut does not change the gradient
-            for places, divisor in data.microbatches([forget[method.reads[0]][i] for i in rows], args.micro_batch_size):
+            for places, divisor in data.microbatches([answers[row] for row in rows], args.micro_batch_size):
                 part = [rows[i] for i in places]
                 with data.autocast(model.device, dtype):
-                    responses = []
-                    for side in method.reads:
-                        ref = ref_logp[side][part] if method.needs_reference else None
-                        responses.append(data.respond(model, [forget[side][i] for i in part], ref))
+                    responses = respond(model, forget, ref_logp, part, method)
                     loss, weight = method.loss(args, *responses), method.weight(args, *responses)
                 (args.forget_coeff * loss.sum() / divisor).backward()
                 run.add("forget", places, divisor, loss, weight, responses[0].length, responses[0].logp)
