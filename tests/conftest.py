@@ -148,6 +148,17 @@ def shown(benchmark, metrics):
     return "\n".join([*lines, ""])
 
 
+def refused(main, arguments, capsys, *says):
+    """Run a command that must refuse, and check how."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1 and error.endswith("\n"), error
+    for words in says:
+        assert str(words) in error, error
+
+
 def near(value, exact):
     """Whether numbers in bfloat16 are about these, but not the same."""
     return value == pytest.approx(exact, rel=0.02) and value != pytest.approx(exact, rel=1e-6)
