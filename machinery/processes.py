@@ -62,10 +62,15 @@ def gather(values):
     return {key: value for part in parts for key, value in part.items()}
 
 
+def in_job():
+    """Whether torchrun started this process, and others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1"
+
+
 @contextlib.contextmanager
 def job():
     """Joins the other processes of the job, if torchrun started one; only the first speaks."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    if not in_job():
         yield
         return
     if torch.cuda.is_available():
