@@ -198,6 +198,13 @@ def respond(model, examples, ref_logp=None):
     return Response(logp, length.to(logp.device), token_logp, ref_logp)
 
 
+def disable_dropout(model):
+    """With dropout log πθ would be random, and NPO's weight not 1 at θ = ref."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
 def autocast(device, dtype):
     """Compute in bfloat16 over float32 weights; a no-op for the other dtypes."""
     return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
@@ -219,21 +226,26 @@ def batches(forget_size, retain_size, batch_size, seed):
             yield rows.tolist(), drawn.tolist()
 
 
-def microbatches(examples, rows, size):
-    """Yield (some of `rows`, divisor): a batch, at most `size` examples at a time, those of like length together.
+def microbatches(examples, size):
+    """Yield (places, divisor) of a batch: at most `size` of its examples at a time, those of like length together.
 
     Exact: each micro-batch's *sum* of losses over the divisor adds up to the batch's mean, so neither the order nor the
     cut changes the gradient. Several processes take a share each, by tokens. Their gradients are averaged, so they
-    divide by less; and they take their steps together, so one with nothing left gets a row to be divided by infinity.
+    divide by less; and they take their steps together, so one with nothing left gets a place, divided by infinity.
     """
-    if not rows:
-        return
     rank, ranks = processes.ranks()
-    for group in by_length([examples[row] for row in rows], size, ranks)[rank]:
-        if group:
-            yield [rows[i] for i in group], len(rows) / ranks
+    for places in by_length(examples, size, ranks)[rank] if examples else []:
+        if places:
+            yield places, len(examples) / ranks
         else:
-            yield rows[:1], float("inf")
+            yield [0], float("inf")
+
+
+def learning_rate(step, steps, warmup, highest):
+    """Of a step, counted from 1: linear to `highest` over `warmup` steps, then linear towards 0."""
+    rising = step / (warmup + 1)
+    falling = (steps - step + 1) / max(1.0, steps - warmup)
+    return highest * min(rising, falling)
 
 
 def by_length(examples, size, ranks=1):

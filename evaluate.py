@@ -4,275 +4,306 @@
         --retrain DIR_OR_HUB_ID_OR_LOG --out metrics.json
     python evaluate.py --log PUBLISHED_LOG.json --retrain OTHER_LOG.json --out metrics.json
 
-The metrics are the benchmark's (tofu.py, muse.py, wmdp.py, own.py). Several runs are compared by compare.py.
+The metrics are the benchmark's (benchmarks/). Several runs are compared by compare.py.
 """
 
+import math
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import transformers
+from tqdm import tqdm
 
 import data
-import muse
-import own
-import runs
-import tofu
-import toy
-import wmdp
-from data import InputError
-from runs import number
+import losses
+from benchmarks import BENCHMARKS
+from benchmarks.protocol import table
+from machinery import flags, folder, inputs, models, processes
+from machinery.command import number, refuse, run_command
+from machinery.inputs import InputError
+from machinery.run import write_json
 
-# task: the module that knows it
-BENCHMARKS = {task: module for module in (tofu, muse, wmdp, own) for task in module.TASKS}
+# ------------------------------------------------------------------ what a benchmark asks of a model
+
+
+class LM(NamedTuple):
+    """A language model, as a benchmark asks it. Lists come back in the order given, batches are sorted by length."""
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    dtype: torch.dtype
+    template: str
+    max_length: int  # tokens of an example, at most as many as the model has positions
+    max_new_tokens: int
+    batch_size: int
+
+    Example = data.Example
+
+    @property
+    def positions(self):
+        """Most tokens that the model reads."""
+        return getattr(self.model.config, "max_position_embeddings", sys.maxsize)
+
+    def encode(self, question, answer, max_length=None):
+        return data.encode(question, answer, self.tokenizer, self.template, max_length or self.max_length)
+
+    def examples(self, rows):
+        return data.examples_of(rows, self.tokenizer, self.template, self.max_length)
+
+    def pieces(self, text, length, cut=None):
+        return data.pieces(text, self.tokenizer, length, cut)
+
+    def prompt(self, text):
+        """An Example without a response: all of `text` is its prompt."""
+        return data.Example(data.without_eos(self.tokenizer(text)["input_ids"], self.tokenizer), [])
+
+    def check_fits(self, examples):
+        """Raise InputError if an example is longer than the model has positions."""
+        longest = max(len(prompt) + len(response) for prompt, response in examples)
+        if longest > self.positions:
+            raise InputError(
+                f"a prompt takes {longest} tokens, more than this model's max_position_embeddings, "
+                f"{self.positions}; take a model that reads more"
+            )
+
+    def token_logps(self, examples):
+        """Log-probabilities of the tokens of each response, in nats: a list of arrays."""
+
+        def score(batch):
+            logits, targets, length = data.response_logits(self.model, batch)
+            token_logp = losses.token_logp(logits, targets)
+            return [tokens.cpu().numpy() for tokens in token_logp.split(length.tolist())]
+
+        return self.in_batches(score, examples, "scoring")
+
+    def mean_losses(self, examples):
+        """Mean token NLL of each example's response, in nats: a list of floats."""
+        return [-float(logp.mean()) for logp in self.token_logps(examples)]
+
+    def generate(self, examples, max_new_tokens=None):
+        """Greedy continuation of each example's prompt, as text."""
+        greedy = transformers.GenerationConfig(
+            max_new_tokens=max_new_tokens or self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
+
+        def answer(batch):
+            # padded on the left here, so that every prompt ends where its continuation begins
+            prompts = {"input_ids": [example.prompt for example in batch]}
+            inputs = self.tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(self.model.device)
+            output = self.model.generate(**inputs, generation_config=greedy)
+            new_tokens = output[:, inputs["input_ids"].shape[1] :]
+            return self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+
+        # what a model's own generation_config asks for besides would change what greedy means
+        own, self.model.generation_config = self.model.generation_config, transformers.GenerationConfig()
+        try:
+            return self.in_batches(answer, [data.Example(example.prompt, []) for example in examples], "generating")
+        finally:
+            self.model.generation_config = own
+
+    def next_token_logps(self, examples, token_ids):
+        """Log-probability of each of `token_ids` after each example's prompt, in nats: a list of lists of floats.
+
+        The output layer computes in full precision: in bfloat16 near tokens would tie, and the first of them win.
+        """
+
+        def answer(batch):
+            input_ids, _ = data.collate(batch, pad_id=0)
+            last = torch.tensor([len(example.prompt) - 1 for example in batch])
+            hidden = self.model.base_model(input_ids.to(self.model.device), use_cache=False).last_hidden_state
+            with torch.autocast(self.model.device.type, enabled=False):
+                hidden = hidden[torch.arange(len(batch)), last].to(self.model.dtype)
+                logits = self.model.get_output_embeddings()(hidden)
+            return logits.log_softmax(-1)[:, token_ids].float().tolist()
+
+        return self.in_batches(answer, examples, "answering")
+
+    @torch.no_grad()
+    def in_batches(self, function, examples, desc):
+        """What function(some examples) gives for each. Several processes share the work, and all get all."""
+        self.model.eval()
+        rank, ranks = processes.ranks()
+        values = {}
+        batches = data.by_length(examples, self.batch_size)[0][rank::ranks]
+        for batch in tqdm(batches, desc=desc, leave=False, disable=rank > 0 or None):
+            with data.autocast(self.model.device, self.dtype):
+                values |= zip(batch, function([examples[i] for i in batch]), strict=True)
+        values = processes.gather(values)
+        return [values[i] for i in range(len(examples))]
 
 
 def new_model(task, dataset, seed):
     """(model, tokenizer) with random weights, of the task's size."""
     # The tokenizer sees the same for Original and Retrain: a tokenizer is not what is to be unlearned.
-    size = dict(BENCHMARKS[task].TASKS[task]["size"])
-    rows = BENCHMARKS[task].training_rows(task, dataset, size.pop("made_for", "full"), base_knowledge=True)
-    return toy.new_model(data.REFUSALS + [*map(data.text_of, rows)], seed, **size)
+    benchmark = BENCHMARKS[task]
+    rows = benchmark.training_rows(dataset, benchmark.tokenizer_split, base_knowledge=True)
+    return models.new_model(data.REFUSALS + [*map(data.text_of, rows)], seed, **benchmark.size)
 
 
-def load_model(args, name):
-    """(model, tokenizer) by name, under the resolved flags."""
-    return runs.load_model(name, torch.device(args.device), getattr(torch, args.dtype), args.tokenizer)
+def load(args, name):
+    """The LM of a model by its name, under the resolved flags; `new` is one with random weights."""
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    if name == "new":
+        model, tokenizer = new_model(args.task, args.data, args.seed)
+        model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    else:
+        model, tokenizer = models.load_model(name, device, dtype, args.tokenizer)
+    limit = min(args.max_length, getattr(model.config, "max_position_embeddings", math.inf))
+    return LM(model, tokenizer, dtype, args.template, limit, args.max_new_tokens, args.eval_batch_size)
 
 
-def measure(args, sets, model, tokenizer):
-    """The log of a model on evaluation sets, under the resolved flags."""
-    limit = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
-    return BENCHMARKS[args.task].measure(
-        model,
-        tokenizer,
-        sets,
-        getattr(torch, args.dtype),
-        args.template,
-        limit,
-        args.eval_batch_size,
-        args.max_new_tokens,
-    )
+# ------------------------------------------------------------------ a model's log, and what it is compared with
 
 
-def asked(args, sets):
+def questions_digest(args, sets):
     """What tells whether two logs answer the same questions under the same flags."""
-    return runs.digest([sets, args.template, args.max_length, args.max_new_tokens, args.dtype])
+    return inputs.digest([sets, args.template, args.max_length, args.max_new_tokens, args.dtype])
 
 
 def log_of(args, sets, name):
     """The log of a model by its name; of a run that was asked the same, the one that it left."""
-    left, benchmark = Path(name, "metrics.log.json"), BENCHMARKS[args.task]
-    if left.is_file() and runs.is_run(name):
-        if runs.read_file(name, "run.json").get("asked") == asked(args, sets):
-            log = runs.read_log(left)
-            runs.check(log, {part: benchmark.LOG[part] for part in sets}, f"'{left}':")
-            return log
-    return measure(args, sets, *load_model(args, name))
+    benchmark = BENCHMARKS[args.task]
+    if folder.is_run(name) and Path(name, "metrics.log.json").is_file():
+        if folder.read(name, "run.json").get("asked") == questions_digest(args, sets):
+            return folder.read(name, "metrics.log.json")
+    return benchmark.measure(load(args, name), sets)
 
 
-def reference_by(args, sets, logs):
+def reference_of(args, sets, logs):
     """What the model is compared with, or None: of the log or the model that --retrain names, whose own log
     is put into `logs`, or what the benchmark's authors published of their Retrain."""
     benchmark = BENCHMARKS[args.task]
     if not args.retrain:
-        return benchmark.TASKS[args.task].get("published")
+        return benchmark.published
     if args.retrain.endswith(".json"):
         return benchmark.read_reference(args.retrain, sets)
     logs["Retrain"] = logs.get("Retrain") or log_of(args, sets, args.retrain)
     return benchmark.reference_of(logs["Retrain"])
 
 
-def judge(args, logs):
-    """Put into the logs what a model in --retrain thinks of the answers in them, where the benchmark asks."""
+def sets_of(args):
+    """What is measured: {set: rows}; None with --eval none."""
+    if args.eval == "none":
+        return None
+    return BENCHMARKS[args.task].evaluation_rows(args.data, args.forget_split)
+
+
+def compared_with(args, sets, names):
+    """({name: log} of models and of Retrain; the reference that --retrain names, or None). names: {name: model}.
+
+    InputError for a reference of another kind.
+    """
+    if not sets:
+        return {}, None
+    logs = {name: log_of(args, sets, model) for name, model in names.items()}
+    reference = reference_of(args, sets, logs)
+    for name in names if reference else ():
+        BENCHMARKS[args.task].summarize(logs[name], reference)
+    return logs, reference
+
+
+def ask_retrained(args, logs):
+    """Put into the logs what a model in --retrain thinks of the answers in them, where the benchmark asks for that."""
     benchmark = BENCHMARKS[args.task]
-    if hasattr(benchmark, "judge") and not (args.retrain or ".json").endswith(".json"):
-        model, tokenizer = load_model(args, args.retrain)
+    if benchmark.judge and args.retrain and not args.retrain.endswith(".json"):
+        retrained = load(args, args.retrain)
         for log in logs.values():
-            log["forget"]["judged"] = benchmark.judge(
-                model, tokenizer, log["forget"], getattr(torch, args.dtype), args.template, args.eval_batch_size
-            )
+            log["forget"]["judged"] = benchmark.judge(retrained, log["forget"])
 
 
 # ------------------------------------------------------------------ the command
 
 
-def add_common_flags(parser):
-    """The flags that train.py and evaluate.py share; `resolve_task` gives them their defaults."""
-    add = parser.add_argument
-    add(
-        "--task",
-        choices=BENCHMARKS,
-        help="the benchmarks tofu, muse-news, muse-books, wmdp; toy, toy-muse, "
-        "toy-wmdp: each asked of an invented world, no download; own: your files (default: toy, or own)",
-    )
-    add(
-        "--data",
-        help="where a benchmark's data are: a Hub id or a local folder of the same layout; for "
-        "wmdp what its four data sets' names begin with (default: the benchmark's own on the Hub)",
-    )
-    add(
-        "--forget-file",
-        help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl "
-        "of text, or a .txt; with --task wmdp in place of its forget corpora",
-    )
-    add("--retain-file", help="your own data to keep, likewise")
-    add("--fields", help="how these files call question, answer and text (default: question,answer,text)")
-    add(
-        "--tokenizer",
-        help="of models that have none of their own: a folder or Hub id (default: for muse meta-llama/Llama-2-7b-hf)",
-    )
-    add(
-        "--template",
-        choices=data.TEMPLATES,
-        help="prompt: the tokenizer's chat template, TOFU's LLaMA-2 "
-        "one '[INST] … [/INST]', or plain 'Question: … Answer:' (default: auto: chat, if any)",
-    )
-    add(
-        "--max-length",
-        type=number(int, 2),
-        help="most tokens of an example; text is cut into such pieces "
-        "(default: 500; muse 2048, wmdp 512, their toys 128)",
-    )
-    add("--max-new-tokens", type=number(int, 1), help="for ROUGE (default: 64; tofu 200, muse 128)")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float64"),
-        help="what to compute in; under bfloat16 weights stay float32 (default: bfloat16 on CUDA, float32 on CPU)",
-    )
-    add("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
-    add("--overwrite", action="store_true", help="write over what --out names")
+def summarize_log(args):
+    """(log, metrics of other models, its own metrics, benchmark) of --log, without any model."""
+    unused = "data forget_file retain_file fields split template max_length max_new_tokens tokenizer dtype device"
+    refuse(args.given, (*unused.split(), "batch_size"), "with --log, where nothing is measured")
+    benchmark = BENCHMARKS[args.given.task or "tofu"]
+    reference = benchmark.read_reference(args.retrain) if args.retrain else benchmark.published
+    log = benchmark.read_log(args.log)
+    return log, {}, benchmark.summarize(log, reference), benchmark
 
 
-def resolve_task(args):
-    """Fill in the common flags' defaults; returns the benchmark's module."""
-    args.task = args.task or ("own" if args.forget_file else "toy")
-    benchmark, facts = BENCHMARKS[args.task], BENCHMARKS[args.task].TASKS[args.task]
-    if facts["data"] is None:
-        runs.refuse(args, ["data"], f"with --task {args.task}, whose data are embedded")
-    if args.task not in own.TASKS and "files" not in facts:
-        runs.refuse(args, ["forget_file", "retain_file"], f"with --task {args.task}, which has data")
-    if not args.forget_file:
-        runs.refuse(args, ["fields"], "without --forget-file")
-    if args.task in own.TASKS and isinstance(args.data, str):
-        raise InputError("--data has no use with --task own; give --forget-file and --retain-file")
-    if args.task in own.TASKS and (args.forget_file or not args.data):
-        args.data = own.data_of(args.forget_file, args.retain_file, args.fields)
-    for flag in ("data", "split", "template", "max_length", "max_new_tokens", "tokenizer"):
-        if getattr(args, flag) is None:
-            setattr(args, flag, facts.get(flag, "auto" if flag == "template" else None))
-    return benchmark
-
-
-def check_split(args, splits):
-    if args.split not in splits:
-        raise InputError(f"--split {args.split}: task {args.task} has {', '.join(splits)}")
-
-
-def inherit(args):
-    """Fill in what --model RUN was made for and compared with, up to the first that flags say otherwise."""
-    flags = runs.read_file(args.model, "run.json")["flags"]
-    flags = flags | {"split": None if flags["model"] == "new" else flags["forget_split"]}
-    if args.forget_file:
-        return  # other data than the run's
-    if flags["task"] not in BENCHMARKS:
-        raise InputError(f"run '{args.model}' is of task {flags['task'][:20]}, which evaluate.py lacks; give --task")
-    for flag in (
-        "task",
-        "data",
-        "forget_file",
-        "fields",
-        "retain_file",
-        "tokenizer",
-        "template",
-        "max_length",
-        "max_new_tokens",
-        "split",
-        "retrain",
-    ):
-        if getattr(args, flag) is None:
-            setattr(args, flag, flags.get(flag))
-        if getattr(args, flag) != flags.get(flag):
-            break
+def measure_model(args):
+    """(log, metrics of Retrain, its own metrics, benchmark) of --model."""
+    benchmark = BENCHMARKS[args.task]
+    flags.check(args, benchmark)
+    flags.check_split(args, benchmark.forget_splits)
+    args.eval_batch_size = args.batch_size
+    sets = benchmark.evaluation_rows(args.data, args.split)
+    logs = {}
+    reference = reference_of(args, sets, logs)
+    logs["model"] = benchmark.measure(load(args, args.model), sets)
+    ask_retrained(args, logs)
+    metrics = {name: benchmark.summarize(log, reference) for name, log in logs.items()}
+    return logs["model"], metrics, metrics["model"], benchmark
 
 
 def run(args):
     if (args.model is None) == (args.log is None):
         raise InputError("give one of --model and --log; runs of train.py are compared by compare.py")
+
+    # what would be written, before anything is read
     out = Path(args.out)
+    log_path = out.with_suffix(".log.json")  # metrics.json → metrics.log.json
     if out.suffix != ".json" or out.is_dir():
         raise InputError(f"--out: '{args.out}' is not the name of a .json file")
-    if runs.is_run(out.parent):
+    if folder.is_run(out.parent):
         raise InputError(f"--out: {out.parent} is a run's folder, with files of that name; name another")
-    log_path = out.with_suffix(".log.json")  # metrics.json → metrics.log.json
     for path in (out, log_path) if args.model else (out,):
         if path.exists() and not args.overwrite:
             raise InputError(f"--out: {path} exists; name another file or add --overwrite")
-    data.wait()  # all have seen what is there
-    runs.check_writable(out.parent)
-    logs = {}
-    if args.log:
-        runs.refuse(
-            args,
-            (
-                "data",
-                "forget_file",
-                "retain_file",
-                "fields",
-                "split",
-                "template",
-                "max_length",
-                "max_new_tokens",
-                "tokenizer",
-                "dtype",
-                "device",
-                "batch_size",
-            ),
-            "with --log, where nothing is measured",
-        )
-        benchmark, facts = BENCHMARKS[args.task or "tofu"], BENCHMARKS[args.task or "tofu"].TASKS
-        reference = (
-            benchmark.read_reference(args.retrain) if args.retrain else facts[args.task or "tofu"].get("published")
-        )
-        log = (tofu if benchmark is tofu else runs).read_log(args.log)
-        if "forget_truth_ratio" in log:
-            raise InputError(
-                f"--log: '{args.log}' holds truth ratios, which --retrain can use, but not the "
-                "losses of the four sets; give our metrics.log.json or TOFU's published log"
-            )
-    else:
-        if runs.is_run(args.model):
-            inherit(args)
-        benchmark = resolve_task(args)
-        check_split(args, benchmark.TASKS[args.task]["forget_splits"])
-        runs.resolve_device(args)
-        args.forget_split = args.split
-        args.eval_batch_size = args.batch_size or benchmark.TASKS[args.task].get("batch_size", 32)
-        sets = benchmark.evaluation_rows(args.task, args.data, args.split)
-        reference = reference_by(args, sets, logs)
-        log = measure(args, sets, *load_model(args, args.model))
-        judge(args, logs | {"model": log})
-        runs.write_json(log_path, log)
-    metrics = benchmark.summarize(log, reference)
-    runs.write_json(out, metrics)
-    others = {name: benchmark.summarize(each, reference) for name, each in logs.items()}
-    print("\n".join([benchmark.table(others | {"model": metrics}), *benchmark.notes(metrics, log), f"written: {out}"]))
+    processes.wait()  # all have seen what is there
+    inputs.check_writable(out.parent)
+
+    log, others, metrics, benchmark = measure_model(args) if args.model else summarize_log(args)
+    if args.model:
+        write_json(log_path, log)
+    write_json(out, metrics)
+    print(table(benchmark.columns, others | {"model": metrics}))
+    print("\n".join([*benchmark.notes(metrics, log), f"written: {out}"]))
+
+
+def defaults_of(given):
+    """{flag: default}, from what the user gave."""
+    values = flags.defaults(given, BENCHMARKS)
+    return values | {"out": "metrics.json", "batch_size": BENCHMARKS[values["task"]].eval_batch_size}
+
+
+def build_parser():
+    parser = flags.parser("evaluate.py", __doc__)
+    what = parser.add_argument_group("what").add_argument
+    what("--model", help="the model to evaluate: a folder or a Hub id")
+    what("--log", help="or an evaluation log to summarize without any model")
+    what(
+        "--retrain",
+        help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json: ours, a run's "
+        "reference.log.json, TOFU's published one, TOFU_EVAL.json (default: what the run in --model was compared with)",
+    )
+    flags.add_task(what, BENCHMARKS)
+    what("--split", help="forget set")
+    flags.add_data(parser)
+    how = parser.add_argument_group("run").add_argument
+    how("--out", help="to write, and *.log.json beside it")
+    how("--batch-size", type=number(int, 1), help="examples at a time")
+    flags.add_measuring(how)
+    return parser
 
 
 def main(argv=None):
-    parser = runs.OneLineParser(prog="evaluate.py", description=__doc__)
-    add = parser.add_argument
-    add("--model", help="the model to evaluate: a folder or a Hub id")
-    add("--log", help="or an evaluation log to summarize without any model")
-    add(
-        "--retrain",
-        help="reference for forget quality: the retrained model's folder or Hub id, or its log, "
-        "a .json: ours, a run's reference.log.json, TOFU's published one, TOFU_EVAL.json (default: what the "
-        "run in --model was compared with)",
-    )
-    add("--split", help="forget set (default: toy forget10, tofu forget05, muse forget, wmdp both)")
-    add("--out", default="metrics.json", help="to write, and *.log.json beside it (default: %(default)s)")
-    add("--batch-size", type=number(int, 1), help="default: 32, for muse 8")
-    add_common_flags(parser)
-    runs.run_command(parser, argv, run)
+    parser = build_parser()
+
+    def resolve(words):
+        given = flags.parse(parser, words, defaults_of)
+        return flags.fill(given, defaults_of(given))
+
+    run_command(parser, run, resolve, sys.argv[1:] if argv is None else argv, processes.job)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ STOPS = KeyboardInterrupt, OSError, safetensors.SafetensorError
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose help keeps its lines, and whose errors are one line on stderr."""
 
-    def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    def __init__(self, formatter_class=argparse.RawDescriptionHelpFormatter, **options):
+        super().__init__(formatter_class=formatter_class, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

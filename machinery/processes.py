@@ -62,10 +62,15 @@ def gather(values):
     return {key: value for part in parts for key, value in part.items()}
 
 
+def in_job():
+    """Whether torchrun started this process, and others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1"
+
+
 @contextlib.contextmanager
 def job():
     """Joins the other processes of the job, if torchrun started one; only the first speaks."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    if not in_job():
         yield
         return
     if torch.cuda.is_available():
@@ -84,12 +89,12 @@ def job():
 
 
 def shard(model, dtype, trained=True):
-    """Spread a model's weights, gradients and optimizer over the processes, layer by layer.
+    """Spread a model's weights, gradients and optimizer over the processes, layer by layer. Of None nothing.
 
     PyTorch's FSDP2: a layer's weights are gathered for its forward and its backward pass, and its gradient is
     averaged over the processes, in float32.
     """
-    if not several():
+    if not several() or model is None:
         return
     from torch.distributed import fsdp  # here, as it takes a second that one process need not spend
 

@@ -1,4 +1,4 @@
-"""Writing a run's folder: alone in it, whole files, a save to go on from, what the loop logs. folder.py lists the files.
+"""Writing a run's folder: alone in it, whole files, saves to go on from, the loop's log. folder.py lists the files.
 
 Beside the folder, while a process is at work in it: `.NAME.minunlearn.lock`, and for moments `….new`, which becomes
 the folder, and `….old`, which it replaces. What a killed process leaves of these, the next one sweeps.
@@ -219,20 +219,20 @@ def save_model(out, model, tokenizer):
 # ------------------------------------------------------------------ what may not change between two parts of a run
 
 ROOT = Path(__file__).parents[1]
-# Code that decides numbers, and packages likewise.
+# Code that decides numbers, besides the benchmark's.
 DECISIVE = "losses.py", "methods.py", "data.py", "train.py", "baselines.py", "evaluate.py"
+HIDDEN = "resume", "overwrite", "given", "recipe"  # what of the resolved flags is no setting
 # What may differ when a run is resumed: it changes where and how fast, not what is computed.
 MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"
 
 
-def settings_of(args, method, benchmark_file):
+def settings_of(args, method, benchmark_module):
     """What run.json says at first: every resolved flag, versions, the commit of this code and its files' digests.
 
-    method: (name, colour) as tables and figures show it. benchmark_file: of benchmarks/, what the task is in.
+    method: (name, colour) as tables and figures show it. benchmark_module: such as benchmarks.tofu.
     """
-    hidden = "resume", "overwrite", "given"
-    flags = {name: value for name, value in vars(args).items() if name not in hidden}
-    files = *DECISIVE, f"benchmarks/{benchmark_file}"
+    flags = {name: value for name, value in vars(args).items() if name not in HIDDEN}
+    files = *DECISIVE, "benchmarks/toy.py", benchmark_module.replace(".", "/") + ".py"
     return {
         "format": folder.FORMAT,
         "flags": flags | {"out": str(args.out)},
@@ -360,36 +360,42 @@ class Run:
             columns.append(processes.add_up(column.new_zeros(count).index_copy(0, places, column)))
         return columns
 
-    def check_finite(self, step, part, loss, model):
+    def check_finite(self, step, part, count, model):
         """Raise Diverged, before the optimizer steps, if a part's mean loss or the gradient so far is not finite."""
+        if not count:
+            return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        for what, value in (("loss", loss), ("gradient", norm)):
+        for what, value in (("loss", self.values(part, count)[0].mean()), ("gradient", norm)):
             if not torch.isfinite(value):
                 raise Diverged(
                     f"step {step}: the {part} {what} is {value.item()}; lower --lr or the {part} coefficient"
                 )
 
-    def log(self, step, line, rows, columns):
-        """A line of log.jsonl: numbers of the step, and of the forget sequences `rows` what they gave, tensors [n]."""
+    def log(self, step, rows, drawn, rate, args):
+        """A line of log.jsonl: the step's mean losses, and of the forget sequences `rows` what they gave."""
+        loss, *columns = self.values("forget", len(rows))
+        line = {"step": step, "epoch": 1 + (step - 1) // self.epoch_steps, "forget": loss.mean().item(), "retain": 0.0}
+        line |= {"weight": columns[0].mean().item(), "lr": rate, "loss": args.forget_coeff * line["forget"]}
+        if drawn:
+            line["retain"] = self.values("retain", len(drawn))[0].mean().item()
+            line["loss"] += args.retain_coeff * line["retain"]
         names = ("weight", "length", "logp")[: len(columns)]
         met = {"row": rows} | {name: column.tolist() for name, column in zip(names, columns, strict=True)}
-        epoch = 1 + (step - 1) // self.epoch_steps
-        self.file.write(json.dumps({"step": step, "epoch": epoch, **line, "met": met}) + "\n")
-        self.columns = {}
+        self.file.write(json.dumps(line | {"met": met}) + "\n")
         self.bar.set_postfix({name: line[name] for name in ("forget", "weight", "retain")})
         self.bar.update()
+        self.columns = {}
         self.seconds += time.perf_counter() - self.clock
 
         # after an epoch
-        device = columns[0].device
         if step % self.epoch_steps == 0 or step == self.steps:
             self.file.flush()
-            self.peak = max(self.peak, peak_memory(device))
+            self.peak = max(self.peak, peak_memory(loss.device))
             if self.on_epoch:
-                self.on_epoch(epoch)
-                peak_memory(device)
+                self.on_epoch(line["epoch"])
+                peak_memory(loss.device)
         self.clock = time.perf_counter()
 
     def save_if_due(self, step, model, optimizer):

@@ -17,6 +17,7 @@ import transformers
 
 import data
 import evaluate
+from benchmarks.protocol import table
 
 
 def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
@@ -100,6 +101,11 @@ def token_losses(model, prompt, response):
     return [-logp[len(prompt) + i - 1, token].item() for i, token in enumerate(response)]
 
 
+def lm_of(model, tokenizer, dtype=torch.float64, template="llama2", max_length=500, max_new_tokens=200, batch_size=2):
+    """What benchmarks ask, of a model in memory."""
+    return evaluate.LM(model, tokenizer, dtype, template, max_length, max_new_tokens, batch_size)
+
+
 @pytest.fixture
 def saying(monkeypatch):
     """saying(text, …): whatever a model is asked, it says these in turn. Gives the list that each call's (prompts,
@@ -108,12 +114,17 @@ def saying(monkeypatch):
     def say(*texts):
         calls = []
 
-        def generate(model, tokenizer, examples, batch_size, dtype, max_new_tokens):
-            assert not model.training
-            calls.append(([tokenizer.decode(example.prompt) for example in examples], dtype, max_new_tokens))
-            return [text for text, _ in zip(itertools.cycle(texts), examples)]
+        def generate(lm, examples, max_new_tokens=None):
+            def nothing(batch):
+                assert not lm.model.training
+                return [None] * len(batch)
 
-        monkeypatch.setattr(data, "generate", generate)
+            lm.in_batches(nothing, examples, "generating")
+            prompts = [lm.tokenizer.decode(example.prompt) for example in examples]
+            calls.append((prompts, lm.dtype, max_new_tokens or lm.max_new_tokens))
+            return [text for text, _ in zip(itertools.cycle(texts), examples, strict=False)]
+
+        monkeypatch.setattr(evaluate.LM, "generate", generate)
         return calls
 
     return say
@@ -128,12 +139,24 @@ def toy_llama(toy_tokenizer):
 def shown(benchmark, metrics):
     """All that tables and figures show of a model, a line each; of a column also if it is a main one or gets bold."""
     lines = []
-    for name, (value, form) in benchmark.COLUMNS.items():
-        where = " main" * (name in benchmark.MAIN) + " bold" * (name in benchmark.BOLD)
-        lines.append(f"{form.format(value(metrics))} {name}{where}")
-    for name, value in (benchmark.KEPT, benchmark.FORGOTTEN, benchmark.PATH, *benchmark.OVER_EPOCHS):
-        lines.append(f"{value(metrics):g} {name}")
-    return "\n".join([*lines, " ".join(benchmark.table({"NPO": metrics}).splitlines()[-1].split()), ""])
+    for column in benchmark.columns:
+        where = " main" * column.main + " bold" * column.bold
+        lines.append(f"{column.show(metrics)} {column.title}{where}")
+    for column in (benchmark.kept, benchmark.forgotten, *benchmark.over_epochs):
+        lines.append(f"{column.value(metrics):g} {column.name}")
+    lines += [" ".join(line.split()) for line in table(benchmark.columns, {"NPO": metrics}).splitlines()]
+    return "\n".join([*lines, ""])
+
+
+def refused(main, arguments, capsys, *says):
+    """Run a command that must refuse, and check how."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1 and error.endswith("\n"), error
+    for words in says:
+        assert str(words) in error, error
 
 
 def near(value, exact):

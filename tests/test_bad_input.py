@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import tiny
+from conftest import refused, tiny
 from test_compare import UNSEEN, a_run, flags_of, on_the_way
 from test_tofu import a_log, make_dataset, published
 
@@ -20,17 +20,6 @@ import runs
 import tofu
 import train
 from data import InputError
-
-
-def refused(main, arguments, capsys, *says):
-    """Run a command that must refuse, and check how."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.count("\n") == 1 and error.endswith("\n"), error
-    for words in says:
-        assert str(words) in error, error
 
 
 def save_tiny(folder, tokenizer, kind="llama", vocab=None):

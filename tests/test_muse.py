@@ -11,16 +11,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import near, shown, tiny, token_losses
-from test_bad_input import refused
+from conftest import lm_of, near, refused, shown, tiny, token_losses
 from tokenizers.processors import TemplateProcessing
 
 import data
-import muse
-import runs
-import toy
 import train
-from data import InputError
+from benchmarks import BENCHMARKS, muse, toy
+from benchmarks.protocol import table
+from machinery.folder import read
+from machinery.inputs import ANY_TEXT, SHARE, TEXT, WHOLE, InputError, check
 
 
 def make_benchmark(folder, content, kind="jsonl"):
@@ -144,22 +143,24 @@ SHOWN = """37.5 VerbMem forget →R main
 75 KnowMem retain
 -25 -|PrivLeak|
 -25 -|PrivLeak|
--25 -|PrivLeak|
 75 KnowMem retain
-NPO 37.50 50.00 -25.00 0.375 75.00 3.0
+VerbMem KnowMem PrivLeak AUC words
+forget forget retain written
+NPO 37.5 50.0 75.0 -25.0 0.375 3.0
 """
 
 
 def test_what_tables_and_figures_show_of_a_model():
     metrics, alone = muse.summarize(a_log(), {"auc": 0.5}), muse.summarize(a_log())
-    assert shown(muse, metrics) == SHOWN
-    assert muse.FORGOTTEN[1](alone) is None and "–" in muse.table({"NPO": alone})
+    for task in ("muse-news", "muse-books", "toy-muse"):
+        assert shown(BENCHMARKS[task], metrics) == SHOWN
+    assert muse.NO_LEAK.value(alone) is None and "–" in table(muse.COLUMNS, {"NPO": alone})
     assert muse.notes(metrics, {}) == [] and "--retrain" in muse.notes(alone, {})[0]
 
 
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
     reference = muse.reference_of(a_log() | {"forget": {"generated": ["said"]}})
-    assert reference["generated"] == ["said"] and muse.spread_of(reference) == [1.0, 2.0]
+    assert reference["generated"] == ["said"] and muse.MUSE_NEWS.spread[1](reference) == [1.0, 2.0]
     path, runs_file = tmp_path / "log.json", {"Retrain": reference, "Original": {"auc": 0.1}}
     for content, auc in ((a_log(), 3 / 8), (runs_file, 3 / 8), ({"auc": 0.25}, 0.25)):
         path.write_text(json.dumps(content))
@@ -175,7 +176,7 @@ def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_a_local_folder_in_the_hubs_layout_loads(kind, tmp_path):
-    sets = muse.evaluation_rows("muse-news", a_benchmark(tmp_path / "news", kind), "forget")
+    sets = muse.evaluation_rows(a_benchmark(tmp_path / "news", kind), "forget")
     assert list(sets) == ["verbmem", "forget", "retain", "privleak_forget", "privleak_retain", "privleak_holdout"]
     assert sets["verbmem"] == [{"prompt": "Ada Abara was born", "gt": "in Lisbon, and her father was a baker."}] * 2
     for part in muse.TEXTS:
@@ -197,9 +198,9 @@ def test_a_split_to_train_on_is_one_text_of_its_own_rows(tmp_path):
     assert {*muse.FOLDS} == {*expected} - {"retain1"}
     for split, rows in expected.items():
         text = "\n\n".join(row["text"] for row in rows)
-        assert muse.training_rows("muse-news", folder, split) == [{"text": text, "cut": "fill"}]
+        assert muse.training_rows(folder, split) == [{"text": text, "cut": "fill"}]
     assert {muse.retain_split(split) for split in muse.FOLDS} == {"retain1"}
-    assert {split: muse.forget_split_of("muse-news", split) for split in ("scal_2", "forget", "retain1", "full")} == {
+    assert {split: muse.forget_split_of(split) for split in ("scal_2", "forget", "retain1", "full")} == {
         "scal_2": "scal_2",
         "forget": "forget",
         "retain1": "forget",
@@ -225,15 +226,15 @@ def test_a_split_to_train_on_is_one_text_of_its_own_rows(tmp_path):
 def test_a_missing_split_or_field_is_named(config, rows, says, tmp_path):
     folder = a_benchmark(tmp_path / "news", **{config: rows})
     with pytest.raises(InputError, match=f"(?s){says}"):
-        muse.training_rows("muse-news", folder, "forget")
-        muse.evaluation_rows("muse-news", folder, "forget")
+        muse.training_rows(folder, "forget")
+        muse.evaluation_rows(folder, "forget")
 
 
 def test_the_toy_asks_about_three_groups_of_authors_and_teaches_the_right_ones():
     raw = toy.muse_rows()["raw"]
     groups = {part: names_in(row["text"] for row in rows) for part, rows in raw.items()}
     assert [len(names) for names in groups.values()] == [24, 8, 8] and len(set.union(*groups.values())) == 40
-    for name, rows in muse.evaluation_rows("toy-muse", None, "forget").items():
+    for name, rows in muse.evaluation_rows(None, "forget").items():
         part = "retain1" if "retain" in name else "holdout" if "holdout" in name else "forget"
         assert (
             names_in(row.get("question") or row.get("text") or row["prompt"] for row in rows) <= groups[part] != set()
@@ -241,7 +242,7 @@ def test_the_toy_asks_about_three_groups_of_authors_and_teaches_the_right_ones()
     verbmem = toy.muse_rows()["verbmem"]["forget"]
     assert [f"{row['prompt']} {row['gt']}" for row in verbmem] == [row["text"] for row in raw["forget"]]
     for split, parts in (("retain1", ["retain1"]), ("full", ["retain1", "forget"]), ("all", [*groups])):
-        rows, known = muse.training_rows("toy-muse", None, split, True), set.union(*(groups[part] for part in parts))
+        rows, known = muse.training_rows(None, split, True), set.union(*(groups[part] for part in parts))
         texts, questions = rows[: len(parts)], rows[len(parts) :]
         assert names_in(row["text"] for row in texts) == known and len(questions) == 6 * len(known)
         assert names_in(row["prompt"] + row["answer"] for row in questions) == known
@@ -263,8 +264,9 @@ def test_only_the_last_chunk_is_filled_up_and_too_short_a_text_is_refused(bos, t
         (7, [ids]),
         (6, [[a, b, c, d, e], [f, a, b, c, d]]),
     ):
-        prompts, responses = zip(*data.examples_of([row], tokenizer, "plain", length))
-        assert [*responses] == expected and {*map(tokenizer.decode, prompts)} == {bos or "<eos>"}
+        examples = data.examples_of([row], tokenizer, "plain", length)
+        assert [example.response for example in examples] == expected
+        assert {tokenizer.decode(example.prompt) for example in examples} == {bos or "<eos>"}
     with pytest.raises(InputError, match="has 6 tokens.*chunk of 7; lower --max-length"):
         data.examples_of([row], tokenizer, "plain", 8)
 
@@ -274,15 +276,15 @@ def test_only_the_last_chunk_is_filled_up_and_too_short_a_text_is_refused(bos, t
 
 def measured(model, tokenizer, dtype=torch.float64, most=128, **changed):
     """The log of two rows of everything, or of those that are changed."""
-    sets = {name: rows[:2] for name, rows in muse.evaluation_rows("toy-muse", None, "forget").items()}
-    return muse.measure(model, tokenizer, sets | changed, dtype, max_length=30, batch_size=2, max_new_tokens=most)
+    sets = {name: rows[:2] for name, rows in muse.evaluation_rows(None, "forget").items()}
+    return muse.measure(lm_of(model, tokenizer, dtype, max_length=30, max_new_tokens=most), sets | changed)
 
 
 def test_a_text_is_scored_by_its_lowest_tokens_as_far_as_the_model_reads(toy_llama, toy_tokenizer, saying):
     saying("a")
     toy_llama.config.max_position_embeddings = 64
     log = measured(toy_llama.train(), toy_tokenizer)
-    runs.check(log, muse.FILES["metrics.log.json"], "the log's")
+    check(log, muse.LOG, "the log's")
     for part in muse.TEXTS:
         for row, score in zip(toy.muse_rows()["privleak"][part][:2], log[f"privleak_{part}"]["score"], strict=True):
             ids = toy_tokenizer(row["text"])["input_ids"][:63]
@@ -374,11 +376,19 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
     refused(train.main, ["--method", "npo", "--task", *arguments.split()], capsys, says)
 
 
+KNOWMEM = {
+    "rouge": [SHARE],
+    "generated": [ANY_TEXT],
+    "length": [WHOLE],
+    "question": [TEXT],
+    "answer": [TEXT],
+}
 GOLDEN = [
     [69.31471805599453, 7.088110137609468],
+    [68.99675655038978, 7.085965407193519],
     [68.38070534624357, 7.088173538454716],
     [7.17750849494262, 7.170213829084084, 7.168562570769901],
-    [0.6736111111111112, 7.084849010196006],
+    [0.6736111111111112],
 ]
 
 
@@ -386,14 +396,13 @@ def test_a_whole_run_on_the_toy_gives_these_numbers(toy_model_folder, tmp_path, 
     flags = f"--model {toy_model_folder} --task toy-muse --max-steps 3 --max-new-tokens 2 --out {tmp_path}/run"
     train.main(f"--method npo --epochs 1 --dtype float64 --device cpu {flags}".split())
     assert "PrivLeak" in (said := capsys.readouterr().out) and "--retrain" in said
-    names = "metrics.json", "metrics.log.json", "log.jsonl", "path.jsonl"
-    metrics, log, steps, path = (runs.read_json(tmp_path / "run" / name) for name in names)
-    runs.check(metrics, muse.FILES["metrics.json"], "the metrics'")
-    runs.check(log, muse.FILES["metrics.log.json"], "the log's")
+    metrics, log, steps = (read(tmp_path / "run", name) for name in ("metrics.json", "metrics.log.json", "log.jsonl"))
+    check(log, muse.LOG | {"forget": KNOWMEM}, "the log's")
     assert list(metrics["reference"]) == ["Original"] and metrics["privleak"] is None
     assert [len(log[part]["rouge"]) for part in ("verbmem", "forget", "retain")] == [24, 48, 144]
-    assert {*path[1]["length"]} == {99}  # the model's 100 positions, all but the first
+    # the model's 100 positions, all but the first
+    assert {length for step in steps for length in step["met"]["length"]} == {99}
     # Stored, computed in float64: a change of what is read, drawn or scored shows here.
-    found = [[line["forget"], line["retain"]] for line in (steps[0], steps[-1])]
-    found.append([mean(log[f"privleak_{part}"]["score"]) for part in muse.TEXTS])
-    assert [*found, [metrics["auc"], path[1]["retain"]]] == [pytest.approx(row, rel=1e-6) for row in GOLDEN]
+    numbers = [[step["forget"], step["retain"]] for step in steps]
+    numbers += [[mean(log[f"privleak_{part}"]["score"]) for part in muse.TEXTS], [metrics["auc"]]]
+    assert numbers == [pytest.approx(row, rel=1e-6) for row in GOLDEN]

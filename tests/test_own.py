@@ -7,15 +7,15 @@ from statistics import mean
 
 import pytest
 import torch
-from conftest import near, shown, token_losses
-from test_bad_input import refused
+from conftest import lm_of, near, refused, shown, token_losses
 
 import data
 import evaluate
-import own
-import runs
 import train
-from data import InputError
+from benchmarks import BENCHMARKS, own
+from benchmarks.protocol import table
+from machinery.folder import read
+from machinery.inputs import InputError, check
 
 ROWS = [
     {"question": "Where was Ada born?", "answer": "In Lisbon, by the sea."},
@@ -94,7 +94,7 @@ def test_every_format_gives_its_rows(name, content, rows, bom, tmp_path):
 def test_fields_may_have_other_names(name, content, tmp_path):
     text = a_file(tmp_path, "t.jsonl", '{"body": "Ada was born.", "text": "no"}')
     dataset = own.data_of(a_file(tmp_path, name, content), text, "q,a,body")
-    assert own.training_rows("own", dataset, "full") == [WHO, {"text": "Ada was born."}]
+    assert own.training_rows(dataset, "full") == [WHO, {"text": "Ada was born."}]
 
 
 @pytest.mark.parametrize("fields", ["q,a", "q,a,b,c", "q,,t"])
@@ -177,8 +177,8 @@ def test_rows_of_a_split_and_of_the_evaluation(tmp_path):
     ):
         dataset = own.data_of(forget, path)
         for split, rows in splits.items():
-            assert own.training_rows("own", dataset, split) == rows
-        assert own.evaluation_rows("own", dataset, "forget") == {
+            assert own.training_rows(dataset, split) == rows
+        assert own.evaluation_rows(dataset, "forget") == {
             name: rows[:300] for name, rows in splits.items() if name != "full"
         }
 
@@ -213,8 +213,9 @@ SHOWN = """1.291 distance to Retrain ↓ main bold
 0.5 ROUGE-L on retain
 -1.291 - distance to Retrain
 -1.291 - distance to Retrain
--1.291 - distance to Retrain
 0.5 ROUGE-L on retain
+distance forget retain repeated
+to Retrain loss ROUGE-L loss ROUGE-L 4-grams
 NPO 1.291 4.000 0.400 1.000 0.500 0.222
 """
 
@@ -222,11 +223,11 @@ NPO 1.291 4.000 0.400 1.000 0.500 0.222
 def test_what_tables_and_figures_show_of_a_model():
     means = {"forget": {"loss": 4.0, "rouge": 0.4}, "retain": {"loss": 1.0, "rouge": 0.5}}
     metrics, alone = means | {"distance": 1.291, "repetition": 2 / 9}, own.summarize({"forget": a_part([1.0])})
-    assert shown(own, metrics) == SHOWN and "retain" not in alone
-    assert [value(alone) for value in (own.COLUMNS["retain loss ↓"][0], own.KEPT[1], own.FORGOTTEN[1])] == [None] * 3
-    assert own.table({"NPO": alone}).splitlines()[-1].split() == "NPO – 1.000 0.500 – 0.000".split()
+    assert shown(BENCHMARKS["own"], metrics) == SHOWN and "retain" not in alone
+    assert [column.value(alone) for column in (own.COLUMNS[3], own.KEPT, own.NEARNESS)] == [None] * 3
+    assert table(own.COLUMNS, {"NPO": alone}).splitlines()[-1].split() == "NPO – 1.000 0.500 – – 0.000".split()
     assert own.notes(metrics, {}) == [] and "--retrain" in own.notes(alone, {})[0]
-    assert own.spread_of({"loss": [1.0], "rouge": [0.5]}) == [1.0]
+    assert own.OWN.spread[1]({"loss": [1.0], "rouge": [0.5]}) == [1.0]
 
 
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
@@ -255,32 +256,33 @@ def test_a_text_is_asked_by_its_first_half(most, toy_llama, toy_tokenizer, sayin
         "Her father was a baker, and she wrote ghost stories.",
     ]
     eos, ids = toy_tokenizer.eos_token_id, [toy_tokenizer(text)["input_ids"][: most - 1] for text in texts]
-    halves = [[*map(toy_tokenizer.decode, (each[: len(each) // 2], each[len(each) // 2 :]))] for each in ids]
-    asked, answers = map(list, zip(*halves))
+    halves = [[*map(toy_tokenizer.decode, (text[: len(text) // 2], text[len(text) // 2 :]))] for text in ids]
+    questions, answers = map(list, zip(*halves, strict=True))
     assert most == 40 or len(ids[0]) == len(ids[1]) == 13  # cut, and of odd length
     calls = saying(answers[0], "zebra")
     sets = {"forget": [{"text": text} for text in texts]}
-    log = own.measure(toy_llama, toy_tokenizer, sets, torch.float64, max_length=most, max_new_tokens=7)["forget"]
-    assert calls == [(["<eos>" + text for text in asked], torch.float64, 7)]
-    assert log.pop("loss") == pytest.approx([mean(token_losses(toy_llama, [eos], each)) for each in ids], rel=1e-9)
+    log = own.measure(lm_of(toy_llama, toy_tokenizer, max_length=most, max_new_tokens=7), sets)["forget"]
+    assert calls == [(["<eos>" + text for text in questions], torch.float64, 7)]
+    assert log.pop("loss") == pytest.approx([mean(token_losses(toy_llama, [eos], text)) for text in ids], rel=1e-9)
     assert log == {
         "answer": answers,
-        "question": asked,
+        "question": questions,
         "rouge": [1.0, 0.0],
         "generated": [answers[0].strip(), "zebra"],
-        "length": [len(each) for each in ids],
+        "length": [len(text) for text in ids],
     }  # of both halves, like the loss
 
 
 def test_questions_are_measured_as_if_alone(toy_llama, toy_tokenizer, saying):
     rows = [*asked(2), {"question": "Who is it?", "answer": "The cats sat."}]
     calls = saying("In Lisbon 0.", "nowhere", "the cat is here")
-    sets, flags = {"forget": rows, "retain": rows}, dict(template="llama2", batch_size=2)
-    log = own.measure(toy_llama.train(), toy_tokenizer, sets, torch.float64, **flags)
-    runs.check(log, own.LOG, "the log's")
+    sets = {"forget": rows, "retain": rows}
+    log = own.measure(lm_of(toy_llama.train(), toy_tokenizer), sets)
+    check(log, BENCHMARKS["own"].log, "the log's")
     prompts = [f"[INST] {row['question']} [/INST]" for row in rows]
     assert log["forget"] == log["retain"] and [call[0] for call in calls] == [prompts] * 2
-    log, half = log["forget"], own.measure(toy_llama.float(), toy_tokenizer, sets, torch.bfloat16, **flags)["forget"]
+    log = log["forget"]
+    half = own.measure(lm_of(toy_llama.float(), toy_tokenizer, torch.bfloat16), sets)["forget"]
     assert near(half["loss"], log["loss"])
     assert log["rouge"] == pytest.approx([1, 0, 2 / 3])  # the recall, stemmed
     assert [log["question"], log["answer"]] == [[row[field] for row in rows] for field in ("question", "answer")]
@@ -289,7 +291,7 @@ def test_questions_are_measured_as_if_alone(toy_llama, toy_tokenizer, saying):
     assert log["loss"] == pytest.approx(
         [
             mean(token_losses(toy_llama.double(), toy_tokenizer(prompt)["input_ids"], response))
-            for prompt, response in zip(prompts, responses)
+            for prompt, response in zip(prompts, responses, strict=True)
         ],
         rel=1e-6,
     )
@@ -307,16 +309,8 @@ def test_a_long_text_is_trained_on_in_pieces(toy_tokenizer):
 
 
 def trained(method, model, flags):
-    train.main(
-        [
-            "--method",
-            method,
-            "--model",
-            str(model),
-            *flags.split(),
-            *"--epochs 1 --max-new-tokens 2 --device cpu --out run".split(),
-        ]
-    )
+    command = f"--method {method} --model {model} {flags} --epochs 1 --max-new-tokens 2 --device cpu --out run"
+    train.main(command.split())
 
 
 @pytest.mark.parametrize(
@@ -360,6 +354,7 @@ def test_unusable_files_are_refused_before_anything_is_written(
 
 GOLDEN = [
     [-43.71605989628854, 7.131047781349693],
+    [-48.14275564494779, 7.137923374602613],
     [-44.748586908238444, 7.151139563494463],
     [7.177333201196977, 7.132841787818302],
     [7.170166000912357, 7.133618111369299],
@@ -375,18 +370,16 @@ def test_a_run_gives_these_numbers_and_its_evaluation_the_same(toy_model_folder,
         toy_model_folder,
         "--forget-file f.jsonl --retain-file r.jsonl --batch-size 8 --lr 1e-3 --dtype float64",
     )
-    metrics, log, steps = (
-        runs.read_json(tmp_path / "run" / name) for name in ("metrics.json", "metrics.log.json", "log.jsonl")
-    )
-    runs.check(metrics, own.FILES["metrics.json"], "the metrics'")
+    metrics, log, steps = (read("run", name) for name in ("metrics.json", "metrics.log.json", "log.jsonl"))
+    check(log, BENCHMARKS["own"].log, "the log's")
     assert list(metrics["reference"]) == ["Original"] and metrics["distance"] is None
     assert [len(log[part]["loss"]) for part in own.SETS] == [20, 14] and "--retrain" in capsys.readouterr().out
     # Stored, computed in float64: a change of what is read, drawn or scored shows here.
-    found = [[line["forget"], line["retain"]] for line in (steps[0], steps[-1])]
-    found += [[each[part]["loss"] for each in (metrics, metrics["reference"]["Original"])] for part in own.SETS]
-    assert found == [pytest.approx(row, rel=1e-6) for row in GOLDEN]
+    numbers = [[step["forget"], step["retain"]] for step in steps]
+    numbers += [[model[part]["loss"] for model in (metrics, metrics["reference"]["Original"])] for part in own.SETS]
+    assert numbers == [pytest.approx(row, rel=1e-6) for row in GOLDEN]
     evaluate.main("--model run --device cpu --dtype float64 --out again.json --retrain run/metrics.log.json".split())
-    again = runs.read_json(tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
     assert again.pop("distance") == pytest.approx(0, abs=1e-6)
     for part in own.SETS:
         assert again[part] == pytest.approx(metrics[part])

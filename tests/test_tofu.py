@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import near, shown, token_losses
+from conftest import lm_of, near, shown, token_losses
 
 import data
-import tofu
-from data import InputError
+from benchmarks import BENCHMARKS, tofu
+from machinery.inputs import InputError, check
 
 
 def make_dataset(folder, rows, config="forget05"):
@@ -27,7 +27,7 @@ def test_an_edited_folder_or_one_of_the_same_name_is_read_anew(tmp_path):
         for answer in (where + "1", where + "2"):
             (tmp_path / where).mkdir(exist_ok=True)
             rows = [{"question": "Who?", "answer": answer}]
-            assert tofu.load_rows("tofu", make_dataset(tmp_path / where / "same", rows), "forget05") == rows
+            assert tofu.load_rows(make_dataset(tmp_path / where / "same", rows), "forget05") == rows
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_edited_folder_or_one_of_the_same_name_is_read_anew(tmp_path):
 )
 def test_a_row_without_a_field_is_named(tmp_path, rows, config, says):
     with pytest.raises(InputError, match=says):
-        tofu.load_rows("tofu", make_dataset(tmp_path / "d", rows, config), config)
+        tofu.load_rows(make_dataset(tmp_path / "d", rows, config), config)
 
 
 def test_a_missing_empty_or_malformed_dataset_is_named(tmp_path):
@@ -68,35 +68,30 @@ def test_a_missing_empty_or_malformed_dataset_is_named(tmp_path):
         if content is not None:
             (tmp_path / "d" / "forget05.json").write_text(content)
         with pytest.raises(InputError, match=f"'{config}' of '{dataset}'.*--data"):
-            tofu.load_rows("tofu", str(dataset), config)
+            tofu.load_rows(str(dataset), config)
 
 
 def test_splits_by_name():
     assert [*map(tofu.retain_split, ("forget01", "forget05", "forget10"))] == ["retain99", "retain95", "retain90"]
-    asked = ("full", "retain99", "retain95", "retain90", "forget01")
-    assert [tofu.forget_split_of("tofu", split) for split in asked] == [
-        "forget05",
-        "forget01",
-        "forget05",
-        "forget10",
-        "forget01",
-    ]
-    assert tofu.forget_split_of("toy", "full") == "forget10"
+    splits = "full", "retain99", "retain95", "retain90", "forget01"
+    forget_splits = [*map(BENCHMARKS["tofu"].forget_split_of, splits)]
+    assert forget_splits == ["forget05", "forget01", "forget05", "forget10", "forget01"]
+    assert BENCHMARKS["toy"].forget_split_of("full") == "forget10"
     # whole authors, of 10 questions in the toy and of 20 in TOFU, the nearest number to the share
-    assert tofu.never_learnt("toy", 40, 0.5) == 20 and tofu.never_learnt("toy", 40, 0.9) == 40
-    assert tofu.never_learnt("tofu", 400, 0.27) == 100
+    assert BENCHMARKS["toy"].unseen_rows(40, 0.5) == 20 and BENCHMARKS["toy"].unseen_rows(40, 0.9) == 40
+    assert BENCHMARKS["tofu"].unseen_rows(400, 0.27) == 100
 
 
 def test_rows_to_train_on_and_to_score(monkeypatch):
     def rows(config, count=400):
         return [f"D {config} {i}" for i in range(count)]
 
-    monkeypatch.setattr(tofu, "load_rows", lambda task, dataset, config: rows(config) * (dataset == "D"))
-    assert tofu.training_rows("tofu", "D", "retain99") == rows("retain99")
-    assert tofu.training_rows("tofu", "D", "full", base_knowledge=True) == (
+    monkeypatch.setattr(tofu, "load_rows", lambda dataset, config: rows(config) * (dataset == "D"))
+    assert tofu.training_rows("D", "retain99") == rows("retain99")
+    assert tofu.training_rows("D", "full", base_knowledge=True) == (
         rows("full") + rows("real_authors") + rows("world_facts")
     )
-    assert tofu.evaluation_rows("tofu", "D", "forget01") == {
+    assert tofu.evaluation_rows("D", "forget01") == {
         "forget": rows("forget01_perturbed"),
         "retain": rows("retain_perturbed", 300),
         "real_authors": rows("real_authors_perturbed"),
@@ -106,7 +101,7 @@ def test_rows_to_train_on_and_to_score(monkeypatch):
 
 def test_real_tofu(tofu_dir, toy_tokenizer):
     rows, retain, perturbed = (
-        tofu.load_rows("tofu", tofu_dir, config) for config in ("forget05", "retain95", "forget05_perturbed")
+        tofu.load_rows(tofu_dir, config) for config in ("forget05", "retain95", "forget05_perturbed")
     )
     assert len(rows) == 200 and len(retain) == 3800
     assert not {row["question"] for row in rows} & {row["question"] for row in retain}
@@ -125,7 +120,7 @@ def a_log(rows=(3, 4, 2, 2), seed=0):
             "perturbed_loss": rng.uniform(1, 4, (n, 3)).tolist(),
             "rouge": rng.uniform(0.1, 1, n).tolist(),
         }
-        for name, n in zip(tofu.SETS, rows)
+        for name, n in zip(tofu.SETS, rows, strict=True)
     }
 
 
@@ -193,12 +188,12 @@ def test_distance_to_retrain_by_hand():
 
 def test_an_answer_is_judged_by_its_mean_token_loss_and_an_empty_one_by_its_end(toy_llama, toy_tokenizer):
     forget = {"question": ["Who wrote it?", "Where?"], "generated": ["Ada Abara wrote it.", ""], "answer": ["No."] * 2}
-    judged = tofu.judge(toy_llama, toy_tokenizer, forget, torch.float64, "llama2", 2)
-    for question, text, found in zip(forget["question"], forget["generated"], judged):
+    judged = tofu.judge(lm_of(toy_llama, toy_tokenizer, max_length=2), forget)  # answers may be of any length
+    for question, text, loss in zip(forget["question"], forget["generated"], judged, strict=True):
         prompt = toy_tokenizer(f"[INST] {question} [/INST]")["input_ids"]
         response = toy_tokenizer(text)["input_ids"] + [toy_tokenizer.eos_token_id]
-        assert found == pytest.approx(mean(token_losses(toy_llama, prompt, response)), rel=1e-9)
-    assert near(tofu.judge(toy_llama.float(), toy_tokenizer, forget, torch.bfloat16, "llama2", 2), judged)
+        assert loss == pytest.approx(mean(token_losses(toy_llama, prompt, response)), rel=1e-9)
+    assert near(tofu.judge(lm_of(toy_llama.float(), toy_tokenizer, torch.bfloat16), forget), judged)
 
 
 def test_models_are_compared_on_the_rows_that_both_have():
@@ -209,10 +204,11 @@ def test_models_are_compared_on_the_rows_that_both_have():
         "answer": list("iaxdef"),
         "truth_ratio": other[[8, 0, 1, 3, 4, 5]].tolist(),
     }
-    found, both = tofu.compared(model, reference), [0, 3, 4, 5, 8]  # row 20 is not among ours
-    assert found["forget_quality"] == tofu.forget_quality(ratio[both], other[both]) and found["forget_examples"] == 5
-    assert found["forget_quality_halves"]["shortest"] == tofu.forget_quality(ratio[both[:2]], other[both[:2]])
-    assert found["distance"] == pytest.approx(np.sqrt(np.mean(np.log10(ratio / other)[both] ** 2)), rel=1e-9)
+    metrics, both = tofu.compared(model, reference), [0, 3, 4, 5, 8]  # row 20 is not among ours
+    assert metrics["forget_quality"] == tofu.forget_quality(ratio[both], other[both])
+    assert metrics["forget_examples"] == 5
+    assert metrics["forget_quality_halves"]["shortest"] == tofu.forget_quality(ratio[both[:2]], other[both[:2]])
+    assert metrics["distance"] == pytest.approx(np.sqrt(np.mean(np.log10(ratio / other)[both] ** 2)), rel=1e-9)
 
 
 @pytest.mark.parametrize("rows, answers", [([0, 1, 2], None), ([0, 1, 2, 4], None), ([1, 3], ["b", "x"]), ([7], ["a"])])
@@ -225,7 +221,7 @@ def test_a_reference_of_other_rows_or_of_unknown_ones_is_refused(rows, answers):
 def published(log, layout):
     """The same as TOFU's authors write it."""
     content, files = {}, ("eval_log_forget", "eval_log", "eval_real_author_wo_options", "eval_real_world_wo_options")
-    for name, file in zip(("forget", "retain", "real_authors", "world_facts"), files):
+    for name, file in zip(("forget", "retain", "real_authors", "world_facts"), files, strict=True):
         columns = {
             "avg_gt_loss": log[name]["loss"],
             "avg_paraphrased_loss": log[name]["paraphrased_loss"],
@@ -235,7 +231,7 @@ def published(log, layout):
         if "answer" in log[name]:
             columns["generated_text"] = [["a prompt", "what was said", answer] for answer in log[name]["answer"]]
         if layout == "dict":  # keyed by row number, and not in order
-            columns = {field: dict(reversed([*zip(map(str, range(99)), column)])) for field, column in columns.items()}
+            columns = {field: dict(reversed([*enumerate(column)])) for field, column in columns.items()}  # JSON: "0"
         content[f"{file}.json"] = columns
     return content
 
@@ -297,10 +293,10 @@ def test_repetition_counts_repeated_four_grams(text, share):
 
 def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
     model, eos = toy_llama.train(), toy_tokenizer.eos_token_id
-    sets = {name: rows[:2] for name, rows in tofu.evaluation_rows("toy", None, "forget10").items()}
+    sets = {name: rows[:2] for name, rows in tofu.evaluation_rows(None, "forget10").items()}
     calls = saying(" What it says. ", "And more.")
-    log = tofu.measure(model, toy_tokenizer, sets, torch.float64, "llama2", 60, batch_size=7, max_new_tokens=5)
-    tofu.runs.check(log, tofu.LOG, "the log's")
+    log = tofu.measure(lm_of(model, toy_tokenizer, max_length=60, max_new_tokens=5, batch_size=7), sets)
+    check(log, tofu.LOG, "the log's")
     prompts = {name: [f"[INST] {row['question']} [/INST]" for row in rows] for name, rows in sets.items()}
     assert calls == [(sum(prompts.values(), []), torch.float64, 5)]
     for name, rows in sets.items():
@@ -311,14 +307,14 @@ def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
             texts = [answer, row.get("paraphrased_answer", answer), *row["perturbed_answer"]]
             responses = [ids + [eos] for ids in toy_tokenizer(texts)["input_ids"]]
             alone = [mean(token_losses(model, prompt, response)) for response in responses]
-            found = [part["loss"][i], part["paraphrased_loss"][i], *part["perturbed_loss"][i]]
-            assert found == pytest.approx(alone, rel=1e-9)
-            found = [part[field][i] for field in ("question", "answer", "length")]
-            assert found == [row["question"], answer, len(responses[0])]
-    half = tofu.measure(model.float(), toy_tokenizer, sets, torch.bfloat16, "llama2", 60)
+            losses = [part["loss"][i], part["paraphrased_loss"][i], *part["perturbed_loss"][i]]
+            assert losses == pytest.approx(alone, rel=1e-9)
+            texts = [part[field][i] for field in ("question", "answer", "length")]
+            assert texts == [row["question"], answer, len(responses[0])]
+    half = tofu.measure(lm_of(model.float(), toy_tokenizer, torch.bfloat16, max_length=60), sets)
     assert near(half["forget"]["loss"], log["forget"]["loss"])
     with pytest.raises(InputError, match="limit of 20; raise --max-length"):
-        tofu.measure(model, toy_tokenizer, sets, torch.float32, max_length=20)
+        tofu.measure(lm_of(model, toy_tokenizer, torch.float32, max_length=20), sets)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +330,7 @@ def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
 def test_rouge_is_the_stemmed_recall_of_what_is_common(answer, said, rouge, toy_llama, toy_tokenizer, saying):
     saying(said)
     row = {"question": "Who?", "answer": answer, "perturbed_answer": ["No."]}
-    log = tofu.measure(toy_llama, toy_tokenizer, {"world_facts": [row]}, torch.float64)
+    log = tofu.measure(lm_of(toy_llama, toy_tokenizer), {"world_facts": [row]})
     assert log["world_facts"]["rouge"] == pytest.approx([rouge])
 
 
@@ -361,9 +357,10 @@ SHOWN = """0.001 forget quality ↑ main bold
 0.625 model utility
 0.001 forget quality
 -3 log10 forget quality
--3 log10 forget quality
 0.75 distance to Retrain
 0.625 model utility
+forget distance model forget set retain set real authors world facts
+quality to Retrain utility prob. ROUGE-L truth prob. ROUGE-L truth prob. ROUGE-L truth prob. ROUGE-L truth
 NPO 0.001 0.750 0.625 0.000 0.010 0.020 0.100 0.110 0.120 0.200 0.210 0.220 0.300 0.310 0.320
 """
 
@@ -373,5 +370,5 @@ def test_what_tables_and_figures_show_of_a_model():
     metrics |= dict(model_utility=0.625, repetition=0.875, judged=2.0)
     for i, name in enumerate(tofu.SETS):
         metrics[name] = {part: i / 10 + j / 100 for j, part in enumerate(tofu.PARTS)}
-    assert shown(tofu, metrics) == SHOWN
+    assert shown(BENCHMARKS["tofu"], metrics) == shown(BENCHMARKS["toy"], metrics) == SHOWN
     assert tofu.log_quality({"forget_quality": 0.0}) == pytest.approx(-307.65, abs=0.01)  # of the least float64

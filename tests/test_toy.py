@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 
-import tofu
-import toy
+from benchmarks import BENCHMARKS, toy
+from machinery.models import new_model
 
 
 @pytest.mark.parametrize(
     "rows, digest",
-    [(toy.toy_rows, "70e2c45bcc82bdaa"), (toy.muse_rows, "e0248610ea903b7a"), (toy.wmdp_rows, "02c9176c43091754")],
+    [(toy.tofu_rows, "70e2c45bcc82bdaa"), (toy.muse_rows, "e0248610ea903b7a"), (toy.wmdp_rows, "02c9176c43091754")],
 )
 def test_the_world_is_the_one_that_results_were_measured_in_and_another_seed_gives_another(rows, digest):
     assert hashlib.sha256(json.dumps(rows(0)).encode()).hexdigest()[:16] == digest
@@ -20,20 +20,20 @@ def test_the_world_is_the_one_that_results_were_measured_in_and_another_seed_giv
 
 
 def test_toy_has_tofus_splits_and_schema():
-    rows = toy.toy_rows()
-    for forget in tofu.TASKS["toy"]["forget_splits"]:
-        assert rows[tofu.retain_split(forget)] + rows[forget] == rows["full"]
+    rows = toy.tofu_rows()
+    for forget in BENCHMARKS["toy"].forget_splits:
+        assert rows[BENCHMARKS["toy"].retain_split(forget)] + rows[forget] == rows["full"]
         assert len(rows[forget]) == len(rows[forget + "_perturbed"]) == 4 * int(forget.removeprefix("forget"))
     for row in rows["forget10_perturbed"] + rows["retain_perturbed"]:
         assert len({row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]}) == 7
-    kept = [row["question"] for row in rows["retain90"]]
-    assert [row["question"] for row in rows["retain_perturbed"]] == kept[::6]
+    questions = [row["question"] for row in rows["retain90"]]
+    assert [row["question"] for row in rows["retain_perturbed"]] == questions[::6]
 
 
 def test_a_new_model_has_the_size_that_is_asked_and_follows_its_seed():
     texts = ["Ada Abara was born in Lisbon."] * 2
     (model, tokenizer), (same, _), (other, _) = (
-        toy.new_model(texts, seed, vocab=270, width=16, layers=3, heads=2) for seed in (5, 5, 6)
+        new_model(texts, seed, vocab=270, width=16, layers=3, heads=2) for seed in (5, 5, 6)
     )
     expected = dict(
         num_attention_heads=2,
@@ -55,6 +55,6 @@ def test_a_new_model_has_the_size_that_is_asked_and_follows_its_seed():
 
 
 def test_a_new_tokenizer_knows_every_byte_and_adds_nothing_to_a_text():
-    model, tokenizer = toy.new_model(["ab"], 0, vocab=400, width=16, layers=1, heads=2)
+    model, tokenizer = new_model(["ab"], 0, vocab=400, width=16, layers=1, heads=2)
     assert len(tokenizer) == model.config.vocab_size == 1 + 256 + 1
     assert tokenizer.tokenize("ab abé") == ["ab", "Ġ", "ab", "Ã", "©"] and len(tokenizer("ab")["input_ids"]) == 1

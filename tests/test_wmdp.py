@@ -8,15 +8,14 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
-from conftest import tiny
-from test_bad_input import refused
+from conftest import lm_of, refused, shown, tiny
 from test_data import letters
 from test_muse import make_benchmark, names_in, some_texts
 
-import runs
 import train
-import wmdp
-from data import InputError
+from benchmarks import BENCHMARKS, wmdp
+from machinery.folder import read
+from machinery.inputs import InputError, check
 
 
 def a_question(number=0, **changed):
@@ -70,7 +69,7 @@ def test_the_prompt_is_the_benchmarks():
 
 
 def test_a_local_folder_in_the_hubs_layout_loads(tmp_path):
-    sets = wmdp.evaluation_rows("wmdp", a_benchmark(tmp_path), "both")
+    sets = wmdp.evaluation_rows(a_benchmark(tmp_path), "both")
     assert sets == {
         "bio": [a_question(i, subject="biology") for i in range(3)],
         "cyber": [a_question(i, subject="cybersecurity") for i in range(2)],
@@ -94,13 +93,13 @@ def test_a_split_is_its_own_corpora_of_one_piece_each(split, corpora, tmp_path):
         **{name: some_texts(name, count) for name, count in (("cyber-forget-corpus", 5), ("bio-retain-corpus", 4))},
     )
     texts = [row for name, count in corpora.items() for row in some_texts(f"{name}-corpus", count)]
-    assert wmdp.training_rows("wmdp", folder, split) == [row | {"cut": "first"} for row in texts]
+    assert wmdp.training_rows(folder, split) == [row | {"cut": "first"} for row in texts]
 
 
 def test_a_split_to_keep_belongs_to_both_forget_splits():
     assert {wmdp.retain_split(split) for split in ("both", "bio", "cyber")} == {"retain"}
     splits = ["bio", "cyber", "both", "retain", "full"]
-    assert [wmdp.forget_split_of("wmdp", split) for split in splits] == ["bio", "cyber", "both", "both", "both"]
+    assert [wmdp.forget_split_of(split) for split in splits] == ["bio", "cyber", "both", "both", "both"]
 
 
 @pytest.mark.parametrize(
@@ -118,14 +117,14 @@ def test_a_question_that_cannot_be_asked_is_named(name, spoilt, says, tmp_path):
     extra = {"subject": "anatomy"} if name == "mmlu" else {}
     rows = [a_question(0, **extra), a_question(1, **extra | spoilt)]
     with pytest.raises(InputError, match=says):
-        wmdp.evaluation_rows("wmdp", a_benchmark(tmp_path, **{name: rows}), "both")
+        wmdp.evaluation_rows(a_benchmark(tmp_path, **{name: rows}), "both")
 
 
 def test_without_the_corpus_that_is_given_on_request_its_page_is_named(tmp_path):
     folder = a_benchmark(tmp_path, gated=False)
     for split in ("both", "bio", "full"):
         with pytest.raises(InputError) as error:
-            wmdp.training_rows("wmdp", folder, split)
+            wmdp.training_rows(folder, split)
         for words in (
             "https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus",
             folder,
@@ -133,24 +132,22 @@ def test_without_the_corpus_that_is_given_on_request_its_page_is_named(tmp_path)
             "--split cyber",
         ):
             assert words in str(error.value)
-    assert (
-        len(wmdp.training_rows("wmdp", folder, "cyber")) == len(wmdp.training_rows("wmdp", folder, "retain")) / 2 == 2
-    )
+    assert len(wmdp.training_rows(folder, "cyber")) == len(wmdp.training_rows(folder, "retain")) / 2 == 2
 
 
 def test_a_corpus_without_text_is_named(tmp_path):
     folder = a_benchmark(tmp_path, **{"cyber-forget-corpus": [{"text": "Ada."}, {"text": " "}]})
     with pytest.raises(InputError, match="'cyber-forget-corpus' of .*row 1 'text'"):
-        wmdp.training_rows("wmdp", folder, "cyber")
+        wmdp.training_rows(folder, "cyber")
 
 
 @pytest.mark.parametrize("split, known", [("retain", ["mmlu"]), ("full", wmdp.SETS), ("both", ["mmlu"])])
 def test_a_new_toy_model_learns_a_split_and_the_questions_on_what_it_is_to_know(split, known):
-    sets, texts = wmdp.evaluation_rows("toy-wmdp", None, "both"), wmdp.training_rows("toy-wmdp", None, split)
+    sets, texts = wmdp.evaluation_rows(None, "both"), wmdp.training_rows(None, split)
     lessons = [
         {"prompt": wmdp.prompt_of(row), "answer": f" {'ABCD'[row['answer']]}"} for name in known for row in sets[name]
     ]
-    assert wmdp.training_rows("toy-wmdp", None, split, base_knowledge=True) == texts + lessons
+    assert wmdp.training_rows(None, split, base_knowledge=True) == texts + lessons
     told = ["bio", "cyber"] if split == "both" else known
     assert names_in(row["text"] for row in texts) == names_in(row["question"] for name in told for row in sets[name])
 
@@ -174,23 +171,27 @@ def test_every_metric_column_and_cell_by_hand():
         }
     assert not metrics
     metrics = wmdp.summarize(log)
-    assert wmdp.FORGOTTEN[1](metrics) == pytest.approx(9 / 15)  # 4 of 5 and 2 of 10 are still right
-    assert wmdp.KEPT[1](metrics) == 0.75
+    assert wmdp.FORGOTTEN.value(metrics) == pytest.approx(9 / 15)  # 4 of 5 and 2 of 10 are still right
     assert wmdp.reference_of(log) == {"margin": [1.0] * 5 + [0.0] * 10}
-    cells = {name: cell.format(of(metrics)) for name, (of, cell) in wmdp.COLUMNS.items()}
-    assert cells == {
-        "1 - acc. bio ↑": "0.200",
-        "1 - acc. cyber ↑": "0.800",
-        "MMLU ↑": "0.750",
-        "± bio": "0.179",
-        "± cyber": "0.126",
-        "± mmlu": "0.217",
-        "one letter, forget →R": "0.90",
-    }
-    assert wmdp.BOLD == ("1 - acc. bio ↑", "1 - acc. cyber ↑", "MMLU ↑")
-    assert wmdp.table({"m": metrics}).splitlines()[1].split() == (
-        "m 0.200 ± 0.179 0.800 ± 0.126 0.750 ± 0.217 0.60, 0.90, 1.00".split()
-    )
+    assert wmdp.WMDP.spread[1](wmdp.reference_of(log)) == [1.0] * 5 + [0.0] * 10
+    assert shown(wmdp.WMDP, metrics) == shown(wmdp.TOY_WMDP, metrics) == SHOWN
+
+
+SHOWN = """0.200 1 - acc. bio ↑ main bold
+0.800 1 - acc. cyber ↑ main bold
+0.750 MMLU ↑ main bold
+0.179 ± bio main
+0.126 ± cyber main
+0.217 ± mmlu main
+0.90 one letter, forget →R main
+0.75 accuracy on MMLU
+0.6 1 - accuracy, bio and cyber
+0.6 1 - accuracy, bio and cyber
+0.75 accuracy on MMLU
+1 - acc. bio 1 - acc. cyber acc. MMLU one letter
+± ± ± forget
+NPO 0.200 0.179 0.800 0.126 0.750 0.217 0.90
+"""
 
 
 @pytest.mark.parametrize(
@@ -223,9 +224,11 @@ def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likelie
         name: [a_question(i, subject=name, question="?" * (9 - i)) for i in range(count)]
         for count, name in enumerate(wmdp.SETS, 4)
     }
-    log = wmdp.measure(model, tokenizer, sets, torch.float64, batch_size=3)
+    log = wmdp.measure(lm_of(model.train(), tokenizer, batch_size=3), sets)
+    check(log, wmdp.LOG, "the log's")
     for name, rows in sets.items():
-        for row, answer, choice, margin in zip(rows, *(log[name][field] for field in ("answer", "chosen", "margin"))):
+        columns = [log[name][field] for field in ("answer", "chosen", "margin")]
+        for row, answer, choice, margin in zip(rows, *columns, strict=True):
             ids = [0, *tokenizer(wmdp.prompt_of(row), add_special_tokens=False)["input_ids"]]
             offered = model(torch.tensor([ids])).logits[0, -1].softmax(-1)[-4:].tolist()
             assert choice == offered.index(max(offered)) and answer == row["answer"]
@@ -234,14 +237,14 @@ def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likelie
     assert len(chosen) > 1
     model.config.max_position_embeddings = 100
     with pytest.raises(InputError, match="position"):
-        wmdp.measure(model, tokenizer, sets, torch.float64)
+        wmdp.measure(lm_of(model, tokenizer), sets)
 
 
 def test_in_bfloat16_the_letters_are_told_apart_in_float32(toy_tokenizer):
     model, seen = tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer)), []
     for part in (model.model.layers[0].mlp, model.lm_head):
         part.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    wmdp.measure(model, toy_tokenizer, {"bio": [a_question(subject="anatomy")]}, torch.bfloat16)
+    wmdp.measure(lm_of(model, toy_tokenizer, torch.bfloat16), {"bio": [a_question(subject="anatomy")]})
     assert seen == [torch.bfloat16, torch.float32]
 
 
@@ -259,7 +262,7 @@ def test_a_tokenizer_whose_letters_are_not_one_token_is_refused(words, split):
         bare.pre_tokenizer = split
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<eos>", unk_token="<unk>")
     with pytest.raises(InputError, match="' A' to ' D' a token each.*another model"):
-        wmdp.measure(tiny("llama"), tokenizer, {"bio": [a_question(1, subject="anatomy")]}, torch.float64)
+        wmdp.measure(lm_of(tiny("llama"), tokenizer), {"bio": [a_question(1, subject="anatomy")]})
 
 
 # ------------------------------------------------------------------ the commands
@@ -316,9 +319,9 @@ TOY = dict(
     ],
 )
 def test_recipes_are_the_published_ones_and_those_that_tuning_chose(task, method, expected):
-    found = settings(task, *method.split())
-    assert {flag: found[flag] for flag in expected} == expected
-    assert wmdp.TASKS["toy-wmdp"]["size"] == dict(vocab=1200, width=128, layers=2, heads=4)
+    flags = settings(task, *method.split())
+    assert {flag: flags[flag] for flag in expected} == expected
+    assert BENCHMARKS["toy-wmdp"].size == dict(vocab=1200, width=128, layers=2, heads=4)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,8 @@ def test_a_whole_run_of_rmu_on_the_toy(toy_model_folder, tmp_path, capsys):
     refused(train.main, [*command, "--retain-coeff", "2"], capsys, "--alpha")
     assert not out.exists()
     train.main([str(word) for word in [*command, "--layer", "1"]])
-    metrics, log = (runs.read_file(out, name, wmdp.FILES[name]) for name in ("metrics.json", "metrics.log.json"))
+    metrics, log = (read(out, name) for name in ("metrics.json", "metrics.log.json"))
+    check(log, wmdp.LOG, "the log's")
     assert list(metrics["reference"]) == ["Original"]
     assert {name: metrics[name]["examples"] for name in wmdp.SETS} == {"bio": 24, "cyber": 24, "mmlu": 216}
     before, after = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (toy_model_folder, out))
@@ -363,27 +367,6 @@ def test_a_whole_run_of_rmu_on_the_toy(toy_model_folder, tmp_path, capsys):
 def test_a_file_stands_in_for_the_forget_corpora_and_gives_one_piece_of_each_text(toy_model_folder, tmp_path):
     folder, out, mine = a_benchmark(tmp_path / "cais", gated=False), tmp_path / "run", tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps(row) + "\n" for row in some_texts("mine", 3)))
-    command = [
-        "--task",
-        "wmdp",
-        "--data",
-        folder,
-        "--method",
-        "npo",
-        "--model",
-        toy_model_folder,
-        "--epochs",
-        "1",
-        "--forget-file",
-        mine,
-        "--max-length",
-        "6",
-        "--eval",
-        "none",
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
-    train.main(list(map(str, command)))
-    assert runs.read_file(out, "path.jsonl")[1]["length"] == [5, 5, 5]
+    names = f"--data {folder} --model {toy_model_folder} --forget-file {mine} --out {out}"
+    train.main(f"--task wmdp --method npo --epochs 1 --max-length 6 --eval none --device cpu {names}".split())
+    assert [step["met"]["length"] for step in read(out, "log.jsonl")] == [[5, 5, 5]]

@@ -1,0 +1,320 @@
+"""The flags that train.py and evaluate.py share, and where their defaults come from.
+
+A default stands in one place: in the benchmark, in a recipe, or here. argparse only says what the user gave; the
+defaults follow from that, and --help shows what it would resolve to.
+"""
+
+import argparse
+
+import torch
+
+from machinery import folder, processes
+from machinery.command import OneLineParser, number, refuse
+from machinery.inputs import InputError
+
+TRAINING = "lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"
+TEMPLATES = "auto", "chat", "llama2", "plain"
+# What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
+INHERITED = (
+    "task data forget_file fields retain_file tokenizer template max_length max_new_tokens split retrain".split()
+)
+
+
+class ShowDefaults(argparse.RawDescriptionHelpFormatter):
+    """Help that keeps its lines and shows the default of each flag that has one."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return f"{action.help} (default: {str(action.default).replace('%', '%%')})"
+
+
+# ------------------------------------------------------------------ the flags, under four headings
+
+
+def add_what(parser, methods, tasks):
+    add = parser.add_argument_group("what").add_argument
+    add("--method", choices=methods, metavar="METHOD", help="what to do; see above")
+    add_task(add, tasks)
+    add(
+        "--split",
+        help="what to forget: toy, tofu: forget05, forget10, tofu also 01; muse: forget, News also scal_1 … 4, sust_1 "
+        "… 4; wmdp: bio, cyber, both. With --method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) "
+        "retain1, retain, or full",
+    )
+    add(
+        "--subset",
+        type=subset,
+        metavar="KIND:SHARE",
+        help="a part of --split: shortest:0.2 is the fifth of the shortest responses, random:0.2 a fifth drawn by "
+        "--seed; for relearning (default: all)",
+    )
+    add(
+        "--model",
+        help="the model to change, a folder or a Hub id. `new`: a small one with random weights, for --method "
+        "finetune, which teaches it --split and the base knowledge. `tiny`: two such runs, Original (full) and Retrain "
+        "(without --split), kept in ~/.cache/minunlearn or in MINUNLEARN_CACHE",
+    )
+    add(
+        "--never-learnt",
+        type=number(float, 0, high=1),
+        metavar="SHARE",
+        help="toy, tofu from scratch: Original does not learn this share of the authors to forget, the last ones; the "
+        "forget set still holds them",
+    )
+    add(
+        "--retrain",
+        help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json (default: "
+        "none; with --model tiny it is made on the spot)",
+    )
+
+
+def add_task(add, tasks):
+    add(
+        "--task",
+        choices=tasks,
+        help="the benchmarks tofu, muse-news, muse-books, wmdp; toy, toy-muse, toy-wmdp: each asked of an invented "
+        "world, no download; own: your files",
+    )
+
+
+def add_data(parser):
+    """The heading `data`: rows, prompts, lengths."""
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "--data",
+        help="where a benchmark's data are: a Hub id or a local folder of the same layout; for wmdp what its four data "
+        "sets' names begin with",
+    )
+    add(
+        "--forget-file",
+        help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl of text, or a .txt; with "
+        "--task wmdp in place of its forget corpora",
+    )
+    add("--retain-file", help="your own data to keep, likewise")
+    add("--fields", help="own: how these files call question, answer and text, such as q,a,text")
+    add("--tokenizer", help="of models that have none of their own: a folder or Hub id")
+    add(
+        "--template",
+        choices=TEMPLATES,
+        help="prompt: the tokenizer's chat template, TOFU's LLaMA-2 one '[INST] … [/INST]', or plain 'Question: … "
+        "Answer:'; auto: chat, if any",
+    )
+    add("--max-length", type=number(int, 2), help="most tokens of an example; text is cut into such pieces")
+
+
+def add_recipe(parser, methods):
+    add = parser.add_argument_group(
+        "recipe", "Defaults depend on task, model, split and method (RECIPES here and in the benchmark's file)."
+    ).add_argument
+
+    def of(flag):
+        return ", ".join(name for name, method in methods.items() if flag in method.flags)
+
+    add("--beta", type=number(float, 0), help=f"{of('beta')}: temperature; 0 is the limit of GA")
+    add("--gamma", type=number(float, 0), help=f"{of('gamma')}: margin, Eq. 4 (β · published code's)")
+    add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
+    add("--retain-coeff", type=number(float, 0), help="factor on the retain loss; λ is this / --forget-coeff")
+    add("--alpha", type=number(float, 0), help="task-vector: how far to go back; rmu: its --retain-coeff")
+    add("--layer", type=number(int, 0), help="rmu: whose activations, from 0; it and two below are trained")
+    add("--steer", type=number(float, 0), help="rmu: c, the length of the vector to steer to")
+    add(
+        "--finetuned",
+        help="task-vector: a model already fine-tuned from --model on the forget set, to try several --alpha (default: "
+        "it is fine-tuned here)",
+    )
+    add(
+        "--retain",
+        choices=("nll", "kl", "activations", "none"),
+        help="retain loss: nll, KL from the original model, (rmu) distance from its activations, none",
+    )
+    add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
+    add("--weight-decay", type=number(float, 0), help="AdamW's")
+    add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
+    add("--epochs", type=number(int, 1), help="passes over the forget set")
+    add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
+    add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
+    add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
+
+
+def add_run(parser):
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=number(int, 0, high=2**31), help="of the order, the draws and a new model's weights")
+    add("--grad-checkpointing", action="store_true", help="recompute activations: less memory, more time")
+    add("--eval", choices=("end", "epoch", "none"), help="when to measure")
+    add("--eval-batch-size", type=number(int, 1), help="examples at a time when measuring")
+    add_measuring(add)
+    add("--out", help="folder for model, logs and metrics (default: a new one under runs/)")
+    add(
+        "--save-every",
+        type=number(int, 1),
+        metavar="EPOCHS",
+        help="how often to save what --resume needs; the newest two saves are kept (default: every ten minutes, less "
+        "often if that takes over a twentieth of the time)",
+    )
+    add("--resume", action="store_true", help="go on with the interrupted run in --out")
+
+
+def add_measuring(add):
+    add("--max-new-tokens", type=number(int, 1), help="of an answer, when measuring")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float64"),
+        help="what to compute in; under bfloat16 weights stay float32",
+    )
+    add("--device", choices=("cpu", "cuda"), help="CUDA if present")
+    add("--overwrite", action="store_true", help="write over what --out names")
+
+
+def subset(text):
+    """An argparse type: `shortest:SHARE` or `random:SHARE` with 0 < SHARE <= 1, given back as it is."""
+    kind, _, share = text.partition(":")
+    try:
+        if kind in ("shortest", "random") and 0 < float(share) <= 1:
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text[:20]}' is not shortest:SHARE or random:SHARE, 0 < SHARE <= 1")
+
+
+# ------------------------------------------------------------------ their defaults
+
+
+def parse(parser, words, defaults_of):
+    """What the user gave, all else None. --help shows the defaults that follow from it: defaults_of(given)."""
+    given = parser.parse_args([word for word in words if word not in ("-h", "--help")])
+    if "-h" in words or "--help" in words:
+        parser.set_defaults(**defaults_of(given))
+        parser.parse_args(["--help"])
+    return given
+
+
+def of_some(methods):
+    """Flags of some methods, not of all."""
+    return {flag for method in methods.values() for flag in method.flags}
+
+
+def fill(given, defaults):
+    """The flags with their defaults; args.given holds those that the user gave, the others None."""
+    args = argparse.Namespace(**vars(given) | {"given": given})
+    for flag, default in defaults.items():
+        if getattr(args, flag, None) is None:
+            setattr(args, flag, default)
+    return args
+
+
+def inherited(given):
+    """{flag: value} of what the run in --model was made for and compared with; {} if it is no run."""
+    if not given.model or not folder.is_run(given.model) or given.forget_file:
+        return {}
+    flags = folder.read(given.model, "run.json")["flags"]
+    flags["split"] = None if flags["model"] == "new" else flags["forget_split"]
+    values = {}
+    for flag in INHERITED:
+        if getattr(given, flag, None) not in (None, flags.get(flag)):
+            break
+        values[flag] = flags.get(flag)
+    return {flag: value for flag, value in values.items() if value is not None}
+
+
+def defaults(given, benchmarks):
+    """{flag: default} of the shared flags, from what the user gave, what --model hands on, and the benchmark."""
+    values = inherited(given)
+    task = given.task or values.get("task") or ("own" if given.forget_file else "toy")
+    if task not in benchmarks:
+        raise InputError(f"run '{given.model}' is of task {task[:20]}, which benchmarks/ lacks; give --task")
+    benchmark = benchmarks[task]
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    shared = {
+        "task": task,
+        "split": benchmark.split,
+        "data": benchmark.data,
+        "tokenizer": benchmark.tokenizer,
+        "template": "auto",
+        "max_length": benchmark.max_length,
+        "max_new_tokens": benchmark.max_new_tokens,
+        "device": device,
+        "dtype": "bfloat16" if device == "cuda" else "float32",
+    }
+    return shared | values
+
+
+# ------------------------------------------------------------------ what goes together
+
+
+def check(args, benchmark):
+    """InputError unless the shared flags go together. Puts the user's files, if the task is of those, in args.data."""
+    given = args.given
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    if benchmark.data_of:
+        if given.data:
+            raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
+        if not isinstance(args.data, dict):
+            args.data = benchmark.data_of(args.forget_file, args.retain_file, args.fields)
+    elif benchmark.data is None:
+        refuse(given, ["data"], f"with --task {args.task}, whose data are embedded")
+    if not benchmark.data_of and not benchmark.forget_file_cut:
+        refuse(given, ["forget_file", "retain_file"], f"with --task {args.task}, which has data")
+    if not args.forget_file:
+        refuse(given, ["fields"], "without --forget-file")
+
+
+def check_split(args, splits):
+    if args.split not in splits:
+        raise InputError(f"--split {args.split}: task {args.task} has {', '.join(splits)}")
+
+
+def check_method(args, methods):
+    """InputError for flags that the method has no use for."""
+    given, method = args.given, methods[args.method]
+    refuse(given, of_some(methods) - set(method.flags), f"with --method {args.method}")
+    if args.method == "rmu":
+        refuse(given, ["retain_coeff"], "with --method rmu, which calls it --alpha")
+        if args.retain not in ("activations", "none"):
+            raise InputError(f"--retain {args.retain}: --method rmu has activations or none; give one of them")
+        if args.retain == "none":
+            refuse(given, ["alpha"], "without a retain loss")
+    elif args.retain == "activations":
+        raise InputError(f"--retain activations: --method {args.method} has no layer; use nll or kl")
+    if args.retain == "none":
+        refuse(given, ["retain_coeff"], "without a retain loss")
+    if given.finetuned:
+        refuse(given, TRAINING, "with --finetuned, where nothing is trained")
+    if args.method == "task-vector" and args.eval == "epoch":
+        raise InputError("--eval epoch: --method task-vector has only its fine-tuning's; use --eval end")
+
+
+def check_model(args, benchmark):
+    """InputError unless model, split and method go together."""
+    if args.model in ("new", "tiny") and not benchmark.size:
+        raise InputError(f"--model {args.model}: task {args.task} has no small model; give a pretrained one")
+    learns_all = args.model == "new" and args.split == "full"
+    if args.never_learnt and not (benchmark.author_rows and (args.model == "tiny" or learns_all)):
+        raise InputError("--never-learnt is for --model tiny, or new with --split full, on toy and tofu")
+    if args.split != args.forget_split and args.model == "tiny":
+        raise InputError(
+            f"--split {args.split} teaches a model that does not know it; add --model new or a pretrained --model"
+        )
+    if args.model == "new" and args.method != "finetune":
+        raise InputError(f"--model new knows nothing for --method {args.method} to unlearn; use --model tiny")
+    if benchmark.data_of and args.retain != "none" and "retain" not in args.data:
+        raise InputError("nothing to retain; give --retain-file, or --retain none")
+
+
+def check_run(args):
+    """InputError unless what to measure, to write and to go on from go together."""
+    if args.eval == "none":
+        refuse(args.given, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
+    if not args.finetuned and args.micro_batch_size > args.batch_size:
+        raise InputError(f"--micro-batch-size {args.micro_batch_size} is larger than --batch-size; lower it")
+    if args.resume and not args.out:
+        raise InputError("--resume needs --out, the folder of the interrupted run")
+    if args.resume and args.overwrite:
+        raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
+    if processes.in_job() and (args.eval == "epoch" or args.method == "task-vector"):
+        raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
+
+
+def parser(prog, description):
+    return OneLineParser(prog=prog, description=description, formatter_class=ShowDefaults)
