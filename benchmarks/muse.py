@@ -207,7 +207,7 @@ def answered(lm, prompts, answers, max_new_tokens, stops=()):
     """The part of a log on prompts: what a model says, up to the first of `stops`, and its ROUGE-L F1, unstemmed."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    examples = [lm.Example(lm.tokenizer(prompt)["input_ids"], []) for prompt in prompts]
+    examples = [*map(lm.prompt, prompts)]
     lm.check_fits(examples)
     texts = lm.generate(examples, max_new_tokens)
     texts = [min((text.split(stop)[0] for stop in stops), key=len, default=text).strip() for text in texts]

@@ -152,17 +152,12 @@ def read_reference(path, sets=None):
 def measure(lm, sets):
     """The log of a model on sets as from `evaluation_rows`, by one pass over each question. The prompt is the
     benchmark's, whatever lm.template. InputError if a letter is not one token."""
-
-    def ids_of(text):
-        ids = lm.tokenizer(text)["input_ids"]
-        return ids[:-1] if ids[-1] == lm.tokenizer.eos_token_id else ids  # some tokenizers add it
-
     # questions, each up to its letter
-    letters = [ids_of(f"Answer: {letter}")[-1] for letter in LETTERS]
+    letters = [lm.prompt(f"Answer: {letter}").prompt[-1] for letter in LETTERS]
     rows = [row for name in sets for row in sets[name]]
     examples = []
     for row in rows:
-        *prompt, letter = ids_of(f"{prompt_of(row)} A")
+        *prompt, letter = lm.prompt(f"{prompt_of(row)} A").prompt
         if letter != letters[0] or len(set(letters)) < 4:
             raise InputError(
                 "this tokenizer does not make ' A' to ' D' a token each, as the four-choice "

@@ -263,13 +263,13 @@ def test_a_text_is_asked_by_its_first_half(most, toy_llama, toy_tokenizer, sayin
     sets = {"forget": [{"text": text} for text in texts]}
     log = own.measure(lm_of(toy_llama, toy_tokenizer, max_length=most, max_new_tokens=7), sets)["forget"]
     assert calls == [(["<eos>" + text for text in questions], torch.float64, 7)]
-    assert log.pop("loss") == pytest.approx([mean(token_losses(toy_llama, [eos], each)) for each in ids], rel=1e-9)
+    assert log.pop("loss") == pytest.approx([mean(token_losses(toy_llama, [eos], text)) for text in ids], rel=1e-9)
     assert log == {
         "answer": answers,
         "question": questions,
         "rouge": [1.0, 0.0],
         "generated": [answers[0].strip(), "zebra"],
-        "length": [len(each) for each in ids],
+        "length": [len(text) for text in ids],
     }  # of both halves, like the loss
 
 
