@@ -24,7 +24,7 @@ class ShowDefaults(argparse.RawDescriptionHelpFormatter):
     """Help that keeps its lines and shows the default of each flag that has one."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, argparse.SUPPRESS):
+        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:  # 0.0 is shown
             return action.help
         return f"{action.help} (default: {str(action.default).replace('%', '%%')})"
 
