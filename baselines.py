@@ -85,8 +85,7 @@ def train_rmu(model, forget, retain, args, run):
     target = target_of(model, args)
 
     processes.shard(model, dtype)
-    if frozen:
-        processes.shard(frozen, dtype, trained=False)
+    processes.shard(frozen, dtype, trained=False)
 
     model.train()
     data.disable_dropout(model)

@@ -187,6 +187,27 @@ def reference_of(args, sets, logs):
     return benchmark.reference_of(logs["Retrain"])
 
 
+def sets_of(args):
+    """What is measured: {set: rows}; None with --eval none."""
+    if args.eval == "none":
+        return None
+    return BENCHMARKS[args.task].evaluation_rows(args.data, args.forget_split)
+
+
+def compared_with(args, sets, names):
+    """({name: log} of models and of Retrain; the reference that --retrain names, or None). names: {name: model}.
+
+    InputError for a reference of another kind.
+    """
+    if not sets:
+        return {}, None
+    logs = {name: log_of(args, sets, model) for name, model in names.items()}
+    reference = reference_of(args, sets, logs)
+    for name in names if reference else ():
+        BENCHMARKS[args.task].summarize(logs[name], reference)
+    return logs, reference
+
+
 def ask_retrained(args, logs):
     """Put into the logs what a model in --retrain thinks of the answers in them, where the benchmark asks for that."""
     benchmark = BENCHMARKS[args.task]

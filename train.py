@@ -12,7 +12,6 @@ Methods, by their forget loss ℓ_f (each a function in losses.py, an entry in m
 
 """
 
-import argparse
 import copy
 import itertools
 import math
@@ -79,16 +78,31 @@ def retain_loss(model, frozen, examples, args):
 
 
 @torch.no_grad()
-def reference_logp(model, examples, args):
-    """log πref(y|x) [N]: of the model before unlearning. It never changes: once is enough, and no copy is kept."""
-    logp = torch.zeros(len(examples), device=model.device, dtype=model.dtype)
-    batches = list(data.microbatches(examples, args.micro_batch_size))
-    for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
-        with data.autocast(model.device, getattr(torch, args.dtype)):
-            response = data.respond(model, [examples[i] for i in places])
-        if math.isfinite(divisor):  # else it is there for the other processes' sake
-            logp[places] = response.logp
-    return processes.add_up(logp)
+def reference_logp(model, forget, args):
+    """{side: log πref(y|x) [N]} of what the method reads; {} for one without reference.
+
+    Under the model before unlearning, which never changes: one pass and N numbers are enough, and no copy is kept.
+    """
+    method, ref_logp = METHODS[args.method], {}
+    for side in method.reads if method.needs_reference else ():
+        logp = torch.zeros(len(forget[side]), device=model.device, dtype=model.dtype)
+        batches = list(data.microbatches(forget[side], args.micro_batch_size))
+        for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
+            with data.autocast(model.device, getattr(torch, args.dtype)):
+                response = data.respond(model, [forget[side][i] for i in places])
+            if math.isfinite(divisor):  # else it is there for the other processes' sake
+                logp[places] = response.logp
+        ref_logp[side] = processes.add_up(logp)
+    return ref_logp
+
+
+def respond(model, forget, ref_logp, rows, method):
+    """[Response] of the forget sequences `rows`, one for each side that the method reads."""
+    responses = []
+    for side in method.reads:
+        ref = ref_logp[side][rows] if method.needs_reference else None
+        responses.append(data.respond(model, [forget[side][row] for row in rows], ref))
+    return responses
 
 
 def train(model, forget, retain, args, run):
@@ -98,39 +112,33 @@ def train(model, forget, retain, args, run):
     none. Raises Diverged, and after Ctrl-C KeyboardInterrupt, when all is saved.
     """
     method, dtype = METHODS[args.method], getattr(torch, args.dtype)
+
+    # the model before unlearning: only KL needs a copy; NPO and DPO its log-probabilities, one pass and N numbers
     frozen = copy.deepcopy(model).eval().requires_grad_(False) if retain and args.retain == "kl" else None
     processes.shard(model, dtype)
-    if frozen:
-        processes.shard(frozen, dtype, trained=False)
-
-    # the model before unlearning: NPO and DPO need only its log-probabilities, one pass and N numbers
-    ref_logp = {}
-    if method.needs_reference:
-        ref_logp = {side: reference_logp(model, forget[side], args) for side in method.reads}
+    processes.shard(frozen, dtype, trained=False)
+    ref_logp = reference_logp(model, forget, args)
 
     model.train()
     data.disable_dropout(model)
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    size = len(forget[method.reads[0]])
-    epoch_steps = math.ceil(size / args.batch_size)
+    answers = forget[method.reads[0]]
+    epoch_steps = math.ceil(len(answers) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
     done = run.resume(model, optimizer)  # steps behind us, 0 for a new run
-    schedule = data.batches(size, len(retain), args.batch_size, args.seed)
+    schedule = data.batches(len(answers), len(retain), args.batch_size, args.seed)
 
     with run.loop(done, steps, epoch_steps):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):
             optimizer.zero_grad()
 
             # forget: a micro-batch adds its *sum* over the batch's size, so the cut does not change the gradient
-            for places, divisor in data.microbatches([forget[method.reads[0]][i] for i in rows], args.micro_batch_size):
+            for places, divisor in data.microbatches([answers[row] for row in rows], args.micro_batch_size):
                 part = [rows[i] for i in places]
                 with data.autocast(model.device, dtype):
-                    responses = []
-                    for side in method.reads:
-                        ref = ref_logp[side][part] if method.needs_reference else None
-                        responses.append(data.respond(model, [forget[side][i] for i in part], ref))
+                    responses = respond(model, forget, ref_logp, part, method)
                     loss, weight = method.loss(args, *responses), method.weight(args, *responses)
                 (args.forget_coeff * loss.sum() / divisor).backward()
                 run.add("forget", places, divisor, loss, weight, responses[0].length, responses[0].logp)
@@ -224,13 +232,12 @@ def run(args, start, quiet=False):
 
 def run_alone(args, start, quiet):
     """Load, measure what the run is compared with, train, save, measure."""
-    benchmark, settings, logs = BENCHMARKS[args.task], settings_of(args), {}
+    settings = settings_of(args)
     cost = runs.check_same_run(args.out, settings).get("cost") if args.resume else None
 
     # everything that can be wrong with the user's files shows here, before anything is written
-    sets = benchmark.evaluation_rows(args.data, args.forget_split) if args.eval != "none" else None
-    lm = evaluate.load(args, start)
-    lm, theta = baselines.prepare(lm, args, evaluate.load)
+    sets = evaluate.sets_of(args)
+    lm, theta = baselines.prepare(evaluate.load(args, start), args, evaluate.load)
     forget, retain = load_examples(args, lm)
     settings["data"] = {"forget set": digest(forget), "retain set": digest(retain)}
     settings["asked"] = evaluate.questions_digest(args, sets)
@@ -238,53 +245,31 @@ def run_alone(args, start, quiet):
         runs.check_same_run(args.out, settings)
     if not quiet:
         print_settings(args)
-
-    # what the run is compared with
-    if sets and args.model != "new":
-        logs["before" if "start" in settings else "Original"] = evaluate.log_of(args, sets, start)
-    reference = evaluate.reference_of(args, sets, logs) if sets else None
-    for log in [*logs.values()][:1] if reference else []:
-        benchmark.summarize(log, reference)  # raises for a reference of another kind
+    before = "before" if "start" in settings else "Original"
+    logs, reference = evaluate.compared_with(args, sets, {before: start} if args.model != "new" else {})
     runs.open_folder(args.out, settings | ({"cost": cost} if cost else {}), args.resume)
 
-    def after_epoch(epoch):
-        logs[args.method] = benchmark.measure(lm, sets)
-        metrics = benchmark.summarize(logs[args.method], reference)
-        runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
-        lm.model.train()
-
+    # the loop, unless the run was interrupted when all was trained
     try:
-        if cost is None:
-            on_epoch = after_epoch if args.eval == "epoch" else None
-            notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch)
-            cost = unlearn(lm, theta, forget, retain, args, notebook)
-            whole = not processes.several()
-        else:  # interrupted when all was trained
+        if cost:
             runs.drop_lines(args.out, math.inf, math.inf)
-            whole = False
-        if not whole:
+        else:
+            on_epoch = after_epoch(args, lm, sets, logs, reference) if args.eval == "epoch" else None
+            notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch)
+            unlearn(lm, theta, forget, retain, args, notebook)
+        if cost or processes.several():
             lm = evaluate.load(args, str(args.out))
-        settings["cost"] = cost
+        settings["cost"] = cost or notebook.cost()
         runs.write_settings(args.out, settings)
         runs.drop_saves(args.out)
-        if sets:
-            logs[args.method] = logs.get(args.method) or benchmark.measure(lm, sets)
-            evaluate.ask_retrained(args, logs)
-            report(args, logs, reference, cost, quiet)
-        runs.write_settings(args.out, settings | {"sums": folder.sums_of(args.out)})
-        label, values_of = benchmark.spread
-        values = {name: values_of(benchmark.reference_of(log)) for name, log in logs.items()}
-        if processes.first():
-            compare.draw_run(args.out, values, label)
+        finish(args, settings, lm, sets, logs, reference, quiet)
     except STOPS as stop:
         stop.mend = f"the same command with --resume --out {args.out} goes on"
         raise
-    if not quiet:
-        print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
 
 def unlearn(lm, theta, forget, retain, args, notebook):
-    """Change lm.model by args.method, and save it; returns what it cost. Diverged: saved as it was before that step."""
+    """Change lm.model by args.method, and save it. When it diverges, it is saved as it was before that step."""
     loop = baselines.train_rmu if args.method == "rmu" else train
     try:
         if not args.finetuned:
@@ -296,9 +281,37 @@ def unlearn(lm, theta, forget, retain, args, notebook):
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
     if theta and not args.finetuned:
         baselines.subtract(theta, lm.model, args)
-    lm.model.eval()
     runs.save_model(args.out, lm.model, lm.tokenizer)
-    return notebook.cost()
+
+
+def after_epoch(args, lm, sets, logs, reference):
+    """What --eval epoch does after each: a line of epochs.jsonl."""
+
+    def measure(epoch):
+        logs[args.method] = BENCHMARKS[args.task].measure(lm, sets)
+        metrics = BENCHMARKS[args.task].summarize(logs[args.method], reference)
+        runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
+        lm.model.train()
+
+    return measure
+
+
+def finish(args, settings, lm, sets, logs, reference, quiet):
+    """After training: measure, write, show."""
+    benchmark = BENCHMARKS[args.task]
+    if sets:
+        logs[args.method] = logs.get(args.method) or benchmark.measure(lm, sets)
+        evaluate.ask_retrained(args, logs)
+        metrics = write_metrics(args, logs, reference, settings["cost"])
+        if not quiet:
+            report(args, logs, metrics)
+    runs.write_settings(args.out, settings | {"sums": folder.sums_of(args.out)})
+    if processes.first():
+        label, values_of = benchmark.spread
+        values = {name: values_of(benchmark.reference_of(log)) for name, log in logs.items()}
+        compare.draw_run(args.out, values, label)
+    if not quiet:
+        print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 
 
 def settings_of(args):
@@ -322,38 +335,38 @@ def print_settings(args):
         )
 
 
-def report(args, logs, reference, cost, quiet):
-    """Write metrics and logs; print the table, and one answer before and after."""
+def write_metrics(args, logs, reference, cost):
+    """metrics.json and the logs behind it, from {name: log}; returns {name: metrics}."""
     benchmark = BENCHMARKS[args.task]
     metrics = {name: benchmark.summarize(log, reference) for name, log in logs.items()}
     metrics[args.method] |= cost
     if "Retrain" in logs and folder.is_run(args.retrain):
         metrics["Retrain"] |= folder.read(args.retrain, "run.json").get("cost", {})
 
-    # files
     others = [name for name in logs if name != args.method]
-    references = ({"Retrain": reference} if args.retrain else {}) | {
-        name: benchmark.reference_of(logs[name]) for name in others
-    }
+    references = {"Retrain": reference} if args.retrain else {}
+    references |= {name: benchmark.reference_of(logs[name]) for name in others}
+    compared = {"reference": {name: metrics[name] for name in others}}
     runs.write_json(args.out / "metrics.log.json", logs[args.method])
     runs.write_json(args.out / "reference.log.json", references)
-    compared = {"reference": {name: metrics[name] for name in others}}
     runs.write_json(args.out / "metrics.json", metrics[args.method] | compared)
-    if quiet:
-        return
+    return metrics
 
-    # screen
-    print(f"\n{table(benchmark.columns, metrics)}")
-    print("\n".join([*benchmark.notes(metrics[args.method], logs[args.method])]), end="")
-    print(f"trained in {cost['train_seconds']:.1f} s\n")
+
+def report(args, logs, metrics):
+    """Print the table, and the answers to the question whose answer is of middle length."""
+    benchmark = BENCHMARKS[args.task]
+    lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
+    print("", *lines, f"trained in {metrics[args.method]['train_seconds']:.1f} s", "", sep="\n")
+
     forget = logs[args.method].get("forget", {})
-    if "generated" in forget:
-        by_length = sorted(range(len(forget["length"])), key=lambda i: forget["length"][i])
-        middle = by_length[len(by_length) // 2]
-        texts = {"question": forget["question"], "truth": forget["answer"]}
-        texts |= {name: log["forget"]["generated"] for name, log in logs.items()}
-        for name, column in texts.items():
-            print(f"{name:>10s}: {column[middle]}")
+    if "generated" not in forget:
+        return
+    by_length = sorted(range(len(forget["length"])), key=forget["length"].__getitem__)
+    texts = {"question": forget["question"], "truth": forget["answer"]}
+    texts |= {name: log["forget"]["generated"] for name, log in logs.items()}
+    for name, column in texts.items():
+        print(f"{name:>10s}: {column[by_length[len(by_length) // 2]]}")
 
 
 # ------------------------------------------------------------------ Original and Retrain, made from scratch
@@ -365,9 +378,7 @@ def teach(args, split, name):
     name: what is printed.
     """
     # the flags of that run
-    given = argparse.Namespace(
-        **{flag: False if value is False or value is True else None for flag, value in vars(args.given).items()}
-    )
+    given = build_parser().parse_args([])
     for flag in ("task", "data", "seed", "template", "max_length", "max_new_tokens", "dtype", "device"):
         setattr(given, flag, getattr(args, flag))
     given.method, given.model, given.split = "finetune", "new", split

@@ -89,12 +89,12 @@ def job():
 
 
 def shard(model, dtype, trained=True):
-    """Spread a model's weights, gradients and optimizer over the processes, layer by layer.
+    """Spread a model's weights, gradients and optimizer over the processes, layer by layer. Of None nothing.
 
     PyTorch's FSDP2: a layer's weights are gathered for its forward and its backward pass, and its gradient is
     averaged over the processes, in float32.
     """
-    if not several():
+    if not several() or model is None:
         return
     from torch.distributed import fsdp  # here, as it takes a second that one process need not spend
 
