@@ -379,10 +379,11 @@ def teach(args, split, name):
     """
     # the flags of that run
     given = build_parser().parse_args([])
-    for flag in ("task", "data", "seed", "template", "max_length", "max_new_tokens", "dtype", "device"):
-        setattr(given, flag, getattr(args, flag))
     given.method, given.model, given.split = "finetune", "new", split
     given.eval = "none" if args.eval == "none" else "end"
+    handed_on = ["task", "data", "seed", "template", "max_length", "dtype", "device"]
+    for flag in handed_on if args.eval == "none" else [*handed_on, "max_new_tokens"]:
+        setattr(given, flag, getattr(args, flag))
     lesson = resolve(given)
     if split == "full" and args.never_learnt:
         lesson.never_learnt, lesson.forget_split = args.never_learnt, args.forget_split

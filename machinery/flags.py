@@ -248,7 +248,7 @@ def check(args, benchmark):
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
     if benchmark.data_of:
-        if given.data:
+        if isinstance(given.data, str):
             raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
         if not isinstance(args.data, dict):
             args.data = benchmark.data_of(args.forget_file, args.retain_file, args.fields)
