@@ -233,7 +233,7 @@ def settings_of(args, method, benchmark_module):
     """
     flags = {name: value for name, value in vars(args).items() if name not in HIDDEN}
     files = *DECISIVE, "benchmarks/toy.py", benchmark_module.replace(".", "/") + ".py"
-    return {
+    settings = {
         "format": folder.FORMAT,
         "flags": flags | {"out": str(args.out)},
         "method": dict(zip(("name", "colour"), method, strict=True)),
@@ -242,6 +242,11 @@ def settings_of(args, method, benchmark_module):
         "code": {name: code_digest(ROOT / name) for name in files},
         "processes": processes.ranks()[1],
     }
+    if folder.is_run(args.model):
+        before = folder.read(args.model, "run.json")
+        if before["flags"]["model"] != "new":  # it unlearnt something
+            settings |= {"start": before["flags"], "start_method": before["method"]}
+    return settings
 
 
 def commit():
