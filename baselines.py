@@ -87,8 +87,7 @@ def train_rmu(model, forget, retain, args, run):
     processes.shard(model, dtype)
     processes.shard(frozen, dtype, trained=False)
 
-    model.train()
-    data.disable_dropout(model)
+    data.make_deterministic(model)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     epoch_steps = math.ceil(len(forget) / args.batch_size)

@@ -83,29 +83,57 @@ class LM(NamedTuple):
         return [-float(logp.mean()) for logp in self.token_logps(examples)]
 
     def generate(self, examples, max_new_tokens=None):
-        """Greedy continuation of each example's prompt, as text."""
-        greedy = transformers.GenerationConfig(
-            max_new_tokens=max_new_tokens or self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id,
-        )
+        """Greedy continuation of each example's prompt, as text, up to the end of a turn.
+
+        Shorter than `max_new_tokens` where the model has no more positions; how often is said on stderr.
+        """
+        wanted = max_new_tokens or self.max_new_tokens
+        short = [i for i, example in enumerate(examples) if len(example.prompt) + wanted > self.positions]
+        if short:
+            print(f"{len(short)} answers end at the {self.positions} positions that the model has", file=sys.stderr)
+
+        # one at a time where there is less room, so that the others of a batch are not cut too
+        texts = {}
+        for batch_size, places in ((1, short), (self.batch_size, sorted({*range(len(examples))} - {*short}))):
+            prompts = [data.Example(examples[i].prompt, []) for i in places]
+            answers = self._replace(batch_size=batch_size).in_batches(self.greedy(wanted), prompts, "generating")
+            texts |= zip(places, answers, strict=True)
+        return [texts[i] for i in range(len(examples))]
+
+    def greedy(self, wanted):
+        """A function that continues a batch of prompts by the likeliest token, at most `wanted` times.
+
+        Whatever the model's own generation_config asks for besides (n-gram blocks, penalties, forced tokens) would
+        change what greedy means, and is left out; but its EOS tokens count.
+        """
 
         def answer(batch):
             # padded on the left here, so that every prompt ends where its continuation begins
             prompts = {"input_ids": [example.prompt for example in batch]}
             inputs = self.tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(self.model.device)
-            output = self.model.generate(**inputs, generation_config=greedy)
-            new_tokens = output[:, inputs["input_ids"].shape[1] :]
-            return self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+            width = inputs["input_ids"].shape[1]
+            greedy = transformers.GenerationConfig(
+                max_new_tokens=max(1, min(wanted, self.positions - width)),
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=self.ends_of_turn(),
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            own, self.model.generation_config = self.model.generation_config, transformers.GenerationConfig()
+            try:
+                output = self.model.generate(**inputs, generation_config=greedy)
+            finally:
+                self.model.generation_config = own
+            return self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
 
-        # what a model's own generation_config asks for besides would change what greedy means
-        own, self.model.generation_config = self.model.generation_config, transformers.GenerationConfig()
-        try:
-            return self.in_batches(answer, [data.Example(example.prompt, []) for example in examples], "generating")
-        finally:
-            self.model.generation_config = own
+        return answer
+
+    def ends_of_turn(self):
+        """Ids of the tokens at which an answer ends: EOS, those of generation_config.json, the template's own."""
+        own = self.model.generation_config.eos_token_id
+        own = [] if own is None else own if isinstance(own, list) else [own]
+        template = self.encode("Who?", "Nobody.", math.inf).response[-1]
+        return sorted({self.tokenizer.eos_token_id, template, *own})
 
     def next_token_logps(self, examples, token_ids):
         """Log-probability of each of `token_ids` after each example's prompt, in nats: a list of lists of floats.
@@ -127,6 +155,7 @@ class LM(NamedTuple):
     @torch.no_grad()
     def in_batches(self, function, examples, desc):
         """What function(some examples) gives for each. Several processes share the work, and all get all."""
+        models.check_ids(self.model, examples)
         self.model.eval()
         rank, ranks = processes.ranks()
         values = {}

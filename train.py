@@ -118,10 +118,9 @@ def train(model, forget, retain, args, run):
     processes.shard(frozen, dtype, trained=False)
     ref_logp = reference_logp(model, forget, args)
 
-    model.train()
-    data.disable_dropout(model)
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    data.make_deterministic(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)
@@ -296,7 +295,7 @@ def after_epoch(args, lm, sets, logs, reference):
         logs[args.method] = BENCHMARKS[args.task].measure(lm, sets)
         metrics = BENCHMARKS[args.task].summarize(logs[args.method], reference)
         runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
-        lm.model.train()
+        data.make_deterministic(lm.model)
 
     return measure
 
