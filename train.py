@@ -31,6 +31,7 @@ from machinery import cache, flags, folder, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
 from machinery.inputs import InputError, digest
+from machinery.models import check_ids
 from methods import METHODS
 
 # ------------------------------------------------------------------ recipes: defaults of the flags
@@ -121,6 +122,7 @@ def train(model, forget, retain, args, run):
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
+    data.check_deterministic(model, forget[method.reads[0]][0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)
@@ -193,10 +195,13 @@ def load_examples(args, lm):
         chosen = subset_of(forget["answer"], args)
         forget = {side: [examples[i] for i in chosen] for side, examples in forget.items()}
 
-    if args.retain == "none":
-        return forget, []
-    retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
-    return forget, examples(training_rows(args, retain_split, args.retain_file))
+    retain = []
+    if args.retain != "none":
+        retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
+        retain = examples(training_rows(args, retain_split, args.retain_file))
+    for part in (*forget.values(), retain):
+        check_ids(lm.model, part)
+    return forget, retain
 
 
 def subset_of(examples, args):

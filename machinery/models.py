@@ -44,7 +44,7 @@ def load_model(name, device, dtype, tokenizer=None):
     if is_adapter(name):
         import peft
 
-        model = peft.PeftModel.from_pretrained(model, name).merge_and_unload()
+        model = peft.PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_()
     check_tokenizer(name, model, tokenizer)
     return model.to(device).eval(), tokenizer
 
