@@ -184,7 +184,7 @@ def test_retrain_of_another_seed_is_the_floor(tmp_path, table):
 
 
 def test_epochs_are_what_their_steps_met_by_row():
-    """Two epochs of three sequences in steps of two and one: lists in order of the rows, retain in the mean over them."""
+    """Two epochs of three sequences, in steps of two and of one: lists by row, retain as the mean over them."""
     met = [([2, 0], 3.0), ([1], 6.0), ([1, 2], 1.0), ([0], 1.0)]
     lines = [
         {"epoch": 1 + i // 2, "retain": retain, "met": {"row": rows, "weight": [10 * i + row for row in rows]}}
@@ -406,7 +406,7 @@ def test_figures_of_weights_show_each_epochs(four, axes):
         low, high = r.confidence_interval()
         assert axis.get_title() == f"epoch {epoch}: r = {r.statistic:.2f} [{low:.2f}, {high:.2f}]"
         assert axis.collections[0].get_offsets().T.tolist() == [LENGTHS, path[epoch - 1]["weight"]]
-    for axis, folder in zip(axes("boxes", *four[:2]), four):
+    for axis, folder in zip(axes("boxes", *four[:2]), four, strict=False):
         medians = {
             np.mean(line.get_xdata()): line.get_ydata()[0]
             for line in axis.lines
@@ -513,7 +513,7 @@ def test_paths_at_equal_forgetting_by_hand(unseen, tmp_path, said, axes):
     ]
     lines = iter(said("paths", *folders)[2:])
     for (awaited, quantity), (*values, words) in BY_HAND.items():
-        for when, (ours, theirs) in zip(("half-way to", "at"), zip(values[:2], values[2:])):
+        for when, (ours, theirs) in zip(("half-way to", "at"), zip(values[:2], values[2:], strict=False), strict=False):
             if quantity != "never learnt" or unseen:
                 gap = f"{theirs - ours:.3f}"
                 cells = [cell.strip() for cell in next(lines).strip("|").split("|")]
@@ -643,10 +643,10 @@ def test_figure_mink_shows_retrains_scores_and_the_runs(tmp_path, axes):
         "Retrain: AUC 0.50 ± 0.00",
         "NPO: AUC 0.88 ± 0.00",
     ]
-    for axis, retain in zip(panels, ((0.25, 10), (1, 2), (0.25, 10))):
+    for axis, retain in zip(panels, ((0.25, 10), (1, 2), (0.25, 10)), strict=False):
         ends = {
             label: (bars[0].get_x(), bars[-1].get_x() + bars[-1].get_width())
-            for bars, label in zip(axis.containers, axis.get_legend_handles_labels()[1])
+            for bars, label in zip(axis.containers, axis.get_legend_handles_labels()[1], strict=False)
         }
         assert ends["retain"] == pytest.approx(retain) and ends["holdout"] == pytest.approx((1, 2))
 
