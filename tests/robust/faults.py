@@ -1,12 +1,14 @@
 """Kill, starve and damage runs: whatever happens to one, --resume or the same command must end it as if nothing had.
 
-    python tests/faults.py [KIND …]     kinds of run: new, --overwrite, --resume, tiny (default: all); --short: a few tries
+    python tests/robust/faults.py [KIND …]     kinds of run: new, --overwrite, --resume, tiny (default: all)
+    python tests/robust/faults.py --short      a few tries
 
-Prints tries, recovered and lost for each fault; lost must be 0. Recovered: the run then finishes, its model, log.jsonl
-and path.jsonl are those of an undisturbed run, bit by bit, and nothing half-written is left in its folder, beside it or
-in the cache. Each try is a forked process that has imported everything; it saves after every step. POSIX only.
+Prints tries, recovered and lost for each fault; lost must be 0. Recovered: the run then finishes, its model and its
+log.jsonl are those of an undisturbed run, bit by bit, and nothing half-written is left in its folder, beside it or in
+the cache. Each try is a forked process that has imported everything; it saves after every step. POSIX only.
 """
 
+import dataclasses
 import errno
 import os
 import random
@@ -20,7 +22,7 @@ import traceback
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # bit-identical, and safe to fork
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]  # tests, and the project
 
 import matplotlib.figure
 import torch
@@ -29,9 +31,10 @@ import transformers.models.llama.modeling_llama  # noqa: F401  once, before the 
 from conftest import tiny
 
 import evaluate
-import runs
-import tofu
 import train
+from benchmarks import BENCHMARKS
+from machinery import folder
+from machinery import run as runs
 
 CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")
 RUN = "--method simnpo --split forget05 --subset shortest:0.5 --batch-size 4 --epochs 2 --eval none".split()
@@ -56,8 +59,7 @@ def start(work, command, act=None, bytes_a_file=None, dies=False):
         os.environ["MINUNLEARN_CACHE"] = str(work / "cache")
         runs.SAVE_EVERY, runs.save_state = 0, lambda *given: save(*given) * 0.0  # took no time: after every step
         matplotlib.figure.Figure.savefig = lambda figure, path, **_: path.write_bytes(b"quick")
-        tofu.TASKS["toy"]["size"] |= {"width": 16}
-        tofu.RECIPES.append(("toy", "new", "*", ("finetune",), dict(epochs=1, batch_size=128)))
+        BENCHMARKS["toy"] = smaller(BENCHMARKS["toy"])
         if bytes_a_file is not None:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL if dies else signal.SIG_IGN)
@@ -72,6 +74,12 @@ def start(work, command, act=None, bytes_a_file=None, dies=False):
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def smaller(benchmark):
+    """A benchmark whose from-scratch model is made in a moment."""
+    quick = "new", "*", ("finetune",), dict(epochs=1, batch_size=128)
+    return dataclasses.replace(benchmark, size=benchmark.size | {"width": 16}, recipes=(*benchmark.recipes, quick))
 
 
 def watch(work, act):
@@ -166,15 +174,13 @@ class Trial:
 
     def result(self):
         """{file: bytes} of what must not depend on faults; what is half-written has no business there at all."""
-        kept = ("model.safetensors", "log.jsonl", "path.jsonl")
-        return {
-            str(path.relative_to(self.work)): path.read_bytes() if path.name in kept else None
-            for path in self.work.rglob("*")
-            if path.name in kept
-            or path.name.startswith(".")
-            or path.name.startswith(("save-", "resume."))
-            or path.suffix == ".tmp"
-        }
+        names = "model.safetensors", "log.jsonl"
+        files = {}
+        for path in self.work.rglob("*"):
+            unfinished = path.name.startswith((".", "save-")) or path.suffix == ".tmp"
+            if path.name in names or unfinished:
+                files[str(path.relative_to(self.work))] = path.read_bytes() if path.name in names else None
+        return files
 
     def recovers(self):
         """--resume goes on, or else the same command; then all is as if nothing had happened."""
@@ -278,8 +284,9 @@ def trials(root, kinds):
     os.wait()
     new = Trial(root, "new", root / "model", [])
     shutil.copytree(new.work / "run", root / "old")
-    settings = root / "old" / "run.json"
-    settings.write_text(settings.read_text().replace('"seed": 0', '"seed": 1'))
+    settings = folder.read(root / "old", "run.json")
+    settings["flags"]["seed"] = 1
+    runs.write_settings(root / "old", settings)
     new.reset()
     saves = [n for n, call in enumerate(new.calls, 1) if call == "save"]
     ended(new.start(kill_at(saves[3])))  # after three of six
@@ -296,8 +303,8 @@ def main(kinds):
     kinds = ["--resume"] if short else kinds or ["new", "--overwrite", "--resume", "tiny"]
     sizes = [0] if short else [0, 300, 800, 1200, 2000, 4000, 20_000, 50_000, 80_000, 170_000, 300_000]
     print(f"{'':40s} tries  recovered  lost")
-    with tempfile.TemporaryDirectory() as folder:
-        for trial in trials(Path(folder), kinds):
+    with tempfile.TemporaryDirectory() as root:
+        for trial in trials(Path(root), kinds):
             points = range(1, len(trial.calls) + 1)
             moments = [draw.uniform(0.1, trial.seconds) for _ in range(1 if short else 10)]
             faults = {

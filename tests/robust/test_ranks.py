@@ -1,0 +1,107 @@
+"""Several processes do together what one does: a forward pass for half of the logits, a step, a save."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import tiny
+
+import train
+from machinery import processes
+from machinery import run as runs
+from machinery.inputs import read_json
+
+TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split(), train.__file__]
+COMMON = "--epochs 2 --batch-size 9 --micro-batch-size 4 --device cpu --dtype float32 --model"
+
+
+@pytest.fixture
+def start(toy_tokenizer, tmp_path):
+    """Folder of a random model whose embeddings are tied."""
+    model = tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer))
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "start")
+    toy_tokenizer.save_pretrained(tmp_path / "start")
+    return tmp_path / "start"
+
+
+def on_two(words):
+    """Run train.py in two processes; what it says."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*TORCHRUN, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def weights_of(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def furthest(one, other):
+    """The largest difference of two models' weights."""
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max() for name in one)
+
+
+def numbers(content):
+    """All numbers in what a JSON file holds, in order."""
+    if isinstance(content, dict):
+        content = [*content.values()]
+    if isinstance(content, list):
+        return [number for inner in content for number in numbers(inner)]
+    return [content] if isinstance(content, (int, float)) else []
+
+
+def check_same(one, two, start, *names):
+    """Two runs' models agree to 1e-5, much less than how far they went, and so do all numbers in these files."""
+    assert furthest(weights_of(one), weights_of(two)) < 1e-5 < 1e-3 < furthest(weights_of(one), weights_of(start))
+    for name in names:
+        ours, theirs = (numbers(read_json(folder / name)) for folder in (one, two))
+        assert len(ours) > 50 and theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(start, tmp_path, monkeypatch):
+    """NPO with its reference, retain loss and evaluation."""
+    command = ["--method", "npo", *COMMON.split(), str(start), "--max-new-tokens", "2", "--out"]
+    train.main([*command, str(tmp_path / "one")])
+    log = runs.Run.log
+
+    def interrupt(notebook, step, *rest):
+        log(notebook, step, *rest)
+        if step == notebook.epoch_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runs.Run, "log", interrupt)
+    with pytest.raises(SystemExit):
+        train.main([*command, str(tmp_path / "two")])
+    assert runs.saves(tmp_path / "two")
+    said = on_two([*command, str(tmp_path / "two"), "--resume"])
+    assert said.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two")
+    check_same(tmp_path / "one", tmp_path / "two", start, "log.jsonl", "metrics.log.json")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("method", ["npo --retain kl", "rmu"])
+def test_two_processes_end_where_one_does(method, start, tmp_path):
+    command = ["--method", *method.split(), *COMMON.split(), str(start), *"--max-steps 4 --eval none --out".split()]
+    train.main([*command, str(tmp_path / "one")])
+    on_two([*command, str(tmp_path / "two")])
+    check_same(tmp_path / "one", tmp_path / "two", start, "log.jsonl")
+
+
+def test_processes_agree_on_the_largest(monkeypatch):
+    """Of two: what stops one stops both."""
+
+    def all_reduce(mine, operation):
+        larger, smaller = torch.maximum(mine, torch.tensor([2, 0])), torch.minimum(mine, torch.tensor([2, 0]))
+        mine.copy_({"MAX": larger, "MIN": smaller}[operation.name])
+
+    monkeypatch.setattr(processes, "ranks", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert processes.agree(0, 1) == [2, 1]
