@@ -217,6 +217,40 @@ def ask_retrained(args, logs):
             log["forget"]["judged"] = benchmark.judge(retrained, log["forget"])
 
 
+def write_metrics(args, logs, reference, cost):
+    """metrics.json and the logs behind it, from {name: log}; returns {name: metrics}."""
+    benchmark = BENCHMARKS[args.task]
+    metrics = {name: benchmark.summarize(log, reference) for name, log in logs.items()}
+    metrics[args.method] |= cost
+    if "Retrain" in logs and folder.is_run(args.retrain):
+        metrics["Retrain"] |= folder.read(args.retrain, "run.json").get("cost", {})
+
+    others = [name for name in logs if name != args.method]
+    references = {"Retrain": reference} if args.retrain else {}
+    references |= {name: benchmark.reference_of(logs[name]) for name in others}
+    compared = {"reference": {name: metrics[name] for name in others}}
+    write_json(args.out / "metrics.log.json", logs[args.method])
+    write_json(args.out / "reference.log.json", references)
+    write_json(args.out / "metrics.json", metrics[args.method] | compared)
+    return metrics
+
+
+def report(args, logs, metrics):
+    """Print the table, and the answers to the question whose answer is of middle length."""
+    benchmark = BENCHMARKS[args.task]
+    lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
+    print("", *lines, f"trained in {metrics[args.method]['train_seconds']:.1f} s", "", sep="\n")
+
+    forget = logs[args.method].get("forget", {})
+    if "generated" not in forget:
+        return
+    by_length = sorted(range(len(forget["length"])), key=forget["length"].__getitem__)
+    texts = {"question": forget["question"], "truth": forget["answer"]}
+    texts |= {name: log["forget"]["generated"] for name, log in logs.items()}
+    for name, column in texts.items():
+        print(f"{name:>10s}: {column[by_length[len(by_length) // 2]]}")
+
+
 # ------------------------------------------------------------------ the command
 
 

@@ -27,7 +27,6 @@ import data
 import evaluate
 import losses
 from benchmarks import BENCHMARKS, own
-from benchmarks.protocol import table
 from machinery import cache, flags, folder, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
@@ -244,7 +243,7 @@ def run_alone(args, start, quiet):
     if args.resume:
         runs.check_same_run(args.out, settings)
     if not quiet:
-        print_settings(args)
+        flags.print_settings(args)
     before = "before" if "start" in settings else "Original"
     logs, reference = evaluate.compared_with(args, sets, {before: start} if args.model != "new" else {})
     runs.open_folder(args.out, settings | ({"cost": cost} if cost else {}), args.resume)
@@ -284,6 +283,12 @@ def unlearn(lm, theta, forget, retain, args, notebook):
     runs.save_model(args.out, lm.model, lm.tokenizer)
 
 
+def settings_of(args):
+    """What run.json says at first."""
+    method = METHODS[args.method]
+    return runs.settings_of(args, (method.name, method.colour), BENCHMARKS[args.task].measure.__module__)
+
+
 def after_epoch(args, lm, sets, logs, reference):
     """What --eval epoch does after each: a line of epochs.jsonl."""
 
@@ -302,9 +307,9 @@ def finish(args, settings, lm, sets, logs, reference, quiet):
     if sets:
         logs[args.method] = logs.get(args.method) or benchmark.measure(lm, sets)
         evaluate.ask_retrained(args, logs)
-        metrics = write_metrics(args, logs, reference, settings["cost"])
+        metrics = evaluate.write_metrics(args, logs, reference, settings["cost"])
         if not quiet:
-            report(args, logs, metrics)
+            evaluate.report(args, logs, metrics)
     runs.write_settings(args.out, settings | {"sums": folder.sums_of(args.out)})
     if processes.first():
         label, values_of = benchmark.spread
@@ -312,61 +317,6 @@ def finish(args, settings, lm, sets, logs, reference, quiet):
         compare.draw_run(args.out, values, label)
     if not quiet:
         print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
-
-
-def settings_of(args):
-    """What run.json says at first."""
-    method = METHODS[args.method]
-    settings = runs.settings_of(args, (method.name, method.colour), BENCHMARKS[args.task].measure.__module__)
-    if folder.is_run(args.model):
-        before = folder.read(args.model, "run.json")
-        if before["flags"]["model"] != "new":  # it unlearnt something
-            settings |= {"start": before["flags"], "start_method": before["method"]}
-    return settings
-
-
-def print_settings(args):
-    """What the user chose, and what the recipe filled in; the rest is in run.json."""
-    chosen = {flag: value for flag, value in vars(args.given).items() if value not in (None, False)}
-    filled = {flag: getattr(args, flag) for flag in args.recipe if flag not in chosen}
-    for what, values in (("chosen", chosen), ("recipe", filled)):
-        print(
-            f"{what}: ", " ".join(f"{flag}={value}" for flag, value in values.items() if value is not None), flush=True
-        )
-
-
-def write_metrics(args, logs, reference, cost):
-    """metrics.json and the logs behind it, from {name: log}; returns {name: metrics}."""
-    benchmark = BENCHMARKS[args.task]
-    metrics = {name: benchmark.summarize(log, reference) for name, log in logs.items()}
-    metrics[args.method] |= cost
-    if "Retrain" in logs and folder.is_run(args.retrain):
-        metrics["Retrain"] |= folder.read(args.retrain, "run.json").get("cost", {})
-
-    others = [name for name in logs if name != args.method]
-    references = {"Retrain": reference} if args.retrain else {}
-    references |= {name: benchmark.reference_of(logs[name]) for name in others}
-    compared = {"reference": {name: metrics[name] for name in others}}
-    runs.write_json(args.out / "metrics.log.json", logs[args.method])
-    runs.write_json(args.out / "reference.log.json", references)
-    runs.write_json(args.out / "metrics.json", metrics[args.method] | compared)
-    return metrics
-
-
-def report(args, logs, metrics):
-    """Print the table, and the answers to the question whose answer is of middle length."""
-    benchmark = BENCHMARKS[args.task]
-    lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
-    print("", *lines, f"trained in {metrics[args.method]['train_seconds']:.1f} s", "", sep="\n")
-
-    forget = logs[args.method].get("forget", {})
-    if "generated" not in forget:
-        return
-    by_length = sorted(range(len(forget["length"])), key=forget["length"].__getitem__)
-    texts = {"question": forget["question"], "truth": forget["answer"]}
-    texts |= {name: log["forget"]["generated"] for name, log in logs.items()}
-    for name, column in texts.items():
-        print(f"{name:>10s}: {column[by_length[len(by_length) // 2]]}")
 
 
 # ------------------------------------------------------------------ Original and Retrain, made from scratch
@@ -456,23 +406,7 @@ def defaults_of(given):
 
 def resolve(given):
     """The resolved flags, from those that the user gave. InputError for what does not go together."""
-    args = flags.fill(given, defaults_of(given))
-    benchmark = BENCHMARKS[args.task]
-    flags.check(args, benchmark)
-    more = [*map(benchmark.retain_split, benchmark.forget_splits), "full"] if args.method == "finetune" else []
-    flags.check_split(args, [*benchmark.forget_splits, *more])
-    args.forget_split = benchmark.forget_split_of(args.split)
-    args.family = folder.family_of(args.model)
-    flags.check_method(args, METHODS)
-    flags.check_model(args, benchmark)
-    flags.check_run(args)
-    if folder.is_run(args.model):
-        before = folder.read(args.model, "run.json")["flags"]
-        if before["forget_split"] == args.forget_split:
-            args.never_learnt = before.get("never_learnt")
-    if args.method == "rmu":
-        args.retain_coeff = args.alpha
-    return args
+    return flags.resolve(flags.fill(given, defaults_of(given)), METHODS, BENCHMARKS)
 
 
 def build_parser():

@@ -24,7 +24,7 @@ class ShowDefaults(argparse.RawDescriptionHelpFormatter):
     """Help that keeps its lines and shows the default of each flag that has one."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, argparse.SUPPRESS):
+        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:  # 0.0 is shown
             return action.help
         return f"{action.help} (default: {str(action.default).replace('%', '%%')})"
 
@@ -239,7 +239,37 @@ def defaults(given, benchmarks):
     return shared | values
 
 
+def print_settings(args):
+    """What the user chose, and what the recipe filled in; the rest is in run.json."""
+    chosen = {flag: value for flag, value in vars(args.given).items() if value not in (None, False)}
+    filled = {flag: getattr(args, flag) for flag in args.recipe if flag not in chosen}
+    for what, values in (("chosen", chosen), ("recipe", filled)):
+        print(
+            f"{what}: ", " ".join(f"{flag}={value}" for flag, value in values.items() if value is not None), flush=True
+        )
+
+
 # ------------------------------------------------------------------ what goes together
+
+
+def resolve(args, methods, benchmarks):
+    """The flags of train.py, with what follows from others filled in. InputError for what does not go together."""
+    benchmark = benchmarks[args.task]
+    check(args, benchmark)
+    more = [*map(benchmark.retain_split, benchmark.forget_splits), "full"] if args.method == "finetune" else []
+    check_split(args, [*benchmark.forget_splits, *more])
+    args.forget_split = benchmark.forget_split_of(args.split)
+    args.family = folder.family_of(args.model)
+    check_method(args, methods)
+    check_model(args, benchmark)
+    check_run(args)
+    if folder.is_run(args.model):
+        before = folder.read(args.model, "run.json")["flags"]
+        if before["forget_split"] == args.forget_split:
+            args.never_learnt = before.get("never_learnt")
+    if args.method == "rmu":
+        args.retain_coeff = args.alpha
+    return args
 
 
 def check(args, benchmark):

@@ -84,12 +84,7 @@ def choose_folder(args, name):
     """
     if args.out is None and processes.several():
         raise InputError("--out: several processes write one folder; name it")
-    if args.out is None:
-        args.out = Path("runs", f"{name}-{time.strftime('%m%d-%H%M%S')}")
-        while args.out.exists():
-            args.out = args.out.with_name(args.out.name + "x")
-    args.out = Path(args.out)
-
+    args.out = Path(args.out or unused_name(name))
     if args.resume and not folder.is_run(args.out):
         raise InputError(f"--resume: {args.out} has no run.json; start anew without --resume")
     if not args.resume and holds_something(args.out):
@@ -101,6 +96,14 @@ def choose_folder(args, name):
             raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
     if processes.first():
         check_writable(next(parent for parent in (args.out, *args.out.absolute().parents) if parent.exists()))
+
+
+def unused_name(name):
+    """runs/`name` with the time of day, and more if that exists."""
+    out = Path("runs", f"{name}-{time.strftime('%m%d-%H%M%S')}")
+    while out.exists():
+        out = out.with_name(out.name + "x")
+    return out
 
 
 def holds_something(out):
@@ -233,7 +236,7 @@ def settings_of(args, method, benchmark_module):
     """
     flags = {name: value for name, value in vars(args).items() if name not in HIDDEN}
     files = *DECISIVE, "benchmarks/toy.py", benchmark_module.replace(".", "/") + ".py"
-    return {
+    settings = {
         "format": folder.FORMAT,
         "flags": flags | {"out": str(args.out)},
         "method": dict(zip(("name", "colour"), method, strict=True)),
@@ -242,6 +245,11 @@ def settings_of(args, method, benchmark_module):
         "code": {name: code_digest(ROOT / name) for name in files},
         "processes": processes.ranks()[1],
     }
+    if folder.is_run(args.model):
+        before = folder.read(args.model, "run.json")
+        if before["flags"]["model"] != "new":  # it unlearnt something
+            settings |= {"start": before["flags"], "start_method": before["method"]}
+    return settings
 
 
 def commit():

@@ -6,125 +6,110 @@ python results/grid.py draw RUN... --out FILE.png    SimNPO over β and γ
 """
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
+from common import parser_of_runs
+from paths import reading, with_paths
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import runs
-from compare import (
-    benchmark_of,
-    group_runs,
-    panels,
-    quality,
-    read,
-    reading,
-    references_of,
-    utility,
-    with_paths,
-    with_quality,
-)
-from data import InputError
+from compare import benchmark_of, check_picture, group_runs, panels, read, references_of, with_quality
+from machinery.command import run_command
+from machinery.inputs import InputError
 
 
-def choose(found, keep=0.95):
+def choose(runs, keep=0.95):
     """The setting of each method that forgets best, in the mean, while it keeps `keep` of what Original has.
 
-    By forget quality and model utility, or what stands for them in the benchmark (FORGOTTEN and KEPT). Of equals
-    the one that keeps more; where none keeps enough, the one that keeps most.
+    By forget quality and model utility, or what stands for them in the benchmark. Of equals the one that keeps more;
+    where none keeps enough, the one that keeps most.
     """
-    (kept_name, kept_of), (gained_name, gained_of) = benchmark_of(found).KEPT, benchmark_of(found).FORGOTTEN
-    original = references_of(found).get("Original")
+    kept, forgotten = benchmark_of(runs).kept, benchmark_of(runs).forgotten
+    original = references_of(runs).get("Original")
     if not original:
         raise InputError("these runs have no Original to compare utility with; give runs that start from one")
-    floor, scored = keep * np.mean([*map(kept_of, original)]), {}
-    for label, group in group_runs(found).items():
-        gained, kept = (np.mean([of(run["metrics"]) for run in group]) for of in (gained_of, kept_of))
-        line = f"{label:60s} {gained_name} {gained:.3g}  {kept_name} {kept:.3f}  runs {len(group)}"
-        score = kept >= floor, gained if kept >= floor else kept, kept, line
-        scored[group[0]["name"]] = max(score, scored.get(group[0]["name"], score))
-    return "\n".join(
-        [
-            f"highest {gained_name} among settings with {kept_name} of at least {floor:.3f}",
-            *(line for *_, line in scored.values()),
-        ]
-    )
+    floor = keep * np.mean([kept.value(metrics) for metrics in original])
+
+    # the best score of each method: (does it keep enough, what counts then, what it keeps, its line)
+    best = {}
+    for label, group in group_runs(runs).items():
+        gain = np.mean([forgotten.value(run["metrics"]) for run in group])
+        rest = np.mean([kept.value(run["metrics"]) for run in group])
+        line = f"{label:60s} {forgotten.name} {gain:.3g}  {kept.name} {rest:.3f}  runs {len(group)}"
+        score = rest >= floor, gain if rest >= floor else rest, rest, line
+        name = group[0]["name"]
+        best[name] = max(score, best.get(name, score))
+    title = f"highest {forgotten.name} among settings with {kept.name} of at least {floor:.3f}"
+    return "\n".join([title, *(line for *_, line in best.values())])
 
 
-def choose_paths(found, first=6, last=11):
+def choose_paths(runs, first=6, last=11):
     """The setting of each method with the least loss on retain when the forget answers reach Retrain's loss.
 
     Of those that reach it in every run, in the mean between epochs `first` and `last`: so that all methods have had
     about as many retain steps by then. Every setting is listed, the chosen ones with a star.
     """
     lines, best = {}, {}
-    for label, group in with_paths(found).items():
-        for run in group.values():
-            run["path"][0]["epoch"] = [line["epoch"] for line in run["path.jsonl"]]
-        at = [(reading(run, "learnt", 1, "epoch"), reading(run, "learnt", 1, "retain")) for run in group.values()]
-        at = [each for each in at if None not in each]
-        epoch, cost = np.mean(at, 0) if at else (math.nan, math.nan)
+    for label, group in with_paths(runs).items():
+        # epoch and retain loss where the runs arrive
+        arrivals = [[reading(run, "learnt", 1, quantity) for quantity in ("epoch", "retain")] for run in group.values()]
+        arrivals = [arrival for arrival in arrivals if None not in arrival]
+        epoch, cost = np.mean(arrivals, 0) if arrivals else (math.nan, math.nan)
+        reached = f"reached by {len(arrivals)} of {len(group)}, at epoch {epoch:.1f}, retain loss {cost:.4f}"
+        lines[label] = f"{label:50s} {reached}"
+
         name = next(iter(group.values()))["name"]
-        lines[label] = f"{label:50s} reached by {len(at)} of {len(group)}, at epoch {epoch:.1f}, retain loss {cost:.4f}"
-        if len(at) == len(group) and first <= epoch <= last:
+        if len(arrivals) == len(group) and first <= epoch <= last:
             best[name] = min((cost, label), best.get(name, (math.inf, label)))
     chosen = [label for _, label in best.values()]
     return "\n".join(("* " if label in chosen else "  ") + line for label, line in lines.items())
 
 
-def draw(found):
+def draw(runs):
     """Fig. A1: forget quality and model utility over β and γ, from runs of SimNPO in a loop over both."""
-    cells, names = {}, sorted({run["name"] for run in found})
+    names = sorted({run["name"] for run in runs})
     if names != ["SimNPO"]:
         raise InputError(f"the grid is SimNPO's, these are of {' and '.join(names)}; give runs of --method simnpo")
-    for label, group in group_runs(found).items():
+    cells = {}
+    for label, group in group_runs(runs).items():
         if any(not flag.startswith(("beta=", "gamma=")) for flag in label.split(" ")[1:]):
             raise InputError(f"these runs differ in more than β and γ ({label}); give those of one setting")
-        cells[group[0]["flags"]["beta"], group[0]["flags"]["gamma"]] = [run["metrics"] for run in group]
-    betas, gammas = (sorted(set(side)) for side in zip(*cells))
+        flags = group[0]["flags"]
+        cells[flags["beta"], flags["gamma"]] = [run["metrics"] for run in group]
+
+    betas = sorted({beta for beta, _ in cells})
+    gammas = sorted({gamma for _, gamma in cells})
+    benchmark = benchmark_of(runs)
     figure, (axes,) = panels(1, 2, width=4.6, height=3.6)
-    for axis, of, title, form in zip(axes, (quality, utility), ("forget quality", "model utility"), (".2g", ".3g")):
+    for axis, column, form in zip(axes, (benchmark.forgotten, benchmark.kept), (".2g", ".3g"), strict=True):
         values = np.full((len(betas), len(gammas)), math.nan)
         for (beta, gamma), group in cells.items():
-            values[betas.index(beta), gammas.index(gamma)] = np.mean([*map(of, group)])
+            values[betas.index(beta), gammas.index(gamma)] = np.mean([column.value(metrics) for metrics in group])
         image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis")
+        box = {"facecolor": "black", "alpha": 0.35, "linewidth": 0, "pad": 1}
         for i, j in np.ndindex(values.shape):
-            axis.text(
-                j,
-                i,
-                f"{values[i, j]:{form}}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white",
-                bbox={"facecolor": "black", "alpha": 0.35, "linewidth": 0, "pad": 1},
-            )
+            text = f"{values[i, j]:{form}}"
+            axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white", bbox=box)
         axis.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
         axis.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
-        axis.set(xlabel="γ", ylabel="β", title=title)
+        axis.set(xlabel="γ", ylabel="β", title=column.name)
         figure.colorbar(image, ax=axis)
     return figure
 
 
 def run(args):
-    if args.what == "paths":
-        return print(choose_paths(read(args.runs, "path.jsonl", "reference.log.json")))
-    found = with_quality(read(args.runs))
-    if args.what == "choose":
-        return print(choose(found))
-    if args.out.suffix != ".png" or not args.out.parent.is_dir():
-        raise InputError(f"--out: '{args.out}' is not the name of a .png file in an existing folder")
-    draw(found).savefig(args.out, dpi=110)
-    print(f"drawn: {args.out}")
+    if args.kind == "paths":
+        return print(choose_paths(read(args.runs, "log.jsonl", "reference.log.json")))
+    if args.kind == "choose":
+        return print(choose(with_quality(read(args.runs))))
+    out = check_picture(args.out, overwrite=True)
+    draw(with_quality(read(args.runs))).savefig(out, dpi=110)
+    print(f"drawn: {out}")
 
 
 def main(argv=None):
-    parser = runs.OneLineParser(prog="grid.py", description=__doc__)
-    parser.add_argument("what", choices=("choose", "paths", "draw"))
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run of train.py")
+    parser = parser_of_runs("grid.py", __doc__, kinds=("choose", "paths", "draw"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("toy-grid.png"), help="a PNG")
-    runs.run_command(parser, argv, run)
+    run_command(parser, run, argv=argv)
 
 
 if __name__ == "__main__":

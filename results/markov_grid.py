@@ -4,7 +4,6 @@ python markov.py --seeds 3 --grid --out runs/markov-grid
 python results/markov_grid.py runs/markov-grid
 """
 
-import argparse
 import json
 import math
 import sys
@@ -15,6 +14,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import markov
+from machinery.command import OneLineParser, run_command
+from machinery.inputs import InputError
+
+COLOURMAPS = {"npo": "Blues", "simnpo": "Oranges"}
+
+
+def seen_of(panel, panels):
+    """The forget chains that pretraining saw."""
+    return [name for name in markov.FORGET if name in panels[panel][1]]
 
 
 def choose_betas(results, panels):
@@ -25,57 +33,57 @@ def choose_betas(results, panels):
     """
 
     def cost(panel, method, beta):
-        values = [
-            markov.crossing(result[panel][f"{method} {beta:g}"], name, result["retrained"][panel][name])
-            for result in results
-            for name in markov.FORGET
-            if name in panels[panel][1]
-        ]
+        values = []
+        for result in results:
+            path, retrained = result[panel][f"{method} {beta:g}"], result["retrained"][panel]
+            values += [markov.reading(path, name, retrained[name]) for name in seen_of(panel, panels)]
         return math.inf if None in values else float(np.mean(values))
 
-    return {
-        panel: {
-            method: min(markov.GRID[method], key=lambda beta: cost(panel, method, beta)) for method in markov.METHODS
-        }
-        for panel in panels
-    }
+    chosen = {panel: {} for panel in panels}
+    for panel in panels:
+        for method in markov.METHODS:
+            costs = {beta: cost(panel, method, beta) for beta in markov.GRID[method]}
+            chosen[panel][method] = min(costs, key=costs.get)
+    return chosen
 
 
 def draw_grid(results, panels, path):
     """The tradeoff of every β: retain distance against the mean KL of the forget chains that were learnt."""
 
-    def panel_of(axis, panel):
-        seen = [name for name in markov.FORGET if name in panels[panel][1]]
-        for method, colours in (("npo", "Blues"), ("simnpo", "Oranges")):
-            for beta, strength in zip(markov.GRID[method], np.linspace(0.4, 1, len(markov.GRID[method]))):
+    def draw_panel(axis, panel):
+        seen = seen_of(panel, panels)
+        for method, betas in markov.GRID.items():
+            colours = matplotlib.colormaps[COLOURMAPS[method]](np.linspace(0.4, 1, len(betas)))
+            for beta, colour in zip(betas, colours, strict=True):
                 paths = [result[panel][f"{method} {beta:g}"] for result in results]
-                axis.plot(
-                    np.mean([[p[name] for name in seen] for p in paths], axis=(0, 1)),
-                    np.mean([p["retain"] for p in paths], axis=0),
-                    label=f"{markov.NAMES[method]} β={beta:g}",
-                    color=matplotlib.colormaps[colours](strength),
-                )
+                x = np.mean([[path[name] for name in seen] for path in paths], axis=(0, 1))
+                y = np.mean([path["retain"] for path in paths], axis=0)
+                axis.plot(x, y, label=f"{markov.NAMES[method]} β={beta:g}", color=colour)
         axis.set(xlabel="forget quality, mean over learnt chains and seeds", xlim=(0, 1.5), ylim=(0, 0.4))
 
-    markov.figure(path, panels, "retain distance", panel_of, fontsize=6, ncols=2)
+    markov.figure(path, panels, "retain distance", draw_panel, fontsize=6, ncols=2)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="markov_grid.py", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="what --out of `markov.py --grid` was")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("markov-grid.png"), help="a PNG")
-    args = parser.parse_args(argv)
+def run(args):
     try:
         content = json.loads((args.folder / "markov.json").read_text(encoding="utf-8"))
         panels, results = content["settings"]["panels"], content["seeds"]
-        print("chosen β:", json.dumps(choose_betas(results, panels)))
+        chosen = choose_betas(results, panels)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        parser.exit(2, f"markov_grid.py: {args.folder} holds no markov.json of `markov.py --grid` ({error!r})\n")
+        raise InputError(f"{args.folder} holds no markov.json of `markov.py --grid` ({error!r})") from None
+    print("chosen β:", json.dumps(chosen))
     try:
         draw_grid(results, panels, args.out)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"markov_grid.py: cannot write {args.out} ({error}); give --out a PNG in a writable folder\n")
+    except ValueError as error:
+        raise InputError(f"cannot write {args.out} ({error}); give --out a PNG") from None
     print(f"drawn: {args.out}")
+
+
+def main(argv=None):
+    parser = OneLineParser(prog="markov_grid.py", description=__doc__)
+    parser.add_argument("folder", type=Path, help="what --out of `markov.py --grid` was")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("markov-grid.png"), help="a PNG")
+    run_command(parser, run, argv=argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Examples, padding, and what a model is asked about them."""
+"""Examples, padding, their log-probabilities under a model, and the batches of a run."""
 
+import itertools
+import math
 import string
-from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -11,7 +12,8 @@ from conftest import some_examples, tiny
 
 import data
 import losses
-from data import InputError
+from machinery import processes
+from machinery.inputs import InputError
 
 CHAT = (
     "{% for m in messages %}{% if m.role == 'system' %}<s>{{ m.content }} {{ date_string }}\n{% else %}"
@@ -122,26 +124,14 @@ def test_examples_are_padded_on_the_right_and_only_responses_have_labels():
     assert labels.tolist() == [[-100, 6, 7, -100, -100], [-100, -100, -100, 4, 3]]
 
 
-def test_a_mean_loss_is_over_the_tokens_of_the_response_whatever_the_company():
-    model, examples = tiny("llama"), some_examples(9)
-    alone = [data.response_logp(model, [example])[0].item() / len(example.response) for example in examples]
-    assert data.mean_losses(model, examples, 4, torch.float64) == pytest.approx([-each for each in alone], rel=1e-12)
-
-
-def test_two_models_are_asked_at_the_same_places():
-    models, examples = [tiny("llama"), tiny("gpt2", seed=1)], some_examples(5)
-    found = data.over_responses(models, examples, lambda one, other, targets: one[:, 3] - 2 * other[:, 4] + targets)
-    for (prompt, response), values in zip(examples, found, strict=True):
-        one, other = (model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] for model in models)
-        assert torch.allclose(values, one[:, 3] - 2 * other[:, 4] + torch.tensor(response), rtol=1e-12)
-
-
 ARCHITECTURES = {
     "gpt2": {},
     "llama": {},
+    "mistral": {},
     "qwen2": {},
     "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24},
     "phi": {},
+    "phi3": {},
     "gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},
     "cohere": {"logit_scale": 0.3},
     "bloom": {},
@@ -152,8 +142,8 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_only_the_responses_reach_the_output_layer_whatever_the_model_does_to_its_logits(kind, monkeypatch):
-    """log π and its gradient against all logits of the model's own forward, whole and in chunks of four positions."""
+def test_only_the_responses_reach_the_output_layer_whatever_the_model_does_to_its_logits(kind):
+    """Logits, log π and its gradient against all logits of the model's own forward."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
         kind,
@@ -180,16 +170,42 @@ def test_only_the_responses_reach_the_output_layer_whatever_the_model_does_to_it
         gradients = torch.autograd.grad(logp.square().sum(), list(model.parameters()), allow_unused=True)
         return logp.detach(), torch.cat([g.flatten() for g in gradients if g is not None])
 
+    # what a loss gets
     whole, seen = results(losses.sequence_logp(logits, labels)[0]), []
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-2]))
-    for chunk, most in ((data.CHUNK, 10**9), (4 * 50, 4)):
-        monkeypatch.setattr(data, "CHUNK", chunk)
-        seen.clear()
-        logp, length = data.response_logp(model, examples)
-        assert sum(seen) == sum(length) == sum(len(example.response) for example in examples) and max(seen) <= most
-        for ours, theirs in zip(results(logp), whole):
-            assert ours.shape == theirs.shape and (ours - theirs).norm() <= 1e-10 * theirs.norm()
-    assert torch.equal(model(input_ids, use_cache=False).logits, logits)  # its forward is its own again
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    response = data.respond(model, examples)
+    hook.remove()
+    lengths = [len(example.response) for example in examples]
+    assert sum(hidden.shape[:-1].numel() for hidden in seen) == sum(lengths) and response.length.tolist() == lengths
+    for ours, theirs in zip(results(response.logp), whole, strict=True):
+        assert ours.shape == theirs.shape and (ours - theirs).norm() <= 1e-10 * theirs.norm()
+
+    # of each token, and of the whole vocabulary at its place
+    by_example, targets, length = data.response_logits(model, examples)
+    assert length.tolist() == lengths and targets.tolist() == sum((example.response for example in examples), [])
+    by_example = by_example.split(lengths)
+    for i, (prompt, answer) in enumerate(examples):
+        alone = logits[i, len(prompt) - 1 : len(prompt) + len(answer) - 1]
+        assert torch.allclose(by_example[i], alone, rtol=1e-10)
+        token_logp = alone.log_softmax(-1)[range(len(answer)), answer]
+        assert torch.allclose(response.token_logp[i], token_logp, rtol=1e-10)
+
+
+def test_a_response_holds_what_a_loss_may_read():
+    model, examples = tiny("llama"), some_examples(3)
+    response = data.respond(model, examples)
+    assert response.ref_logp is None and response.length.dtype == torch.int64
+    assert response.logp.tolist() == pytest.approx([tokens.sum().item() for tokens in response.token_logp])
+    reference = torch.tensor([-1.0, -2, -3])
+    assert data.respond(model, examples, reference).ref_logp is reference
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_only_bfloat16_computes_in_another_dtype_than_the_weights(dtype):
+    model = tiny("llama", dtype=torch.float32)
+    with data.autocast(model.device, dtype):
+        logits, _, _ = data.response_logits(model, some_examples(2))
+    assert logits.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
 
 
 # ------------------------------------------------------------------ batches
@@ -209,78 +225,44 @@ def of_lengths(*lengths):
         ((4, 3), 2, 3, [[[0]], [[1]], [[]]]),
     ],
 )
-def test_examples_of_like_length_stand_together_and_processes_share_the_tokens(lengths, size, ranks, expected):
-    assert data.shares(of_lengths(*lengths), size, ranks) == expected
-    assert ranks > 1 or data.by_length(of_lengths(*lengths), size) == expected[0]
+def test_examples_of_like_length_stand_together_and_processes_share_the_tokens(
+    lengths, size, ranks, expected, monkeypatch
+):
+    """A process without examples left takes one that counts for nothing, so that all take as many steps."""
+    examples = of_lengths(*lengths)
+    assert data.by_length(examples, size, ranks) == expected
+    for rank in range(ranks):
+        monkeypatch.setattr(processes, "ranks", lambda rank=rank: (rank, ranks))
+        divisor = len(lengths) / ranks
+        batches = [(places, divisor) if places else ([0], math.inf) for places in expected[rank]]
+        assert [*data.microbatches(examples, size)] == batches
+        assert [*data.microbatches([], size)] == []
 
 
-def test_answers_come_in_the_order_of_the_examples_whatever_the_batches():
-    examples, sizes = of_lengths(5, 2, 7, 3, 2), []
-
-    def answer(batch):
-        sizes.append(len(batch))
-        return [len(example.prompt) for example in batch]
-
-    assert data.in_batches(answer, examples, 2, "") == [4, 1, 6, 2, 1] and sizes == [2, 2, 1]
-
-
-# ------------------------------------------------------------------ what else a model is asked
-
-
-def test_generation_is_greedy_whatever_the_models_own_settings_and_ends_with_eos():
-    """Against a loop of argmax over each prompt alone; the second token of the first answer is made the EOS."""
-    tokenizer = letters()
-    model = tiny("llama", vocab=len(tokenizer))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 8 if parameter.dim() == 2 else 1
-    model.generation_config = transformers.GenerationConfig(
-        do_sample=True, temperature=5.0, num_beams=3, repetition_penalty=9.0, max_new_tokens=20, eos_token_id=2
-    )
-    examples = [data.Example(tokenizer(text)["input_ids"], [7]) for text in ("What was", "A", "Where?", "Who is it")]
-
-    def continued(ids):
-        for _ in range(6):
-            if ids[-1] != tokenizer.eos_token_id:
-                ids = [*ids, model(torch.tensor([ids])).logits[0, -1].argmax().item()]
-        return ids
-
-    ids = continued(examples[0].prompt)
-    tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(ids[-5])})
-    ends = [continued(example.prompt)[len(example.prompt) :] for example in examples]
-    assert len(ends[0]) == 2 and max(map(len, ends)) == 6 and len(set(map(tuple, ends))) == 3
-    assert len({*ids[-5:]}) > 1  # without that EOS there would be more to read
-    texts = [tokenizer.decode(end, skip_special_tokens=True) for end in ends]
-    assert data.generate(model, tokenizer, examples, 3, torch.float64, 6) == texts
+@pytest.mark.parametrize("retain_size", [9, 0])
+def test_an_epoch_is_a_permutation_and_as_many_retain_examples_are_drawn(retain_size):
+    """Seven forget examples in batches of three; the same whenever it begins."""
+    draw, expected = torch.Generator().manual_seed(5), []
+    for _ in range(3):
+        order = torch.randperm(7, generator=draw).tolist()
+        for rows in (order[:3], order[3:6], order[6:]):
+            size = (len(rows),) if retain_size else (0,)
+            expected.append((rows, torch.randint(retain_size or 1, size, generator=draw).tolist()))
+    assert [*itertools.islice(data.batches(7, retain_size, 3, 5), 9)] == expected
+    assert [*itertools.islice(data.batches(7, retain_size, 3, 5), 4, 9)] == expected[4:]
+    assert [sorted(sum((rows for rows, _ in expected[i : i + 3]), [])) for i in (0, 3, 6)] == [[*range(7)]] * 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_is_asked_in_the_dtype_that_is_given(dtype):
-    tokenizer, examples, seen = letters(), some_examples(3), []
-    model = tiny("llama", dtype=torch.float32, vocab=len(tokenizer))
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    data.generate(model, tokenizer, examples, 2, dtype, 1)
-    data.mean_losses(model, examples, 2, dtype)
-    assert seen == [dtype] * 4
-
-
-def test_an_example_longer_than_the_models_positions_is_refused():
-    model = tiny("llama")
-    data.check_fits(model, of_lengths(100, 3))
-    with pytest.raises(InputError, match="takes 101 tokens.*100"):
-        data.check_fits(model, of_lengths(3, 101))
-
-
-def test_hidden_states_are_those_of_the_layer_and_padding_is_told():
-    model, examples = tiny("llama"), some_examples(5)
-    hidden, tokens = data.hidden_states(model, examples, 0)
-    for i, (prompt, response) in enumerate(examples):
-        alone = model(torch.tensor([prompt + response]), output_hidden_states=True).hidden_states[1][0]
-        assert torch.allclose(hidden[i, : len(alone)], alone) and tokens[i].sum() == len(alone)
-
-
-@pytest.mark.parametrize("layer, trained", [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (4, [2, 3, 4])])
-def test_rmu_trains_the_layer_and_the_two_before(layer, trained):
-    names = [f"model.layers.{i}.mlp.{part}_proj.weight" for i in range(6) for part in ("up", "down")]
-    model = SimpleNamespace(named_parameters=lambda: [(name, None) for name in names])
-    assert data.steered(model, layer) == [f"model.layers.{i}.mlp.down_proj.weight" for i in trained]
+@pytest.mark.parametrize(
+    "steps, warmup, rates",
+    [
+        (6, 2, [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+        (4, 0, [1, 3 / 4, 2 / 4, 1 / 4]),
+        (2, 4, [1 / 5, 2 / 5]),  # it ends within the warm-up
+        (1, 1, [1 / 2]),
+        (3, 0.5, [2 / 3 / 1, 2 / 2.5, 1 / 2.5]),
+    ],
+)
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_towards_zero(steps, warmup, rates):
+    rates = [7 * rate for rate in rates]
+    assert [data.learning_rate(step, steps, warmup, 7) for step in range(1, steps + 1)] == pytest.approx(rates)
