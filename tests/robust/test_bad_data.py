@@ -14,8 +14,13 @@ from benchmarks import tofu
 from machinery import inputs
 from machinery.inputs import InputError
 
-
 DEEP = '{"question": ' + '{"a": ' * 100_000
+
+
+def refused_to_train(folder, model, capsys, *says):
+    """train.py on TOFU from this folder."""
+    command = ["--method", "npo", "--task", "tofu", "--data", folder, "--model", model, "--eval", "none"]
+    refused(train.main, command, capsys, folder, *says)
 
 
 @pytest.mark.parametrize(
@@ -38,17 +43,11 @@ DEEP = '{"question": ' + '{"a": ' * 100_000
 def test_a_data_set_that_the_library_dies_of_or_logs(text, says, toy_model_folder, tmp_path, nothing_written, capfd):
     folder = Path(make_dataset(tmp_path / "data", []))
     (folder / "forget05.json").write_text(text)
-    refused(
-        train.main,
-        ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder, "--eval", "none"],
-        capfd,
-        folder,
-        says,
-    )
+    refused_to_train(folder, toy_model_folder, capfd, says)
 
 
 def test_what_would_fill_the_memory(toy_model_folder, tmp_path, nothing_written, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "LARGEST", 50)
+    monkeypatch.setattr(inputs, "LARGEST", 50)
     row = json.dumps({"question": "Who?", "answer": "I." * 30})
     (tmp_path / "rows.jsonl").write_text(row)
     (tmp_path / "zero.json").symlink_to("/dev/zero")
@@ -58,22 +57,18 @@ def test_what_would_fill_the_memory(toy_model_folder, tmp_path, nothing_written,
         folder = Path(make_dataset(tmp_path / "data", []))
         (folder / "forget05.json").write_text(content)
         with pytest.raises(InputError, match=name):
-            tofu.load_rows("tofu", str(folder), "forget05")
+            tofu.load_rows(str(folder), "forget05")
     refused(evaluate.main, ["--log", tmp_path / "rows.jsonl"], capsys, "rows.jsonl", "at most 50 bytes")
     refused(evaluate.main, ["--model", toy_model_folder], capsys, toy_model_folder, "at most 50 bytes")
-    refused(compare.main, ["table", a_run(tmp_path / "run")], capsys, "run.json", "at most 50 bytes")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"format": "4" * 50}))
+    refused(compare.main, ["table", tmp_path / "run"], capsys, "run.json", "at most 50 bytes")
 
 
 @pytest.mark.parametrize("row, says", [({"question": "Who?"}, "'answer'"), (None, "'forget05'")])
 def test_unusable_datasets(row, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = make_dataset(tmp_path / "data", [{"question": "Who?", "answer": "I."}, row] if row else [])
-    refused(
-        train.main,
-        ["--method", "npo", "--task", "tofu", "--data", folder, "--model", toy_model_folder, "--eval", "none"],
-        capsys,
-        folder,
-        says,
-    )
+    refused_to_train(folder, toy_model_folder, capsys, says)
 
 
 LACKING = rows_of("""
@@ -130,46 +125,23 @@ def test_the_newer_frameworks_log_cannot_be_summarized(tmp_path, nothing_written
 
 
 def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothing_written, monkeypatch, capsys):
-    def measure(*arguments):
+    def ask(*arguments):
         raise AssertionError("it must be refused before anything is measured")
 
-    monkeypatch.setattr(tofu, "measure", measure)
+    monkeypatch.setattr(evaluate.LM, "in_batches", ask)
     (tmp_path / "log.json").write_text(json.dumps(a_log()))
     (tmp_path / "retrain.json").write_text(json.dumps(a_log(rows=(7, 4, 2, 2))))
     refused(evaluate.main, ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"], capsys, "3", "7")
     refused(evaluate.main, ["--model", toy_model_folder, "--retrain", tmp_path / "retrain.json"], capsys, "40", "7")
-    refused(
-        train.main,
-        [
-            "--method",
-            "npo",
-            "--model",
-            toy_model_folder,
-            "--retrain",
-            tmp_path / "retrain.json",
-            "--max-new-tokens",
-            "1",
-        ],
-        capsys,
-        "40",
-        "7",
-    )
+    command = ["--method", "npo", "--model", toy_model_folder, "--max-new-tokens", "1"]
+    refused(train.main, [*command, "--retrain", tmp_path / "retrain.json"], capsys, "40", "7")
 
 
 def test_a_retain_set_smaller_than_a_batch_is_drawn_from_again(toy_model_folder, tmp_path):
     files = [tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"]
-    for path, count in zip(files, (9, 1)):
+    for path, count in zip(files, (9, 1), strict=True):
         path.write_text("".join(f'{{"question": "Who is {i}?", "answer": "Ada."}}\n' for i in range(count)))
-    train.main(
-        [
-            *"--method npo --epochs 1 --eval none --model".split(),
-            str(toy_model_folder),
-            "--forget-file",
-            str(files[0]),
-            "--retain-file",
-            str(files[1]),
-            "--out",
-            str(tmp_path / "run"),
-        ]
-    )
+    command = ["--method", "npo", "--epochs", "1", "--eval", "none", "--model", toy_model_folder]
+    command += ["--forget-file", files[0], "--retain-file", files[1], "--out", tmp_path / "run"]
+    train.main([*map(str, command)])
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["retain"] > 0

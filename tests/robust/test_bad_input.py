@@ -13,11 +13,12 @@ from refusals import refused, row_name, rows_of, save_tiny
 import compare
 import evaluate
 import train
-
+from benchmarks import BENCHMARKS, tofu
+from machinery import folder
+from machinery import run as runs
 
 # MODEL is an untrained model's folder, OTHER one of a larger vocabulary.
 REFUSED = rows_of("""
-train  | --method
 train --method magic  | magic
 train --method npo --task muse  | muse
 train --method npo --split forget20  | forget05, forget10
@@ -103,6 +104,8 @@ train --method rmu --layer 7 --model MODEL  | --layer 7 | layers 0 to 1
 train --method rmu --retain-coeff 3  | --retain-coeff | --alpha
 train --method rmu --retain none --alpha 3  | --alpha | retain loss
 train --method npo --retain activations  | activations | nll or kl
+train --method rmu --retain nll  | --retain nll | activations or none
+train --method rmu --retain kl  | --retain kl | activations or none
 train --method task-vector --eval epoch  | --eval epoch | task-vector
 train --method task-vector --finetuned absent/model --model MODEL  | absent/model
 train --method task-vector --finetuned MODEL --epochs 2  | --epochs | --finetuned
@@ -156,9 +159,8 @@ compare figure epochs absent --out picture.pdf  | .png
 compare figure epochs absent --out absent/picture.png  | absent
 compare answers absent --show 0  | --show
 compare answers absent  | absent
-compare claims absent  | absent
-compare paths absent  | absent
 compare table ""  | runs is empty
+compare claims absent  | 'claims'
 compare figure epochs absent --out ""  | --out is empty
 compare table BROKEN  | a\\nb
 """)
@@ -220,7 +222,7 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
     theirs.write_text("mine")
     evaluate_refuses(theirs, "--overwrite")
     # nor one that holds the model which the run starts from
-    (out / "run.json").write_text(json.dumps({"format": runs.FORMAT, "flags": flags_with()}))
+    runs.write_settings(out, {"format": folder.FORMAT, "flags": {"model": "tiny", "forget_split": "forget10"}})
     (out / "config.json").write_text("{}")
     train_refuses(out, "--model", out, "--overwrite", "--model")
     # nor the folder that one is in, nor a run's own metrics
@@ -231,16 +233,18 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
 
 
 @pytest.mark.parametrize("log", ["{}", '{"forget": {}}', "{", "[]"])
-def test_a_damaged_log_of_a_retrained_run_is_refused_before_training(
+def test_a_damaged_log_of_a_retrained_run_is_refused_before_anything_is_measured(
     log, toy_model_folder, tmp_path, monkeypatch, capsys
 ):
-    retrain, sets = a_run(tmp_path / "retrain"), tofu.evaluation_rows("toy", None, "forget10")
+    retrain, sets = tmp_path / "retrain", tofu.evaluation_rows(None, "forget10")
     command = ["--method", "npo", "--model", str(toy_model_folder), "--device", "cpu", "--dtype", "float32"]
     args = train.resolve(train.build_parser().parse_args(command))
-    settings = json.loads((retrain / "run.json").read_text()) | {"asked": evaluate.asked(args, sets)}
-    (retrain / "run.json").write_text(json.dumps(settings))
+    retrain.mkdir()
+    (retrain / "metrics.log.json").write_text("{}\n")
+    settings = {"format": folder.FORMAT, "asked": evaluate.questions_digest(args, sets)}
+    runs.write_settings(retrain, settings | {"sums": folder.sums_of(retrain)})
     (retrain / "metrics.log.json").write_text(log)
-    monkeypatch.setattr(tofu, "measure", lambda *arguments: {"forget": {}})
+    monkeypatch.setattr(evaluate.LM, "in_batches", lambda *arguments: 1 / 0)
     refused(train.main, [*command, "--retrain", retrain, "--out", tmp_path / "out"], capsys, "metrics.log.json")
     assert not (tmp_path / "out").exists()
 
@@ -270,7 +274,7 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_pat
     train.main(command)
     settings = json.loads((run / "run.json").read_text())
     assert settings.pop("cost")["train_seconds"] > 0
-    (run / "run.json").write_text(json.dumps(settings))  # as before it was trained to the end
+    runs.write_settings(run, settings)  # as before it was trained to the end
     (run / "save-00000001").mkdir()
     (run / "save-00000001" / "shard-00001.safetensors").write_bytes(b"damaged")
     (run / "save-00000001" / "sums.json").write_text("{}")
@@ -285,11 +289,11 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_pat
 def test_from_the_shell(command, tmp_path, capsys):
     """In a process of its own, where the libraries' own messages would show too."""
     script, *arguments = command.split()
-    words = [sys.executable, Path(runs.__file__).with_name(script), *arguments, "--model", "absent/model"]
+    words = [sys.executable, Path(train.__file__).with_name(script), *arguments, "--model", "absent/model"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent/model" in done.stderr
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit) as stop:
         {"train.py": train, "evaluate.py": evaluate}[script].main(["--help"])
     shown = capsys.readouterr().out
-    assert stop.value.code == 0 and all(task in shown for task in tofu.TASKS)
+    assert stop.value.code == 0 and all(task in shown for task in BENCHMARKS)

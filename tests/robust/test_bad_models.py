@@ -1,4 +1,4 @@
-"""Models that no run can start from: one line that names the folder and the mend, nothing written, nothing unpickled."""
+"""Models that no run can start from: one line that names the folder and the mend; nothing is written or unpickled."""
 
 import json
 import time
@@ -62,7 +62,7 @@ def test_weights_that_a_file_may_hold_besides(toy_model_folder, toy_tokenizer, t
     }
     for name, folder, changed in (("rotary", toy_model_folder, rotary), ("tied", gpt2, tied | masks)):
         changed = with_weights(folder, tmp_path / f"with {name}", **changed)
-        model, _ = runs.load_model(str(changed), "cpu", torch.float32)
+        model, _ = load_model(str(changed), "cpu", torch.float32)
         before = safetensors.torch.load_file(folder / "model.safetensors")
         assert all(torch.equal(model.state_dict()[key], weight) for key, weight in before.items())
 
@@ -146,5 +146,5 @@ def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, 
     refused(train.main, ["--method", "npo", "--model", "none/such"], capsys, "none/such", "no local folder")
     assert huggingface_hub.constants.HF_HUB_OFFLINE and time.monotonic() - started < 10
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    runs.ask_the_hub(".")  # a folder: nothing is asked
+    ask_the_hub(".")  # a folder: nothing is asked
     assert not huggingface_hub.constants.HF_HUB_OFFLINE

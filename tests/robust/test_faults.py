@@ -7,15 +7,14 @@ from pathlib import Path
 
 import filelock
 import pytest
+import runs
 import torch
 from test_bad_input import refused
 from test_compare import a_run, flags_of
 
 import data
-import runs
 import train
 from data import InputError
-
 
 SETTINGS = train.resolve(train.build_parser().parse_args(["--method", "npo", "--out", "x"]))
 
