@@ -13,7 +13,7 @@ export OMP_NUM_THREADS=1
 mkdir -p runs
 
 run() { [ -f "$1/metrics.json" ] || echo "--overwrite --out $* --task $task --batch-size 8 --micro-batch-size 8 --epochs 16"; }
-train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" results/hybrids.py train.py >> runs/paths.txt; }
+train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" results/hybrids.py >> runs/paths.txt; }
 
 if [ "${1:-}" = tune ]; then
   for seed in 100 101 102; do
@@ -61,17 +61,17 @@ for seed in $seeds; do for setup in known half; do  # which part of the weight d
   unlearn simnpo-beta0 $setup forget10 5e-4 $seed --method simnpo ${setting[simnpo]} --beta 0
 done; done | train
 
-compare() { echo; echo "== $*" | cut -c1-120; "$python" results/hybrids.py compare.py "$@"; }
+paths() { echo; echo "== $*" | cut -c1-120; "$python" results/paths.py "$@"; }
 for lr in 5e-4 2.5e-4 1e-3; do for setup in known half; do for split in forget10 forget05; do
   at=runs/paths-$task/$setup-$split-$lr
-  compare paths $at/simnpo-[0-9]* $at/npo-[0-9]* $([ $lr = 5e-4 ] && echo $at/{wgraddiff,graddiff}-*)
+  paths $at/simnpo-[0-9]* $at/npo-[0-9]* $([ $lr = 5e-4 ] && echo $at/{wgraddiff,graddiff}-*)
 done; done; done
 for setup in known half; do
   at=runs/paths-$task/$setup-forget10-5e-4
   for other in npo-mean simnpo-sum simnpo-gamma1 simnpo-gamma2 simnpo-beta0; do
-    compare paths $at/simnpo-[0-9]* $at/$other-*
+    paths $at/simnpo-[0-9]* $at/$other-*
   done
-  compare figure paths $at/{simnpo,npo}-[0-9]* $at/{wgraddiff,graddiff}-* --overwrite --out results/$task-paths-$setup.png
+  paths $at/{simnpo,npo}-[0-9]* $at/{wgraddiff,graddiff}-* --overwrite --out results/$task-paths-$setup.png
 done
 
 # A constant in the truth ratio: runs that forget too much, and SimNPO with the published coefficients for forget10.

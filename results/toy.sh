@@ -32,16 +32,18 @@ for seed in 0 1 2; do for method in npo simnpo; do  # timed one at a time, with 
 done; done | (unset OMP_NUM_THREADS; JOBS=1 train)
 
 compare() { echo; "$python" compare.py "$@"; }
+claims() { echo; "$python" results/claims.py "$@"; }
+figure() { echo; "$python" results/figures.py "$@"; }
 compare table runs/toy/*-[0-4]
-compare claims runs/toy/{npo,simnpo}-[0-4] runs/relearn/*
-compare claims runs/oneseed/* runs/oneseed-relearn/*
+claims runs/toy/{npo,simnpo}-[0-4] runs/relearn/*
+claims runs/oneseed/* runs/oneseed-relearn/*
 compare table --columns cost runs/cost/*
 compare answers --show 3 runs/toy/{npo,simnpo}-3
-compare figure halves   runs/toy/{npo,simnpo}-[0-4] --overwrite --out results/toy-halves.png
-compare figure weights  runs/toy/{npo,simnpo}-0     --overwrite --out results/toy-weights.png
-compare figure boxes    runs/toy/{npo,simnpo}-0     --overwrite --out results/toy-boxes.png
+figure halves   runs/toy/{npo,simnpo}-[0-4] --overwrite --out results/toy-halves.png
+figure weights  runs/toy/{npo,simnpo}-0     --overwrite --out results/toy-weights.png
+figure boxes    runs/toy/{npo,simnpo}-0     --overwrite --out results/toy-boxes.png
 compare figure epochs   runs/toy/{npo,simnpo}-[0-4] --overwrite --out results/toy-epochs.png
 compare figure tradeoff runs/toy/*-[0-4]            --overwrite --out results/toy-tradeoff.png
-compare figure relearn  runs/relearn/*              --overwrite --out results/toy-relearn.png
+figure relearn  runs/relearn/*              --overwrite --out results/toy-relearn.png
 "$python" results/grid.py draw runs/betagamma/* --out results/toy-grid.png
 cp runs/toy/simnpo-0/run.png results/toy-simnpo.png

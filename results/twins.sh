@@ -63,7 +63,7 @@ for seed in 0 1 2 3 4; do
   done
 done | train
 for task in toy-muse toy-wmdp toy; do echo; "$python" compare.py table runs/$task/*-[0-4]; done
-"$python" compare.py figure mink runs/toy-muse/{npo,simnpo}-[0-4] --overwrite --out results/muse-mink.png
+"$python" results/figures.py mink runs/toy-muse/{npo,simnpo}-[0-4] --overwrite --out results/muse-mink.png
 for task in toy-muse toy-wmdp; do
   "$python" compare.py figure tradeoff runs/$task/*-[0-4] --overwrite --out results/$task-tradeoff.png
 done

@@ -38,6 +38,7 @@ COVERS = {
     "muse.py": "muse bad_input",
     "wmdp.py": "wmdp bad_input",
     "own.py": "own bad_input",
+    "protocol.py": "benchmarks muse tofu wmdp own",
     "markov.py": "markov compare results",
     "compare.py": "compare results bad_input muse wmdp own",
     "results": "results markov compare",

@@ -2,6 +2,9 @@
 
 import argparse
 import copy
+import dataclasses
+import functools
+import io
 import json
 import os
 import random
@@ -14,17 +17,20 @@ import matplotlib.figure
 import pytest
 import torch
 import transformers
-from conftest import some_examples, tiny
+from conftest import lm_of, refused, some_examples, tiny
 
+import baselines
+import compare
 import data
 import evaluate
 import losses
-import runs
-import tofu
 import train
+from benchmarks import BENCHMARKS, tofu
+from machinery import folder as folders
+from machinery import models
+from machinery import run as runs
+from machinery.inputs import InputError
 from methods import METHODS
-
-CPU = torch.device("cpu")
 
 
 def flags(**changed):
@@ -49,6 +55,7 @@ def flags(**changed):
             save_every=None,
             layer=1,
             steer=2.0,
+            dtype="float64",
         )
         | changed
     )
@@ -58,10 +65,13 @@ def forget_set(count=5):
     return {"answer": some_examples(count), "refusal": some_examples(count, seed=9)}
 
 
-def loop(model, args, out=None, on_epoch=None, forget=None, retain=None, dtype=torch.float64):
-    """The loop on `model`, in place; returns what it cost."""
+def loop(model, args, out=None, on_epoch=None, forget=None, retain=None):
+    """The loop of the method on `model`, in place; returns its notebook."""
+    notebook = runs.Run(out, args.method, args.resume, args.save_every, on_epoch)
     retain = some_examples(4, seed=3) if retain is None else retain
-    return train.train(model, forget or forget_set(), retain, args, dtype, out, on_epoch)
+    method_loop = baselines.train_rmu if args.method == "rmu" else train.train
+    method_loop(model, forget or forget_set(), retain, args, notebook)
+    return notebook
 
 
 def lines_of(path):
@@ -175,7 +185,7 @@ def test_recipes_are_the_published_ones_and_those_found_for_small_models(row):
     files = ["--forget-file", "f.jsonl", "--retain-file", "r.jsonl"] if task == "own" else []
     args = resolved("--method", method, "--task", task, "--model", model, "--split", split, *files)
     expected = values_in([*BASE.split(), *values])
-    for flag in {"beta", "gamma"} - METHODS[method].own_flags:
+    for flag in {"beta", "gamma"}.difference(METHODS[method].flags):
         expected[flag] = None
     assert {flag: getattr(args, flag) for flag in expected} == expected
     assert 0 < args.micro_batch_size <= args.batch_size and args.eval_batch_size >= 8
@@ -193,8 +203,8 @@ def test_recipes_are_the_published_ones_and_those_found_for_small_models(row):
             "retain=kl retain_coeff=0 forget_coeff=0 warmup=0 weight_decay=0",
         ),
         (
-            "--method rmu --alpha 7 --layer 0 --steer 0 --retain nll",
-            "alpha=7 retain_coeff=7 layer=0 steer=0 retain=nll",
+            "--method rmu --alpha 7 --layer 0 --steer 0",
+            "alpha=7 retain_coeff=7 layer=0 steer=0 retain=activations",
         ),
         ("--method task-vector --alpha 7", "alpha=7 retain_coeff=1"),
         ("--task tofu --model x --micro-batch-size 5", "micro_batch_size=5 batch_size=32"),
@@ -203,6 +213,35 @@ def test_recipes_are_the_published_ones_and_those_found_for_small_models(row):
 def test_a_flag_that_is_given_wins(command, values):
     args, expected = resolved(*command.split()), values_in(values.split())
     assert {flag: getattr(args, flag) for flag in expected} == expected
+
+
+@pytest.mark.parametrize("retain", ["nll", "kl"])
+def test_rmu_keeps_activations_or_nothing(retain):
+    with pytest.raises(InputError, match=f"--retain {retain}: --method rmu has activations or none"):
+        resolved("--method", "rmu", "--model", "x", "--retain", retain)
+    assert resolved("--method", "rmu", "--model", "x", "--retain", "none").retain == "none"
+
+
+def test_without_a_method_it_is_simnpo():
+    args = train.resolve(train.build_parser().parse_args([]))
+    assert (args.method, args.task, args.model, args.beta, args.gamma) == ("simnpo", "toy", "tiny", 2.5, 0)
+
+
+def help_of(*arguments, capsys):
+    """The help of a command, in one line."""
+    with pytest.raises(SystemExit) as stop:
+        train.main([*arguments, "--help"])
+    assert stop.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_what_task_and_method_resolve_to(capsys):
+    shown = help_of(capsys=capsys)
+    assert "margin, Eq. 4 (β · published code's) (default: 0.0)" in shown
+    assert "it decays to 0 (default: 0.001)" in shown
+    shown = help_of("--task", "tofu", "--split", "forget10", "--method", "npo", capsys=capsys)
+    assert "it decays to 0 (default: 1e-05)" in shown and "passes over the forget set (default: 10)" in shown
+    assert "margin, Eq. 4 (β · published code's) --forget-coeff" in shown  # which NPO has not
 
 
 # ------------------------------------------------------------------ the loop by hand
@@ -226,6 +265,24 @@ def activations(model, example, layer):
     return kept[0][0]
 
 
+# the forget loss, of log π and |y| of the answer, log π and |y| of the refusal, and the logs π under the reference
+BY_HAND = {
+    "finetune": lambda a, n, r, m, a_ref, r_ref, args: -a / n,
+    "task-vector": lambda a, n, r, m, a_ref, r_ref, args: -a / n,
+    "ga": lambda a, n, r, m, a_ref, r_ref, args: a,
+    "graddiff": lambda a, n, r, m, a_ref, r_ref, args: a,
+    "wgraddiff": lambda a, n, r, m, a_ref, r_ref, args: a / n,
+    "idk": lambda a, n, r, m, a_ref, r_ref, args: -r / m,
+    "dpo": lambda a, n, r, m, a_ref, r_ref, args: bounded((a - a_ref) - (r - r_ref), args.beta),
+    "npo": lambda a, n, r, m, a_ref, r_ref, args: bounded(a - a_ref, args.beta),
+    "simnpo": lambda a, n, r, m, a_ref, r_ref, args: bounded(a / n, args.beta, args.gamma),
+}
+
+
+def bounded(margin, beta, gamma=0.0):
+    return 2 / beta * torch.log(1 + torch.exp(beta * margin + gamma))
+
+
 def forget_by_hand(model, start, answer, refusal, args):
     """(loss, {weight, length, log π} as they are logged) of one forget example."""
     if args.method == "rmu":
@@ -235,18 +292,8 @@ def forget_by_hand(model, start, answer, refusal, args):
         return (away**2).sum(1).mean() / 16, {"weight": weight.item(), "length": len(answer.prompt + answer.response)}
     a, r = logp_of(model, answer), logp_of(model, refusal)
     a_ref, r_ref = logp_of(start, answer).item(), logp_of(start, refusal).item()
-    beta, n, m = args.beta, len(answer.response), len(refusal.response)
-    loss = {
-        "finetune": -a / n,
-        "task-vector": -a / n,
-        "ga": a,
-        "graddiff": a,
-        "wgraddiff": a / n,
-        "idk": -r / m,
-        "dpo": 2 / beta * torch.log(1 + torch.exp(beta * ((a - a_ref) - (r - r_ref)))),
-        "npo": 2 / beta * torch.log(1 + torch.exp(beta * (a - a_ref))),
-        "simnpo": 2 / beta * torch.log(1 + torch.exp(beta * a / n + args.gamma)),
-    }[args.method]
+    n, m = len(answer.response), len(refusal.response)
+    loss = BY_HAND[args.method](a, n, r, m, a_ref, r_ref, args)
     logp, length = (r, m) if args.method == "idk" else (a, n)
     (weight,) = torch.autograd.grad(loss, logp, retain_graph=True)
     return loss, {"weight": weight.item(), "length": length, "logp": logp.item()}
@@ -267,48 +314,34 @@ def retain_by_hand(model, start, example, args):
 
 
 def loop_by_hand(model, args, forget, retain):
-    """What `loop` does, an example at a time, and AdamW by its formulas; returns (log.jsonl, path.jsonl) as lists."""
+    """What `loop` does, an example at a time, and AdamW by its formulas; returns log.jsonl as a list."""
     start, draw = copy.deepcopy(model), torch.Generator().manual_seed(args.seed)
     weights = [p for name, p in model.named_parameters() if args.method != "rmu" or "down_proj" in name]
     first, second = ([torch.zeros_like(p) for p in weights] for _ in range(2))
-    pairs = [*zip(forget["answer"], forget.get("refusal", forget["answer"]))]
-    count = len(pairs)
-    epoch_steps = -(-count // args.batch_size)
+    pairs = [*zip(forget["answer"], forget.get("refusal", forget["answer"]), strict=True)]
+    epoch_steps = -(-len(pairs) // args.batch_size)
     steps, warm = args.max_steps or args.epochs * epoch_steps, args.warmup * epoch_steps
-    sample = torch.randperm(len(retain), generator=torch.Generator().manual_seed(args.seed))[
-        : (count + 1) // 2
-    ].tolist()
-    met = [forget_by_hand(model, start, *pair, args)[1] for pair in pairs]
-    fared = [nll_by_hand(model, retain[i]).item() for i in sample]
-
-    def path_line(epoch, seen):
-        line = {name: [met[i][name] for i in seen] for name in met[0]} | {"epoch": epoch}
-        return line | ({"retain": sum(fared) / len(fared)} if retain else {})
-
-    log, path = [], [path_line(0, range(count))]
+    log = []
     for step in range(1, steps + 1):
         epoch, place = 1 + (step - 1) // epoch_steps, (step - 1) % epoch_steps * args.batch_size
         if place == 0:
-            order = torch.randperm(count, generator=draw).tolist()
+            order = torch.randperm(len(pairs), generator=draw).tolist()
         rows = order[place : place + args.batch_size]
-        found = [forget_by_hand(model, start, *pairs[i], args) for i in rows]
-        loss_f, loss_r = sum(loss for loss, _ in found) / len(rows), torch.zeros(())
+        results = [forget_by_hand(model, start, *pairs[i], args) for i in rows]
+        loss_f, loss_r = sum(loss for loss, _ in results) / len(rows), torch.zeros(())
         if retain:
             drawn = torch.randint(len(retain), (len(rows),), generator=draw).tolist()
             loss_r = sum(retain_by_hand(model, start, retain[i], args) for i in drawn) / len(rows)
         loss = args.forget_coeff * loss_f + (args.retain_coeff * loss_r if retain else 0)
         gradients = torch.autograd.grad(loss, weights)
 
-        for i, (_, values) in zip(rows, found):
-            met[i] = values
-        for k in range(place * len(sample) // count, (place + len(rows)) * len(sample) // count):
-            fared[k] = nll_by_hand(model, retain[sample[k]]).item()
         rate = args.lr * (step / (warm + 1) if step <= warm else (steps - step + 1) / (steps - warm))
-        for p, g, m, v in zip(weights, gradients, first, second):
+        for p, g, m, v in zip(weights, gradients, first, second, strict=True):
             m.mul_(0.9).add_(0.1 * g)
             v.mul_(0.999).add_(0.001 * g**2)
             adam = m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
             p.data -= rate * (args.weight_decay * p.data + adam)
+        met = {name: [values[name] for _, values in results] for name in results[0][1]}
         log.append(
             {
                 "step": step,
@@ -316,21 +349,21 @@ def loop_by_hand(model, args, forget, retain):
                 "forget": loss_f.item(),
                 "retain": loss_r.item(),
                 "loss": loss.item(),
-                "weight": sum(values["weight"] for _, values in found) / len(rows),
+                "weight": sum(met["weight"]) / len(rows),
                 "lr": rate,
+                "met": {"row": rows} | met,
             }
         )
-        if step % epoch_steps == 0 or step == steps:
-            path.append(path_line(epoch, sorted(order[: place + len(rows)])))
-    return log, path
+    return log
 
 
 def assert_same(ours, theirs, rel=1e-9):
-    """Lists of flat records, or of lists of numbers in them."""
+    """Logs: lists of numbers and, under `met`, of lists of numbers."""
     assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        one, other = (line | {f"met {name}": values for name, values in line["met"].items()} for line in (one, other))
         assert one.keys() == other.keys()
-        for name in one:
+        for name in one.keys() - {"met"}:
             assert one[name] == pytest.approx(other[name], rel=rel, abs=rel), name
 
 
@@ -339,7 +372,7 @@ def assert_same(ours, theirs, rel=1e-9):
     [
         *(
             ("llama", method, {"finetune": "none", "ga": "none", "rmu": "activations"}.get(method, "nll"), {})
-            for method in METHODS
+            for method in [*BY_HAND, "rmu"]
         ),
         ("gpt2", "npo", "kl", dict(micro_batch_size=1)),  # with dropout, which is off
         ("llama", "dpo", "kl", dict(micro_batch_size=4, grad_checkpointing=True)),
@@ -349,7 +382,7 @@ def assert_same(ours, theirs, rel=1e-9):
     ids=lambda value: "" if value == {} else str(value),
 )
 def test_the_loop_is_what_a_few_plain_lines_do_in_float64(kind, method, retain_by, changed, tmp_path):
-    """Seven examples in batches of three, two epochs: weights, log.jsonl and path.jsonl."""
+    """Seven examples in batches of three, two epochs: weights and log.jsonl."""
     args = flags(
         **dict(
             method=method,
@@ -369,28 +402,15 @@ def test_the_loop_is_what_a_few_plain_lines_do_in_float64(kind, method, retain_b
     )
     forget, retain = forget_set(7), [] if retain_by == "none" else some_examples(9, seed=3)
     model, expected, before = tiny(kind), tiny(kind), tiny(kind)
-    log, path = loop_by_hand(expected, args, forget, retain)
+    log = loop_by_hand(expected, args, forget, retain)
     loop(model, args, tmp_path, forget=forget, retain=retain)
     assert_same(lines_of(tmp_path / "log.jsonl"), log)
-    assert_same(lines_of(tmp_path / "path.jsonl"), path)
-    for (name, ours), theirs, old in zip(model.named_parameters(), expected.parameters(), before.parameters()):
+    weights = model.named_parameters(), expected.parameters(), before.parameters()
+    for (name, ours), theirs, old in zip(*weights, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-7, atol=1e-9), name
         assert ours.requires_grad and torch.equal(ours, old) == (method == "rmu" and "down_proj" not in name)
 
 
-def test_rmu_trains_three_layers_and_says_what_it_cannot():
-    def named(layers):
-        names = [(f"model.layers.{i}.mlp.{part}_proj.weight", None) for i in range(layers) for part in ("up", "down")]
-        return SimpleNamespace(named_parameters=lambda: names)
-
-    for layer, trained in ((7, [5, 6, 7]), (1, [0, 1]), (8, [6, 7, 8])):
-        assert data.steered(named(9), layer) == [f"model.layers.{i}.mlp.down_proj.weight" for i in trained]
-    for model, layer, says in ((named(2), 2, "layers 0 to 1"), (tiny("gpt2"), 0, "transformer.h.0.mlp.c_proj.weight")):
-        with pytest.raises(data.InputError, match=says):
-            data.steered(model, layer)
-
-
-# ------------------------------------------------------------------ from flags to numbers
 # ------------------------------------------------------------------ from flags to numbers
 
 
@@ -401,7 +421,7 @@ def run(out, *arguments):
 
 
 def weights_of(folder):
-    return runs.load_model(str(folder), CPU, torch.float64)[0]
+    return models.load_model(str(folder), torch.device("cpu"), torch.float64)[0]
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +443,7 @@ def drawn(count, seed):
 
 
 @pytest.mark.parametrize(
-    "given, rest, kept",
+    "chosen, rest, indices",
     [
         (dict(method="simnpo", beta=0.7, gamma=0.3, retain_coeff=1.7, subset="shortest:0.7"), {}, [0, 2, 3, 5, 6]),
         (dict(method="npo", beta=0.7, retain_coeff=1.7, retain="kl", max_steps=3), {}, range(7)),
@@ -433,51 +453,77 @@ def drawn(count, seed):
     ],
     ids=lambda value: value.get("method", "") if isinstance(value, dict) else "",
 )
-def test_every_flag_reaches_the_weights_and_the_logs(given, rest, kept, own_data, toy_model_folder, tmp_path):
+def test_every_flag_reaches_the_weights_and_the_log(chosen, rest, indices, own_data, toy_model_folder, tmp_path):
     """A command against the loop by hand, on its files and the model that it names."""
     files, sides = own_data
-    given = given | dict(
+    chosen = chosen | dict(
         seed=3, lr=0.01, weight_decay=0.5, warmup=1.0, epochs=2, batch_size=4, micro_batch_size=3, forget_coeff=0.6
     )
-    words = [word for flag, value in given.items() for word in ("--" + flag.replace("_", "-"), value)]
+    words = [word for flag, value in chosen.items() for word in ("--" + flag.replace("_", "-"), value)]
     out = run(tmp_path / "run", *words, *files, "--model", toy_model_folder, "--dtype", "float64", "--eval", "none")
-    model, before, args = weights_of(toy_model_folder), weights_of(toy_model_folder), flags(**given | rest)
-    forget = {"answer": [sides["forget"][i] for i in kept], "refusal": [sides["refusal"][i] for i in kept]}
-    log, path = loop_by_hand(model, args, forget, sides["retain"] if args.retain != "none" else [])
+    model, before, args = weights_of(toy_model_folder), weights_of(toy_model_folder), flags(**chosen | rest)
+    forget = {"answer": [sides["forget"][i] for i in indices], "refusal": [sides["refusal"][i] for i in indices]}
+    log = loop_by_hand(model, args, forget, sides["retain"] if args.retain != "none" else [])
     assert_same(lines_of(out / "log.jsonl"), log, rel=1e-5)
-    assert_same(lines_of(out / "path.jsonl"), path, rel=1e-5)
-    for ours, theirs, old in zip(weights_of(out).parameters(), model.parameters(), before.parameters()):
+    weights = weights_of(out).parameters(), model.parameters(), before.parameters()
+    for ours, theirs, old in zip(*weights, strict=True):
         assert torch.allclose(ours, old - 1.7 * (theirs - old) if args.method == "task-vector" else theirs, atol=1e-5)
 
 
-def test_each_dtype_computes_in_its_own_precision(own_data, toy_model_folder, tmp_path):
-    """Log π before the first step and the loss in it: float32 is near float64, bfloat16 near enough to learn by."""
-    found = {}
+@pytest.fixture
+def short_run(own_data, toy_model_folder, tmp_path):
+    """short_run(flag, …): the log of one step on all seven forget examples, and its folder; nothing is measured."""
+
+    def take(*arguments, name="run"):
+        fixed = "--model", toy_model_folder, "--max-steps", 1, "--eval", "none", "--device", "cpu"
+        out = run(tmp_path / name, *own_data[0], *fixed, *arguments)
+        return lines_of(out / "log.jsonl")[0], out
+
+    return take
+
+
+def test_each_dtype_computes_in_its_own_precision(short_run):
+    """Log π in the first step and the retain loss in it: float32 is near float64, bfloat16 near enough to learn by."""
+    results = {}
     for dtype in ("float64", "float32", "bfloat16", None):
-        out = run(
-            tmp_path / str(dtype),
-            "--method",
-            "npo",
-            *own_data[0],
-            "--model",
-            toy_model_folder,
-            "--max-steps",
-            1,
-            "--eval",
-            "none",
-            "--device",
-            "cpu",
-            *(["--dtype", dtype] if dtype else []),
-        )
-        found[dtype] = lines_of(out / "path.jsonl")[0]["logp"] + [lines_of(out / "log.jsonl")[0]["retain"]]
-        assert {p.dtype for p in transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").parameters()} == {
-            torch.float64 if dtype == "float64" else torch.float32
-        }
-    exact, single, half, default = (torch.tensor(values) for values in found.values())
-    for part in (slice(7), slice(7, 8)):
-        rough, fine = ((values / exact - 1)[part].abs().max() for values in (half, single))
+        line, out = short_run("--method", "npo", *(["--dtype", dtype] if dtype else []), name=str(dtype))
+        results[dtype] = torch.tensor([*line["met"]["logp"], line["retain"]], dtype=torch.float64)
+        saved = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").parameters()
+        assert {p.dtype for p in saved} == {torch.float64 if dtype == "float64" else torch.float32}
+    exact, single, half, default = results.values()
+    for where in (slice(7), slice(7, 8)):
+        rough, fine = ((values / exact - 1)[where].abs().max() for values in (half, single))
         assert 0 < fine < 1e-6 < rough < 0.01
     assert torch.equal(single, default)
+
+
+@pytest.mark.parametrize("method, passes", [("simnpo", 2), ("npo", 2 + 4), ("dpo", 3 + 8)])
+def test_nothing_but_the_reference_is_scored_before_the_first_step(method, passes, short_run, monkeypatch):
+    """Batches of two of seven: a step asks the model for two answers, refusals where it reads them, and two to keep."""
+    forward, calls = transformers.LlamaForCausalLM.forward, []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", counted)
+    line, _ = short_run("--method", method, "--batch-size", 2, "--micro-batch-size", 2)
+    assert len(calls) == passes and len(line["met"]["row"]) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    "stream, method, bar", [(Terminal, "npo", True), (Terminal, "ga", False), (io.StringIO, "npo", False)]
+)
+def test_the_reference_pass_and_the_loop_show_a_bar_on_a_terminal(stream, method, bar, short_run, monkeypatch):
+    screen = stream()
+    monkeypatch.setattr("sys.stderr", screen)
+    short_run("--method", method)
+    assert ("reference:" in screen.getvalue()) == bar and (f"{method}: " in screen.getvalue()) == (stream is Terminal)
 
 
 # ------------------------------------------------------------------ what is learnt, and from what
