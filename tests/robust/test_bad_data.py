@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from refusals import refused, rows_of
+from conftest import refused
+from refusals import rows_of
 from test_tofu import a_log, make_dataset, published
 
 import compare

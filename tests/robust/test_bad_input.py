@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from refusals import refused, row_name, rows_of, save_tiny
+from conftest import refused
+from refusals import row_name, rows_of, save_tiny
 
 import compare
 import evaluate

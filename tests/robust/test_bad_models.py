@@ -7,13 +7,36 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import tiny
-from refusals import copied, refused, rows_of, save_tiny, with_json, with_weights
+from conftest import refused, tiny
+from refusals import rows_of, save_tiny
 
 import evaluate
 import train
 from machinery.inputs import ask_the_hub
 from machinery.models import load_model
+
+
+def copied(folder, to, *leave_out):
+    """A copy of a flat folder without some of its files."""
+    to.mkdir()
+    for path in Path(folder).iterdir():
+        if path.name not in leave_out:
+            (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def with_json(folder, to, name, **changed):
+    """A copy of a model folder, other values in one of its files."""
+    content = json.loads((folder / name).read_text()) | changed
+    (copied(folder, to) / name).write_text(json.dumps(content))
+    return to
+
+
+def with_weights(folder, to, **changed):
+    """A copy of a model folder with other weights, or more."""
+    weights = safetensors.torch.load_file(folder / "model.safetensors") | changed
+    safetensors.torch.save_file(weights, copied(folder, to) / "model.safetensors", metadata={"format": "pt"})
+    return to
 
 
 def both_refuse(folder, capsys, *says):

@@ -6,8 +6,9 @@ import claims
 import figures
 import paths
 import pytest
+from conftest import refused
 from fixtures_runs import UNSEEN, a_run, change, flags_of, on_the_way, read, write
-from refusals import refused, rows_of
+from refusals import rows_of
 
 import compare
 from machinery import folder as run_folder
