@@ -26,7 +26,7 @@ import compare
 import data
 import evaluate
 import losses
-from benchmarks import BENCHMARKS, own
+from benchmarks import BENCHMARKS, files
 from machinery import cache, flags, folder, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
@@ -170,7 +170,7 @@ def training_rows(args, split, path, **options):
     """Rows of a split of the task, or of the user's file in its place."""
     benchmark = BENCHMARKS[args.task]
     if path and benchmark.forget_file_cut:
-        return [row | {"cut": benchmark.forget_file_cut} for row in own.read_file(path, own.names_in(args.fields))]
+        return [row | {"cut": benchmark.forget_file_cut} for row in files.read_file(path, files.names_in(args.fields))]
     rows = benchmark.training_rows(args.data, split, **options)
     if args.model == "new" and split == "full" and args.never_learnt:
         forget = benchmark.training_rows(args.data, args.forget_split)

@@ -21,7 +21,7 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from benchmarks import toy
+from benchmarks import rouge, toy
 from benchmarks.protocol import Benchmark, Column
 from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, WHOLE, InputError, check, load_split, read_object
 
@@ -343,14 +343,6 @@ def forget_part(path):
 # ------------------------------------------------------------------ measuring a model
 
 
-def rouge_recall(answers, texts):
-    """ROUGE-L recall, stemmed, of each text against its answer: numbers in [0, 1]."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [scorer.score(answer, text)["rougeL"].recall for answer, text in zip(answers, texts, strict=True)]
-
-
 def measure(lm, sets):
     """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
 
@@ -385,7 +377,7 @@ def measure(lm, sets):
     generated = map(str.strip, lm.generate(answer_examples))
     for part in log.values():
         part["generated"] = [next(generated) for _ in part["answer"]]
-        part["rouge"] = rouge_recall(part["answer"], part["generated"])
+        part["rouge"] = [score.recall for score in rouge.scores(part["answer"], part["generated"], stem=True)]
     return log
 
 
@@ -414,13 +406,14 @@ def log_quality(metrics):
 
 
 def notes(metrics, log):
-    """Lines that belong under a table: what forget quality lacks, or on how many rows it was computed."""
-    if metrics["forget_quality"] is None:
-        return ["forget quality needs a retrained reference; give --retrain a model or a log"]
+    """Lines that belong under a table: what forget quality lacks, on how many rows it was computed, what ROUGE sees."""
+    lines = rouge.unseen(log["forget"].get("answer") or [])
     shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
-    if shared == n:
-        return []
-    return [f"forget quality is of the {shared} of {n} forget examples that the reference has"]
+    if metrics["forget_quality"] is None:
+        lines.append("forget quality needs a retrained reference; give --retrain a model or a log")
+    elif shared != n:
+        lines.append(f"forget quality is of the {shared} of {n} forget examples that the reference has")
+    return lines
 
 
 QUALITY = Column("forget quality", quality, ".2g", "↑", bold=True, screen=("forget", "quality"))
