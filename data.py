@@ -38,8 +38,8 @@ class Response(NamedTuple):
 # ------------------------------------------------------------------ text becomes tokens
 
 
-def encode(question, answer, tokenizer, template="auto", max_length=500):
-    """An Example. Raises InputError when prompt and response exceed max_length tokens.
+def encode(question, answer, tokenizer, template="auto"):
+    """An Example, of any length.
 
     Prompt and response are tokenized as one text and cut where the response begins, because a
     tokenizer may encode a word differently at the start of a text.
@@ -57,11 +57,6 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
         raise InputError("the tokenizer's chat template gives an empty prompt; mend it, or use --template plain")
 
     response = without_eos(ids[cut:], tokenizer) + [tokenizer.eos_token_id]
-    if cut + len(response) > max_length:
-        raise InputError(
-            f"'{question[:40]}…' and its response take {cut + len(response)} tokens, "
-            f"more than the limit of {max_length}; raise --max-length, within the model's own"
-        )
     return Example(ids[:cut], response)
 
 
@@ -93,8 +88,8 @@ def pieces(text, tokenizer, length, cut=None):
 
 
 def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
-    """Examples of rows: of `question` and `answer`; of `text`, and how it is `cut`, as in `pieces`; or of an
-    `answer` and the whole `prompt` before it."""
+    """Examples of rows: of `text`, and how it is `cut`, as in `pieces` of max_length; or, of any length, of `question`
+    and `answer`, or of an `answer` and the whole `prompt` before it."""
     examples = []
     for row in rows:
         if "text" in row:
@@ -104,7 +99,7 @@ def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row
             answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
             examples.append(Example(prompt, answer + [tokenizer.eos_token_id]))
         else:
-            examples.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
+            examples.append(encode(row["question"], answer_of(row), tokenizer, template))
     return examples
 
 

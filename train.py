@@ -182,14 +182,11 @@ def training_rows(args, split, path, **options):
 def load_examples(args, lm):
     """(forget, retain) as `train` takes them."""
 
-    def examples(rows, **options):
-        return data.examples_of(rows, lm.tokenizer, args.template, lm.max_length, **options)
-
-    rows = training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new")
-    forget = {"answer": examples(rows)}
+    rows = lm.fitting(training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new"))
+    forget = {"answer": lm.examples(rows)}
     if "refusal" in METHODS[args.method].reads:
         draw = random.Random(args.seed)
-        forget["refusal"] = examples(rows, answer_of=lambda row: draw.choice(data.REFUSALS))
+        forget["refusal"] = lm.examples(rows, answer_of=lambda row: draw.choice(data.REFUSALS))
     if args.subset:
         chosen = subset_of(forget["answer"], args)
         forget = {side: [examples[i] for i in chosen] for side, examples in forget.items()}
@@ -197,7 +194,7 @@ def load_examples(args, lm):
     if args.retain == "none":
         return forget, []
     retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
-    return forget, examples(training_rows(args, retain_split, args.retain_file))
+    return forget, lm.examples(lm.fitting(training_rows(args, retain_split, args.retain_file)))
 
 
 def subset_of(examples, args):
@@ -331,7 +328,7 @@ def teach(args, split, name):
     given = build_parser().parse_args([])
     given.method, given.model, given.split = "finetune", "new", split
     given.eval = "none" if args.eval == "none" else "end"
-    handed_on = ["task", "data", "seed", "template", "max_length", "dtype", "device"]
+    handed_on = ["task", "data", "seed", "template", "max_length", "too_long", "dtype", "device"]
     for flag in handed_on if args.eval == "none" else [*handed_on, "max_new_tokens"]:
         setattr(given, flag, getattr(args, flag))
     lesson = resolve(given)
@@ -342,7 +339,8 @@ def teach(args, split, name):
     benchmark = BENCHMARKS[args.task]
     splits = benchmark.tokenizer_split, split
     rows = [training_rows(lesson, each, None, base_knowledge=True) for each in splits]
-    recipe = [getattr(lesson, flag) for flag in ("lr", "epochs", "batch_size", "template", "max_length", "dtype")]
+    decisive = "lr", "epochs", "batch_size", "template", "max_length", "too_long", "dtype"
+    recipe = [getattr(lesson, flag) for flag in decisive]
     kind = f"{args.task}-{split}-seed{args.seed}"
     lesson.out = cache.path_of(kind, [rows, benchmark.size, *recipe])
     flag = "model" if split == "full" else "retrain"

@@ -119,6 +119,8 @@ def measure(lm, sets):
     """The log of a model on sets as from `evaluation_rows`. A text is asked by half of its first piece."""
     log = {}
     for name, rows in sets.items():
+        rows = lm.fitting(rows)
+
         # of a text the first piece, else it would have several losses
         examples = lm.examples([row | {"cut": "first"} for row in rows])
         part = {"loss": lm.mean_losses(examples), "length": [len(example.response) for example in examples]}

@@ -343,19 +343,25 @@ def forget_part(path):
 # ------------------------------------------------------------------ measuring a model
 
 
+def texts_scored(name, row):
+    """What is scored of a row of a set: its answer, but for base knowledge its paraphrase, its wrong answers."""
+    paraphrase = [] if name in BASE_KNOWLEDGE else [row["paraphrased_answer"]]
+    return [row["answer"], *paraphrase, *row["perturbed_answer"]]
+
+
 def measure(lm, sets):
     """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
 
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
     the answer).
     """
-    # one pass, sorted by length, scores all texts: of each row the answer, its paraphrase, wrong answers
-    examples = []
+    # one pass, sorted by length, scores all texts
+    asked = []
     for name, rows in sets.items():
-        for row in rows:
-            paraphrase = [] if name in BASE_KNOWLEDGE else [row["paraphrased_answer"]]
-            texts = [row["answer"], *paraphrase, *row["perturbed_answer"]]
-            examples += [lm.encode(row["question"], text) for text in texts]
+        texts_of = functools.partial(texts_scored, name)
+        sets = sets | {name: lm.fitting(rows, texts_of)}
+        asked += [{"question": row["question"], "answer": text} for row in sets[name] for text in texts_of(row)]
+    examples = lm.examples(asked)
     losses = lm.mean_losses(examples)
 
     # their losses, in that order
@@ -387,7 +393,7 @@ def judge(lm, forget):
     lm: Retrain. Gibberish is unlikely under it, a fluent wrong answer is not.
     """
     pairs = zip(forget["question"], forget["generated"], strict=True)
-    return lm.mean_losses([lm.encode(question, text, math.inf) for question, text in pairs])
+    return lm.mean_losses([lm.encode(question, text) for question, text in pairs])
 
 
 # ------------------------------------------------------------------ tables and figures
