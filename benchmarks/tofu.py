@@ -18,8 +18,7 @@ import sys
 import warnings
 
 import numpy as np
-import scipy.special
-import scipy.stats
+import scipy
 
 from benchmarks import rouge, toy
 from benchmarks.protocol import Benchmark, Column
@@ -215,6 +214,11 @@ def summarize(log, reference=None):
     the log lacks `generated` or `judged`. InputError for a log that lacks a set or a list, has lists of
     different lengths, or values that are not numbers.
     """
+    if "forget_truth_ratio" in log:
+        raise InputError(
+            "the log holds truth ratios, which --retrain can use, but not the losses of the four sets; "
+            "give our metrics.log.json or TOFU's published log"
+        )
     check(log, LOG, "the log's")
     forget = log["forget"]
     metrics = {
