@@ -38,8 +38,8 @@ class Response(NamedTuple):
 # ------------------------------------------------------------------ text becomes tokens
 
 
-def encode(question, answer, tokenizer, template="auto", max_length=500):
-    """An Example. Raises InputError when prompt and response exceed max_length tokens.
+def encode(question, answer, tokenizer, template="auto"):
+    """An Example, of any length.
 
     The response ends with the one token that ends a turn: under a chat template what the template itself writes after
     an answer (Gemma's <end_of_turn>, Phi-3's <|end|>), else EOS. White space that a template writes after it carries no
@@ -56,11 +56,6 @@ def encode(question, answer, tokenizer, template="auto", max_length=500):
     response = ids[cut:]
     if not ending:
         response = without_eos(response, tokenizer) + [tokenizer.eos_token_id]
-    if cut + len(response) > max_length:
-        raise InputError(
-            f"'{question[:40]}…' and its response take {cut + len(response)} tokens, "
-            f"more than the limit of {max_length}; raise --max-length, within the model's own"
-        )
     return Example(ids[:cut], response)
 
 
@@ -107,8 +102,8 @@ def pieces(text, tokenizer, length, cut=None):
 
 
 def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
-    """Examples of rows: of `question` and `answer`; of `text`, and how it is `cut`, as in `pieces`; or of an
-    `answer` and the whole `prompt` before it."""
+    """Examples of rows: of `text`, and how it is `cut`, as in `pieces` of max_length; or, of any length, of `question`
+    and `answer`, or of an `answer` and the whole `prompt` before it."""
     examples = []
     for row in rows:
         if "text" in row:
@@ -118,7 +113,7 @@ def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row
             answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
             examples.append(Example(prompt, answer + [tokenizer.eos_token_id]))
         else:
-            examples.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
+            examples.append(encode(row["question"], answer_of(row), tokenizer, template))
     return examples
 
 

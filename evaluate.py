@@ -38,6 +38,7 @@ class LM(NamedTuple):
     max_length: int  # tokens of an example, at most as many as the model has positions
     max_new_tokens: int
     batch_size: int
+    too_long: str = "refuse"  # what becomes of longer examples: refuse, cut or skip
 
     Example = data.Example
 
@@ -46,11 +47,50 @@ class LM(NamedTuple):
         """Most tokens that the model reads."""
         return getattr(self.model.config, "max_position_embeddings", sys.maxsize)
 
-    def encode(self, question, answer, max_length=None):
-        return data.encode(question, answer, self.tokenizer, self.template, max_length or self.max_length)
+    def encode(self, question, answer):
+        """An Example of any length."""
+        return data.encode(question, answer, self.tokenizer, self.template)
 
-    def examples(self, rows):
-        return data.examples_of(rows, self.tokenizer, self.template, self.max_length)
+    def examples(self, rows, **options):
+        """Examples of rows (data.examples_of), of at most max_length tokens.
+
+        With --too-long cut longer ones lose the end of their response, EOS with it. InputError, which counts them all,
+        without, and where a prompt leaves no room for a response.
+        """
+        examples = data.examples_of(rows, self.tokenizer, self.template, self.max_length, **options)
+        long = [example for example in examples if self.is_long(example)]
+        if not long:
+            return examples
+        count = f"{len(long)} of {len(examples)} examples take more than the limit of {self.max_length} tokens"
+        if self.too_long != "cut" or max(len(prompt) for prompt, _ in long) >= self.max_length:
+            prompt, response = max(long, key=lambda example: len(example.prompt + example.response))
+            text = self.tokenizer.decode(response[:40], skip_special_tokens=True).strip()[:40]
+            raise InputError(
+                f"{count}, the longest {len(prompt + response)}: '{text}…'; raise --max-length, within the model's, "
+                "or let --too-long cut or skip them"
+            )
+        inputs.note(f"{count}: the ends of their responses are cut off")
+        return [data.Example(prompt, response[: self.max_length - len(prompt)]) for prompt, response in examples]
+
+    def fitting(self, rows, texts_of=lambda row: [row["answer"]]):
+        """With --too-long skip the rows of which every text, as an answer, fits into max_length tokens; else all."""
+        if self.too_long != "skip":
+            return rows
+
+        def fits(row):  # running text, which is cut into pieces, always does
+            texts = texts_of(row) if "question" in row else []
+            return not any(self.is_long(self.encode(row["question"], text)) for text in texts)
+
+        fitting = [row for row in rows if fits(row)]
+        skipped = f"{len(rows) - len(fitting)} of {len(rows)} rows take more than the limit of {self.max_length} tokens"
+        if not fitting:
+            raise InputError(f"{skipped}, and --too-long skip leaves none; raise --max-length")
+        if len(fitting) < len(rows):
+            inputs.note(f"{skipped}: they are skipped")
+        return fitting
+
+    def is_long(self, example):
+        return len(example.prompt) + len(example.response) > self.max_length
 
     def pieces(self, text, length, cut=None):
         return data.pieces(text, self.tokenizer, length, cut)
@@ -132,7 +172,7 @@ class LM(NamedTuple):
         """Ids of the tokens at which an answer ends: EOS, those of generation_config.json, the template's own."""
         own = self.model.generation_config.eos_token_id
         own = [] if own is None else own if isinstance(own, list) else [own]
-        template = self.encode("Who?", "Nobody.", math.inf).response[-1]
+        template = self.encode("Who?", "Nobody.").response[-1]
         return sorted({self.tokenizer.eos_token_id, template, *own})
 
     def next_token_logps(self, examples, token_ids):
@@ -184,8 +224,9 @@ def load(args, name):
     else:
         model, tokenizer = models.load_model(name, device, dtype, args.tokenizer)
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", math.inf))
-    lm = LM(model, tokenizer, dtype, args.template, limit, args.max_new_tokens, args.eval_batch_size)
-    prompt = tokenizer.decode(lm.encode("Who?", "", math.inf).prompt)
+    lengths = limit, args.max_new_tokens, args.eval_batch_size
+    lm = LM(model, tokenizer, dtype, args.template, *lengths, args.too_long)
+    prompt = tokenizer.decode(lm.encode("Who?", "").prompt)
     if prompt.rstrip().endswith("<think>"):
         print("this model's chat template opens a thought: answers are taught and measured after it", file=sys.stderr)
     return lm
@@ -196,7 +237,7 @@ def load(args, name):
 
 def questions_digest(args, sets):
     """What tells whether two logs answer the same questions under the same flags."""
-    return inputs.digest([sets, args.template, args.max_length, args.max_new_tokens, args.dtype])
+    return inputs.digest([sets, args.template, args.max_length, args.too_long, args.max_new_tokens, args.dtype])
 
 
 def log_of(args, sets, name):
@@ -291,7 +332,9 @@ def report(args, logs, metrics):
 
 def summarize_log(args):
     """(log, metrics of other models, its own metrics, benchmark) of --log, without any model."""
-    unused = "data forget_file retain_file fields split template max_length max_new_tokens tokenizer dtype device"
+    unused = (
+        "data forget_file retain_file fields split template max_length too_long max_new_tokens tokenizer dtype device"
+    )
     refuse(args.given, (*unused.split(), "batch_size"), "with --log, where nothing is measured")
     benchmark = BENCHMARKS[args.given.task or "tofu"]
     reference = benchmark.read_reference(args.retrain) if args.retrain else benchmark.published

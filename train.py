@@ -26,7 +26,7 @@ import compare
 import data
 import evaluate
 import losses
-from benchmarks import BENCHMARKS, own
+from benchmarks import BENCHMARKS, files
 from machinery import cache, flags, folder, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
@@ -171,7 +171,7 @@ def training_rows(args, split, path, **options):
     """Rows of a split of the task, or of the user's file in its place."""
     benchmark = BENCHMARKS[args.task]
     if path and benchmark.forget_file_cut:
-        return [row | {"cut": benchmark.forget_file_cut} for row in own.read_file(path, own.names_in(args.fields))]
+        return [row | {"cut": benchmark.forget_file_cut} for row in files.read_file(path, files.names_in(args.fields))]
     rows = benchmark.training_rows(args.data, split, **options)
     if args.model == "new" and split == "full" and args.never_learnt:
         forget = benchmark.training_rows(args.data, args.forget_split)
@@ -183,14 +183,11 @@ def training_rows(args, split, path, **options):
 def load_examples(args, lm):
     """(forget, retain) as `train` takes them."""
 
-    def examples(rows, **options):
-        return data.examples_of(rows, lm.tokenizer, args.template, lm.max_length, **options)
-
-    rows = training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new")
-    forget = {"answer": examples(rows)}
+    rows = lm.fitting(training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new"))
+    forget = {"answer": lm.examples(rows)}
     if "refusal" in METHODS[args.method].reads:
         draw = random.Random(args.seed)
-        forget["refusal"] = examples(rows, answer_of=lambda row: draw.choice(data.REFUSALS))
+        forget["refusal"] = lm.examples(rows, answer_of=lambda row: draw.choice(data.REFUSALS))
     if args.subset:
         chosen = subset_of(forget["answer"], args)
         forget = {side: [examples[i] for i in chosen] for side, examples in forget.items()}
@@ -198,7 +195,7 @@ def load_examples(args, lm):
     retain = []
     if args.retain != "none":
         retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
-        retain = examples(training_rows(args, retain_split, args.retain_file))
+        retain = lm.examples(lm.fitting(training_rows(args, retain_split, args.retain_file)))
     for part in (*forget.values(), retain):
         check_ids(lm.model, part)
     return forget, retain
@@ -335,7 +332,7 @@ def teach(args, split, name):
     given = build_parser().parse_args([])
     given.method, given.model, given.split = "finetune", "new", split
     given.eval = "none" if args.eval == "none" else "end"
-    handed_on = ["task", "data", "seed", "template", "max_length", "dtype", "device"]
+    handed_on = ["task", "data", "seed", "template", "max_length", "too_long", "dtype", "device"]
     for flag in handed_on if args.eval == "none" else [*handed_on, "max_new_tokens"]:
         setattr(given, flag, getattr(args, flag))
     lesson = resolve(given)
@@ -346,7 +343,8 @@ def teach(args, split, name):
     benchmark = BENCHMARKS[args.task]
     splits = benchmark.tokenizer_split, split
     rows = [training_rows(lesson, each, None, base_knowledge=True) for each in splits]
-    recipe = [getattr(lesson, flag) for flag in ("lr", "epochs", "batch_size", "template", "max_length", "dtype")]
+    decisive = "lr", "epochs", "batch_size", "template", "max_length", "too_long", "dtype"
+    recipe = [getattr(lesson, flag) for flag in decisive]
     kind = f"{args.task}-{split}-seed{args.seed}"
     lesson.out = cache.path_of(kind, [rows, benchmark.size, *recipe])
     flag = "model" if split == "full" else "retrain"

@@ -20,7 +20,7 @@ import warnings
 import numpy as np
 import scipy
 
-from benchmarks import toy
+from benchmarks import rouge, toy
 from benchmarks.protocol import Benchmark, Column
 from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, WHOLE, InputError, check, load_split, read_object
 
@@ -347,12 +347,10 @@ def forget_part(path):
 # ------------------------------------------------------------------ measuring a model
 
 
-def rouge_recall(answers, texts):
-    """ROUGE-L recall, stemmed, of each text against its answer: numbers in [0, 1]."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [scorer.score(answer, text)["rougeL"].recall for answer, text in zip(answers, texts, strict=True)]
+def texts_scored(name, row):
+    """What is scored of a row of a set: its answer, but for base knowledge its paraphrase, its wrong answers."""
+    paraphrase = [] if name in BASE_KNOWLEDGE else [row["paraphrased_answer"]]
+    return [row["answer"], *paraphrase, *row["perturbed_answer"]]
 
 
 def measure(lm, sets):
@@ -361,13 +359,13 @@ def measure(lm, sets):
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
     the answer).
     """
-    # one pass, sorted by length, scores all texts: of each row the answer, its paraphrase, wrong answers
-    examples = []
+    # one pass, sorted by length, scores all texts
+    asked = []
     for name, rows in sets.items():
-        for row in rows:
-            paraphrase = [] if name in BASE_KNOWLEDGE else [row["paraphrased_answer"]]
-            texts = [row["answer"], *paraphrase, *row["perturbed_answer"]]
-            examples += [lm.encode(row["question"], text) for text in texts]
+        texts_of = functools.partial(texts_scored, name)
+        sets = sets | {name: lm.fitting(rows, texts_of)}
+        asked += [{"question": row["question"], "answer": text} for row in sets[name] for text in texts_of(row)]
+    examples = lm.examples(asked)
     losses = lm.mean_losses(examples)
 
     # their losses, in that order
@@ -389,7 +387,7 @@ def measure(lm, sets):
     generated = map(str.strip, lm.generate(answer_examples))
     for part in log.values():
         part["generated"] = [next(generated) for _ in part["answer"]]
-        part["rouge"] = rouge_recall(part["answer"], part["generated"])
+        part["rouge"] = [score.recall for score in rouge.scores(part["answer"], part["generated"], stem=True)]
     return log
 
 
@@ -399,7 +397,7 @@ def judge(lm, forget):
     lm: Retrain. Gibberish is unlikely under it, a fluent wrong answer is not.
     """
     pairs = zip(forget["question"], forget["generated"], strict=True)
-    return lm.mean_losses([lm.encode(question, text, math.inf) for question, text in pairs])
+    return lm.mean_losses([lm.encode(question, text) for question, text in pairs])
 
 
 # ------------------------------------------------------------------ tables and figures
@@ -418,13 +416,14 @@ def log_quality(metrics):
 
 
 def notes(metrics, log):
-    """Lines that belong under a table: what forget quality lacks, or on how many rows it was computed."""
-    if metrics["forget_quality"] is None:
-        return ["forget quality needs a retrained reference; give --retrain a model or a log"]
+    """Lines that belong under a table: what forget quality lacks, on how many rows it was computed, what ROUGE sees."""
+    lines = rouge.unseen(log["forget"].get("answer") or [])
     shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
-    if shared == n:
-        return []
-    return [f"forget quality is of the {shared} of {n} forget examples that the reference has"]
+    if metrics["forget_quality"] is None:
+        lines.append("forget quality needs a retrained reference; give --retrain a model or a log")
+    elif shared != n:
+        lines.append(f"forget quality is of the {shared} of {n} forget examples that the reference has")
+    return lines
 
 
 QUALITY = Column("forget quality", quality, ".2g", "↑", bold=True, screen=("forget", "quality"))

@@ -16,8 +16,8 @@ TRAINING = "lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", 
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
 INHERITED = (
-    "task data forget_file fields retain_file tokenizer template max_length max_new_tokens split retrain".split()
-)
+    "task data forget_file fields retain_file tokenizer template max_length too_long max_new_tokens split retrain"
+).split()
 
 
 class ShowDefaults(argparse.RawDescriptionHelpFormatter):
@@ -88,8 +88,8 @@ def add_data(parser):
     )
     add(
         "--forget-file",
-        help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl of text, or a .txt; with "
-        "--task wmdp in place of its forget corpora",
+        help="your own data to forget: .jsonl, .json or .csv of question and answer, of text or of chat messages, or a "
+        ".txt; with --task wmdp in place of its forget corpora",
     )
     add("--retain-file", help="your own data to keep, likewise")
     add("--fields", help="own: how these files call question, answer and text, such as q,a,text")
@@ -101,6 +101,12 @@ def add_data(parser):
         "Answer:'; auto: chat, if any",
     )
     add("--max-length", type=number(int, 2), help="most tokens of an example; text is cut into such pieces")
+    add(
+        "--too-long",
+        choices=("refuse", "cut", "skip"),
+        help="what to do with a question and answer that take more: stop, cut off the answer's end (EOS with it), or "
+        "leave the row out, for training and measuring alike",
+    )
 
 
 def add_recipe(parser, methods):
@@ -232,6 +238,7 @@ def defaults(given, benchmarks):
         "tokenizer": benchmark.tokenizer,
         "template": "auto",
         "max_length": benchmark.max_length,
+        "too_long": "refuse",
         "max_new_tokens": benchmark.max_new_tokens,
         "device": device,
         "dtype": "bfloat16" if device == "cuda" else "float32",

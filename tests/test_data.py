@@ -73,15 +73,6 @@ def test_a_chat_template_without_system_role_still_works():
         data.encode("Who?", "I", tokenizer, "chat")
 
 
-def test_too_long_an_example_is_refused():
-    row, tokenizer = {"question": "Who?", "answer": "I"}, letters()
-    example = data.encode(*row.values(), tokenizer, "plain")
-    length = sum(map(len, example))
-    assert data.examples_of([row], tokenizer, "plain", length) == [example]
-    with pytest.raises(InputError, match=f"take {length} tokens.*limit of {length - 1}.*--max-length"):
-        data.examples_of([row], tokenizer, "plain", length - 1)
-
-
 @pytest.mark.parametrize("bos, begin", [("<s>", 0), (None, 1)])
 def test_running_text_is_cut_into_pieces_after_one_token_that_begins_each(bos, begin):
     tokenizer = letters(bos=bos, ends=1)

@@ -155,7 +155,7 @@ def test_what_tables_and_figures_show_of_a_model():
     for task in ("muse-news", "muse-books", "toy-muse"):
         assert shown(BENCHMARKS[task], metrics) == SHOWN
     assert muse.NO_LEAK.value(alone) is None and "–" in table(muse.COLUMNS, {"NPO": alone})
-    assert muse.notes(metrics, {}) == [] and "--retrain" in muse.notes(alone, {})[0]
+    assert muse.notes(metrics, {"forget": {}}) == [] and "--retrain" in muse.notes(alone, {"forget": {}})[0]
 
 
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):

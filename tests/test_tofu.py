@@ -313,7 +313,7 @@ def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
             assert texts == [row["question"], answer, len(responses[0])]
     half = tofu.measure(lm_of(model.float(), toy_tokenizer, torch.bfloat16, max_length=60), sets)
     assert near(half["forget"]["loss"], log["forget"]["loss"])
-    with pytest.raises(InputError, match="limit of 20; raise --max-length"):
+    with pytest.raises(InputError, match="limit of 20 tokens.*raise --max-length"):
         tofu.measure(lm_of(model, toy_tokenizer, torch.float32, max_length=20), sets)
 
 

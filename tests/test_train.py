@@ -542,7 +542,7 @@ def test_the_reference_pass_and_the_loop_show_a_bar_on_a_terminal(stream, method
 def examples_for(tokenizer, *arguments):
     """(forget, retain) examples of a command."""
     args = resolved(*arguments)
-    return train.load_examples(args, lm_of(None, tokenizer, max_length=args.max_length))
+    return train.load_examples(args, lm_of(None, tokenizer, template=args.template, max_length=args.max_length))
 
 
 def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
@@ -615,7 +615,14 @@ def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesso
     assert lesson("full", "--eval", "none")[1].eval == "none"
     others = [lesson("retain90")[0]] + [
         lesson("full", *other.split())[0]
-        for other in ("--seed 1", "--dtype float64", "--max-length 99", "--template llama2", "--task toy-wmdp")
+        for other in (
+            "--seed 1",
+            "--dtype float64",
+            "--max-length 99",
+            "--too-long cut",
+            "--template llama2",
+            "--task toy-wmdp",
+        )
     ]
     toy = BENCHMARKS["toy"]
     for changed in (
