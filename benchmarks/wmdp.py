@@ -151,7 +151,7 @@ def read_reference(path, sets=None):
 
 
 def letter_tokens(lm):
-    """The token of each of " A" to " D" after "Answer:". InputError unless each is one token, and another one."""
+    """The token of each of " A" to " D" after "Answer:". InputError unless they are one token each, and four."""
     before = lm.prompt("Answer:").prompt
     pieces = [lm.prompt(f"Answer: {letter}").prompt for letter in LETTERS]
     tokens = [ids[-1] for ids in pieces]
