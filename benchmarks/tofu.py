@@ -354,9 +354,8 @@ def read_log(path):
     for name in SETS:
         columns = {}
         for field in fields:
-            with contextlib.suppress(
-                KeyError, TypeError, ValueError
-            ):  # what is missing will be missed where it is needed
+            # what a log lacks will be missed where it is needed
+            with contextlib.suppress(KeyError, TypeError, ValueError):
                 columns[field] = column_of(content, name, field)
         if columns:
             log[name] = aligned(columns, f"'{path}': {name}")
@@ -486,11 +485,10 @@ def notes(metrics, log):
     shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
     if shared == n:
         return []
-    first = f"the first {FIRST_ROWS}, which TOFU's authors compare" if n > FIRST_ROWS else ""
     if shared == FIRST_ROWS:
-        return [f"forget quality is of {first}, of {n} forget examples"]
+        return [f"forget quality is of the first {shared} of {n} forget examples, as TOFU's authors compute it"]
     return [
-        f"forget quality is of the {shared} of {n} forget examples that the reference has{first and f', of {first}'}"
+        f"forget quality is of the {shared} of {n} forget examples that the reference has, of the first {FIRST_ROWS}"
     ]
 
 
