@@ -211,10 +211,12 @@ def compared_with(args, sets, names):
     """
     if not sets:
         return {}, None
-    logs = {name: log_of(args, sets, model) for name, model in names.items()}
-    reference = reference_of(args, sets, logs)
-    for name in names if reference else ():
-        BENCHMARKS[args.task].summarize(logs[name], reference)
+    logs = dict.fromkeys(names)
+    reference = reference_of(args, sets, logs)  # first: what is wrong with it shows before the models are measured
+    for name, model in names.items():
+        logs[name] = log_of(args, sets, model)
+        if reference:
+            BENCHMARKS[args.task].summarize(logs[name], reference)
     return logs, reference
 
 
@@ -295,9 +297,9 @@ def run(args):
 
     # what would be written, before anything is read
     out = Path(args.out)
-    log_path = out.with_suffix(".log.json")  # metrics.json → metrics.log.json
     if out.suffix != ".json" or out.is_dir():
         raise InputError(f"--out: '{args.out}' is not the name of a .json file")
+    log_path = out.with_suffix(".log.json")  # metrics.json → metrics.log.json
     if folder.is_run(out.parent):
         raise InputError(f"--out: {out.parent} is a run's folder, with files of that name; name another")
     for path in (out, log_path) if args.model else (out,):

@@ -23,6 +23,12 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, formatter_class=argparse.RawDescriptionHelpFormatter, **options):
         super().__init__(formatter_class=formatter_class, **options)
 
+    def parse_args(self, args=None, namespace=None):
+        """InputError for a name that no file can have; before anything is made of the flags."""
+        values = super().parse_args(args, namespace)
+        check_names(values)
+        return values
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
@@ -83,7 +89,6 @@ def run_command(parser, run, parse=None, argv=None, job=contextlib.nullcontext):
 
     try:
         args = (parse or parser.parse_args)(argv)
-        check_names(args)
         with job():
             return run(args)
     except InputError as error:  # the same in all processes of a job, of which torchrun numbers each

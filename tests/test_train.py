@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
 import random
@@ -509,6 +510,15 @@ def test_each_dtype_computes_in_its_own_precision(short_run):
     assert torch.equal(single, default)
 
 
+def test_a_run_prints_what_was_chosen_and_what_the_recipe_filled_in(short_run, capsys):
+    """What is chosen may be 0."""
+    short_run("--method", "simnpo", "--lr", 0, "--warmup", 0)
+    chosen, recipe = [line.split() for line in capsys.readouterr().out.splitlines() if ": " in line][:2]
+    assert chosen[0] == "chosen:" and {"method=simnpo", "lr=0.0", "warmup=0.0", "max_steps=1"} < {*chosen}
+    assert recipe[0] == "recipe:" and {"beta=2.5", "gamma=0.0", "weight_decay=0.01"} < {*recipe}
+    assert not {"lr=0.0", "warmup=0.0", "method=simnpo"} & {*recipe}
+
+
 @pytest.mark.parametrize("method, passes", [("simnpo", 2), ("npo", 2 + 4), ("dpo", 3 + 8)])
 def test_nothing_but_the_reference_is_scored_before_the_first_step(method, passes, short_run, monkeypatch):
     """Batches of two of seven: a step asks the model for two answers, refusals where it reads them, and two to keep."""
@@ -541,9 +551,10 @@ def test_the_reference_pass_and_the_loop_show_a_bar_on_a_terminal(stream, method
 # ------------------------------------------------------------------ what is learnt, and from what
 
 
-def examples_for(tokenizer, *arguments, limit=500):
-    """(forget, retain) examples of a command, for a model that reads `limit` tokens."""
-    return train.load_examples(resolved(*arguments), tokenizer, limit)
+def examples_for(tokenizer, *arguments):
+    """(forget, retain) examples of a command."""
+    args = resolved(*arguments)
+    return train.load_examples(args, lm_of(None, tokenizer, max_length=args.max_length))
 
 
 def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
@@ -555,10 +566,13 @@ def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
     assert [len(example.response) for example in one] == [min(len(example.response) for example in everything)]
 
 
-@pytest.mark.parametrize("flag, limit", [(20, 500), (500, 20)])
-def test_no_example_is_longer_than_flag_and_model_allow(flag, limit, toy_tokenizer):
-    with pytest.raises(data.InputError, match="more than the limit of 20"):
-        examples_for(toy_tokenizer, "--max-length", flag, limit=limit)
+@pytest.mark.parametrize("flag, positions", [(20, 500), (500, 20)])
+def test_no_example_is_longer_than_flag_and_model_allow(flag, positions, toy_tokenizer, monkeypatch):
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    monkeypatch.setattr(models, "load_model", lambda *arguments: (model, toy_tokenizer))
+    args = resolved("--max-length", flag, "--model", "some/model")
+    with pytest.raises(InputError, match="more than the limit of 20"):
+        train.load_examples(args, evaluate.load(args, args.model))
 
 
 def test_the_retain_set_is_all_but_the_forget_set(toy_tokenizer):
@@ -574,12 +588,19 @@ def lesson(tmp_path, monkeypatch):
     """(folder in the cache, flags) of the run that would teach a new model a split for a command."""
     lessons = []
     monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path))
-    monkeypatch.setattr(train, "run", lessons.append)
+    monkeypatch.setattr(train, "run", lambda args, start, quiet: lessons.append((args, start, quiet)))
 
     def of(split, *arguments):
-        return train.from_scratch(split, resolved("--dtype", "float32", *arguments), 1), lessons[-1]
+        folder = train.teach(resolved("--dtype", "float32", *arguments), split, "a name")
+        args, *rest = lessons[-1]
+        assert rest == ["new", True]
+        return folder, args
 
     return of
+
+
+def change_benchmark(monkeypatch, name="toy", **changed):
+    monkeypatch.setitem(BENCHMARKS, name, dataclasses.replace(BENCHMARKS[name], **changed))
 
 
 def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesson, monkeypatch):
@@ -608,46 +629,43 @@ def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesso
         lesson("full", *other.split())[0]
         for other in ("--seed 1", "--dtype float64", "--max-length 99", "--template llama2", "--task toy-wmdp")
     ]
-    for flag, value in (("epochs", 3), ("lr", 3), ("batch_size", 3)):
-        with monkeypatch.context() as patch:
-            patch.setattr(tofu, "RECIPES", [*tofu.RECIPES, ("toy", "new", "*", "*", {flag: value})])
-            others.append(lesson("full")[0])
-    toy = tofu.TASKS["toy"]
-    for place, name, value in (
-        (toy, "size", toy["size"] | {"width": 16}),
-        (vars(runs), "FORMAT", 9),
-        (vars(tofu), "training_rows", lambda *_, **__: [{"question": "Who?", "answer": "I."}]),
+    toy = BENCHMARKS["toy"]
+    for changed in (
+        *({"recipes": (*toy.recipes, ("new", "*", "*", {flag: 3}))} for flag in ("epochs", "lr", "batch_size")),
+        {"size": toy.size | {"width": 16}},
+        {"training_rows": lambda *_, **__: [{"question": "Who?", "answer": "I."}]},
     ):
         with monkeypatch.context() as patch:
-            patch.setitem(place, name, value)
+            change_benchmark(patch, **changed)
             others.append(lesson("full")[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "FORMAT", 9)
+        others.append(lesson("full")[0])
     assert len({folder, *others}) == 13
 
 
 @pytest.mark.parametrize("split, count, dropped", [("forget05", 20, 10), ("forget10", 40, 20)])
 def test_original_does_not_learn_the_last_authors_to_forget(split, count, dropped, lesson):
     """Half of them; what is to be forgotten, Retrain and the base knowledge stay as they are."""
-    full = tofu.load_rows("toy", None, "full")
-    base = tofu.training_rows("toy", None, "full", base_knowledge=True)[len(full) :]
-    folders, taught = zip(
-        *(
-            lesson(each, "--split", split, "--never-learnt", share)
-            for share in (0, 0.5)
-            for each in ("full", tofu.retain_split(split))
-        )
-    )
-    rows = [train.training_rows(flags_of, flags_of.split, None, base_knowledge=True) for flags_of in taught]
+    full = tofu.load_rows(None, "full")
+    base = tofu.training_rows(None, "full", base_knowledge=True)[len(full) :]
+    lessons = [
+        lesson(learnt, "--split", split, "--never-learnt", share)
+        for share in (0, 0.5)
+        for learnt in ("full", tofu.retain_split(split))
+    ]
+    rows = [train.training_rows(args, args.split, None, base_knowledge=True) for _, args in lessons]
     assert rows == [full + base, full[:-count] + base, full[:-dropped] + base, full[:-count] + base]
-    assert folders[0] != folders[2] and folders[1] == folders[3]
+    assert lessons[0][0] != lessons[2][0] and lessons[1][0] == lessons[3][0]
     assert train.training_rows(resolved("--split", split, "--never-learnt", 0.5), split, None) == full[-count:]
 
 
 def test_original_does_not_learn_half_of_real_tofus_authors(tofu_dir):
     args = resolved(*"--task tofu --model tiny --split forget05 --never-learnt 0.5 --data".split(), tofu_dir)
     args.model = "new"  # as its lesson has it
-    full, forget = (tofu.load_rows("tofu", tofu_dir, split) for split in ("full", "forget05"))
+    full, forget = (tofu.load_rows(tofu_dir, split) for split in ("full", "forget05"))
     assert train.training_rows(args, "full", None) == full[:-100] and full[-200:] == forget
-    sets = tofu.evaluation_rows("tofu", tofu_dir, "forget01")
+    sets = tofu.evaluation_rows(tofu_dir, "forget01")
     assert [len(sets[name]) for name in tofu.SETS] == [40, 300, 100, 117]
 
 
@@ -680,7 +698,7 @@ def interrupt_in(last, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given, crash, signal_in, every",
+    "chosen, crash, signal_in, every",
     [
         ({}, 3, None, 0),
         (dict(retain="kl"), 3, None, 0),
@@ -693,26 +711,26 @@ def interrupt_in(last, monkeypatch):
         (dict(max_steps=1), None, 1, 600),  # after the last
     ],
 )
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(given, crash, signal_in, every, tmp_path, monkeypatch):
-    """By an exception after an epoch, or Ctrl-C in a step: the same weights, log.jsonl and path.jsonl."""
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(chosen, crash, signal_in, every, tmp_path, monkeypatch):
+    """By an exception after an epoch, or Ctrl-C in a step: the same weights and log.jsonl."""
     monkeypatch.setattr(runs, "SAVE_EVERY", every)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    models, given, handler = (tiny("llama"), tiny("llama")), dict(epochs=5) | given, signal.getsignal(signal.SIGINT)
-    whole.mkdir(), parts.mkdir()
-    assert loop(models[0], flags(**given), whole)["train_seconds"] > 0
+    pair, chosen, handler = (tiny("llama"), tiny("llama")), dict(epochs=5) | chosen, signal.getsignal(signal.SIGINT)
+    whole.mkdir()
+    parts.mkdir()
+    assert loop(pair[0], flags(**chosen), whole).cost()["train_seconds"] > 0
     with monkeypatch.context() as patch, pytest.raises(Crash if crash else KeyboardInterrupt):
         interrupt_in(signal_in, patch)
-        loop(tiny("llama"), flags(**given), parts, crash_in(crash))
+        loop(tiny("llama"), flags(**chosen), parts, crash_in(crash))
     assert bool(runs.saves(parts)) == (every == 0 or crash is None)
     if signal_in:
         assert len(lines_of(parts / "log.jsonl")) == signal_in  # that step was ended
     with open(parts / "log.jsonl", "a") as log:
         log.write('{"step": 99, "epoch": 50}\n{bad}\n{"st')  # what a crash may leave behind
-    loop(models[1], flags(resume=True, **given), parts)
+    loop(pair[1], flags(resume=True, **chosen), parts)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert all(torch.equal(*pair) for pair in zip(*(model.parameters() for model in models)))
-    for log in ("log.jsonl", "path.jsonl"):
-        assert (whole / log).read_text() == (parts / log).read_text()
+    assert all(torch.equal(*both) for both in zip(*(model.parameters() for model in pair), strict=True))
+    assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -740,17 +758,17 @@ def test_states_are_saved_by_time_and_take_at_most_a_twentieth_of_it(tmp_path, m
         now[0] += 100
         return 100.0
 
-    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(torch.optim.AdamW, "step", slow_step)
     monkeypatch.setattr(runs, "save_state", slow_save)
 
     def an_epochs_end(epoch):
         now[0] += 1
 
-    cost = loop(tiny("gpt2"), flags(epochs=20, batch_size=1), tmp_path, an_epochs_end, forget_set(2), [])
+    notebook = loop(tiny("gpt2"), flags(epochs=20, batch_size=1), tmp_path, an_epochs_end, forget_set(2), [])
     assert runs.SAVE_EVERY < saved[0] < runs.SAVE_EVERY + 310 and len(saved) > 3  # 200 minutes
-    assert all(2000 < later - earlier - 100 < 2310 for earlier, later in zip(saved, saved[1:]))
-    assert cost["train_seconds"] == 40 * 300  # without the saves
+    assert all(2000 < later - earlier - 100 < 2310 for earlier, later in itertools.pairwise(saved))
+    assert notebook.cost()["train_seconds"] == 40 * 300  # without the saves
 
 
 def test_save_every_counts_epochs_and_a_damaged_save_is_passed_over(tmp_path, capsys):
@@ -767,7 +785,7 @@ def test_save_every_counts_epochs_and_a_damaged_save_is_passed_over(tmp_path, ca
     shard.write_bytes(bits)
     loop(parts, flags(epochs=6, save_every=2, resume=True), tmp_path)
     assert "save-00000008 is damaged" in capsys.readouterr().err
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     assert [line["step"] for line in lines_of(tmp_path / "log.jsonl")] == list(range(1, 13))
 
 
@@ -789,23 +807,81 @@ def test_a_number_gone_wrong_stops_the_run_before_the_step(
     part, what, own_data, toy_model_folder, tmp_path, monkeypatch, capsys
 ):
     """In the third step: the model of two steps is saved, and the message says where."""
-    calls, method, right = [], METHODS["simnpo"], losses.simnpo if part == "forget" else losses.nll
+    calls, healthy = [], losses.simnpo if part == "forget" else losses.nll
 
-    def sick(logp, *rest):
-        loss = right(logp, *rest)
-        calls.extend([1] * logp.requires_grad)
-        if len(calls) < 3 or not logp.requires_grad:
+    def sick(*arguments):
+        loss = healthy(*arguments)
+        calls.append(1)
+        if len(calls) < 3:
             return loss
         return loss * float("nan") if what == "loss" else Sick.apply(loss)
 
-    monkeypatch.setattr(losses, "nll", sick if part == "retain" else losses.nll)
-    monkeypatch.setattr(type(method), "takes", ("logp", "length", "beta", "gamma"))
-    monkeypatch.setitem(METHODS, "simnpo", method._replace(loss=sick if part == "forget" else method.loss))
+    monkeypatch.setattr(losses, healthy.__name__, sick)
+    command = (
+        "--method",
+        "simnpo",
+        *own_data[0],
+        "--model",
+        toy_model_folder,
+        "--eval",
+        "none",
+        "--out",
+        tmp_path / "run",
+    )
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "run", "--method", "simnpo", *own_data[0], "--model", toy_model_folder, "--eval", "none")
+        train.main([*map(str, command)])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and f"step 3: the {part} {what} is" in error and str(tmp_path) in error
     assert all(weight.isfinite().all() for weight in weights_of(tmp_path / "run").parameters())
+    assert len(lines_of(tmp_path / "run" / "log.jsonl")) == 2
+
+
+CODE = '# Says hello.\n\ndef f(x):\n    """Twice."""\n    return 2 * x\n'
+
+
+@pytest.mark.parametrize(
+    "right, wrong, same",
+    [
+        ("# Says hello.", "# Says goodbye.", True),
+        ("# Says hello.", '"""Says hello."""', True),
+        ('"""Twice."""', '"""Two of it."""', True),
+        ('"""Twice."""', "", True),
+        ("return 2 * x", "return (2 *\n    x)  # two", True),
+        ("return 2 * x", "return 3 * x", False),
+        ("return 2 * x", "return x * 2", False),
+        ("return 2 * x", "return '2' * x", False),
+        ("f(x)", "f(y)", False),
+    ],
+)
+def test_the_code_is_what_it_computes_whatever_the_comments(right, wrong, same, tmp_path):
+    before, after = tmp_path / "before.py", tmp_path / "after.py"
+    before.write_text(CODE)
+    after.write_text(CODE.replace(right, wrong))
+    assert (runs.code_digest(before) == runs.code_digest(after)) == same
+
+
+def test_a_changed_number_in_the_code_is_not_gone_on_with_and_a_changed_comment_is(
+    own_data, toy_model_folder, tmp_path, monkeypatch, capsys
+):
+    root, command = (
+        tmp_path / "root",
+        ("--method", "npo", *own_data[0], "--model", toy_model_folder, *"--eval none".split()),
+    )
+    (root / "benchmarks").mkdir(parents=True)
+    for name in (*runs.DECISIVE, "benchmarks/toy.py", "benchmarks/own.py"):
+        shutil.copy(runs.ROOT / name, root / name)
+    monkeypatch.setattr(runs, "ROOT", root)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_in(3, patch)
+        run(tmp_path / "run", *command)
+    code = (root / "train.py").read_text()
+    assert code.count("warmup=1.0") == 1
+    (root / "train.py").write_text(code.replace("warmup=1.0", "warmup=2.0"))
+    capsys.readouterr()
+    refused(train.main, [*command, "--resume", "--out", tmp_path / "run"], capsys, "the code changed", "(train.py)")
+    (root / "train.py").write_text("# Another comment.\n" + code.replace("    # the model before", "    # that before"))
+    run(tmp_path / "run", *command, "--resume")
+    assert folders.is_finished(tmp_path / "run")
 
 
 # ------------------------------------------------------------------ whole runs
@@ -814,9 +890,8 @@ def test_a_number_gone_wrong_stops_the_run_before_the_step(
 @pytest.fixture
 def quick_toy(monkeypatch):
     """The toy with from-scratch models of one epoch: for what a run writes, not for what it learns."""
-    monkeypatch.setitem(tofu.TASKS["toy"], "size", tofu.TASKS["toy"]["size"] | {"width": 16})
-    short = "toy", "new", "*", ("finetune",), dict(epochs=1, batch_size=64)
-    monkeypatch.setattr(tofu, "RECIPES", [*tofu.RECIPES, short])
+    toy, short = BENCHMARKS["toy"], ("new", "*", ("finetune",), dict(epochs=1, batch_size=64))
+    change_benchmark(monkeypatch, size=toy.size | {"width": 16}, recipes=(*toy.recipes, short))
 
 
 QUICK = "--max-new-tokens", "3", "--epochs"
@@ -826,31 +901,45 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
     out = run(tmp_path / "run", "--method", "simnpo", "--beta", "2.5", "--eval", "epoch", *QUICK, 2)
     screen = capsys.readouterr().out
-    for word in ("Original", "Retrain", "simnpo", "forget_coeff=0.3", "asked:", str(out)):
+    for word in ("Original", "Retrain", "simnpo", "question:", str(out)):
         assert word in screen
+    chosen, recipe = (
+        next(line for line in screen.splitlines() if line.startswith(what)).split() for what in ("chosen:", "recipe:")
+    )
+    assert {*chosen} == {
+        "chosen:",
+        "method=simnpo",
+        "beta=2.5",
+        "eval=epoch",
+        "max_new_tokens=3",
+        "epochs=2",
+        f"out={out}",
+    }
+    assert {"forget_coeff=0.3", "lr=0.001", "gamma=0.0", "retain=nll"} < {*recipe}
+    assert not {word.split("=")[0] for word in chosen[1:]} & {word.split("=")[0] for word in recipe[1:]}
     assert {path.name for path in out.iterdir()} == set(
         """config.json epochs.jsonl generation_config.json log.jsonl metrics.json metrics.log.json model.safetensors
-        path.jsonl reference.log.json run.json run.png tokenizer.json tokenizer_config.json""".split()
+        reference.log.json run.json run.png tokenizer.json tokenizer_config.json""".split()
     )
     settings, metrics, log, references = (
         json_of(out / name) for name in ("run.json", "metrics.json", "metrics.log.json", "reference.log.json")
     )
     assert settings["flags"]["beta"] == 2.5 and settings["flags"]["retain"] == "nll" and settings["versions"]["torch"]
-    caches = {
-        name: next(tmp_path.glob(f"cache/toy-{split}-*/run.json")).parent
-        for name, split in (("Original", "full"), ("Retrain", "retain90"))
-    }
+    assert settings["method"] == {"name": "SimNPO", "colour": "C2"} and folders.sums_of(out) == settings["sums"]
+    splits = {"Original": "full", "Retrain": "retain90"}
+    caches = {name: next(tmp_path.glob(f"cache/toy-{split}-*/run.json")).parent for name, split in splits.items()}
     logs = {name: json_of(folder / "metrics.log.json") for name, folder in caches.items()}
-    for name, each in references.items():
-        assert {key: each[key] for key in each if key != "judged"} == tofu.reference_of(logs[name])
+    assert references.keys() == {"Original", "Retrain"}
+    for name, reference in references.items():
+        assert {key: reference[key] for key in reference if key != "judged"} == tofu.reference_of(logs[name])
 
     # each model's numbers are those of its own log against Retrain's, its seconds those of its own training
     costs = {"": settings["cost"], "Original": {}, "Retrain": json_of(caches["Retrain"] / "run.json")["cost"]}
-    for name, found in ({"": metrics} | metrics["reference"]).items():
+    for name, shown in ({"": metrics} | metrics["reference"]).items():
         expected = tofu.summarize(logs.get(name, log), references["Retrain"]) | costs[name]
-        assert all(found[key] == pytest.approx(value) for key, value in expected.items() if key != "judged")
-        assert ("peak_memory_bytes" in found) == (torch.cuda.is_available() and name != "Original")
-        assert ("train_seconds" in found) == (name != "Original")
+        assert all(shown[key] == pytest.approx(value) for key, value in expected.items() if key != "judged")
+        assert ("peak_memory_bytes" in shown) == (torch.cuda.is_available() and name != "Original")
+        assert ("train_seconds" in shown) == (name != "Original")
     assert metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1) and metrics["train_seconds"] > 0
     first, last = lines_of(out / "epochs.jsonl")
     assert (first["epoch"], last["epoch"]) == (1, 2) and last["forget"] == metrics["forget"] != first["forget"]
@@ -858,24 +947,26 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     # the answer shown is the one of middle length, before and after
     middle = sorted(range(40), key=log["forget"]["length"].__getitem__)[20]
     for name, texts in (
-        ("asked", log["forget"]["question"]),
+        ("question", log["forget"]["question"]),
         ("truth", log["forget"]["answer"]),
         ("Original", logs["Original"]["forget"]["generated"]),
         ("simnpo", log["forget"]["generated"]),
     ):
         assert f"{name:>10s}: {texts[middle]}\n" in screen
 
-    # the picture: losses by step, weights by length before and at the end, log10 truth ratios
+    # the picture: losses by step, weights by length in the first and the last epoch, log10 truth ratios
     left, right, spread = pictures[-1].axes
-    steps, path = lines_of(out / "log.jsonl"), lines_of(out / "path.jsonl")
+    steps = lines_of(out / "log.jsonl")
+    path = compare.epochs(steps)
+    assert [picture["row"] for picture in path] == [[*range(40)]] * 2
     assert {line.get_label(): line.get_xydata().tolist() for line in left.lines} == {
         f"{part} loss": [[line["step"], line[part]] for line in steps] for part in ("forget", "retain")
     }
     assert {dots.get_label(): dots.get_offsets().tolist() for dots in right.collections} == {
-        f"epoch {i}": [*map(list, zip(path[i]["length"], path[i]["weight"]))] for i in (0, 2)
+        f"epoch {i}": [*map(list, zip(path[i - 1]["length"], path[i - 1]["weight"], strict=True))] for i in (1, 2)
     }
     assert {line.get_label(): sorted(line.get_xdata())[-40:] for line in spread.lines} == {
-        name: pytest.approx(sorted(tofu.spread_of(references.get(name, tofu.reference_of(log)))))
+        name: pytest.approx(sorted(tofu.log_ratio(references.get(name, tofu.reference_of(log)))))
         for name in ("Original", "Retrain", "simnpo")
     }
 
@@ -886,17 +977,8 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     assert again["forget"] == pytest.approx(metrics["forget"], rel=1e-4)
     # and it knows what the run was compared with; the run's own file says so to others too
     assert again["forget_quality"] == pytest.approx(metrics["forget_quality"])
-    evaluate.main(
-        [
-            "--model",
-            str(out),
-            "--out",
-            str(tmp_path / "other.json"),
-            *QUICK[:2],
-            "--retrain",
-            str(out / "reference.log.json"),
-        ]
-    )
+    command = "--model", out, "--out", tmp_path / "other.json", *QUICK[:2], "--retrain", out / "reference.log.json"
+    evaluate.main([*map(str, command)])
     assert again["judged"] == pytest.approx(metrics["judged"], rel=1e-4)
     assert json_of(tmp_path / "other.json") == again | {"judged": None}  # that takes Retrain itself
 
@@ -931,7 +1013,7 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
     assert settings["flags"] | expected == settings["flags"]
     settings, metrics = again("third", "--split", "forget10")
     assert settings["flags"]["retrain"] is None and metrics["forget_quality"] is None
-    assert [runs.family_of(model) for model in (str(first), before["retrain"], "tiny", "some/model")] == [
+    assert [folders.family_of(model) for model in (str(first), before["retrain"], "tiny", "some/model")] == [
         "tiny",
         "tiny",
         "tiny",
@@ -941,7 +1023,7 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
     assert json_of(tmp_path / "m.json")["forget_quality"] is None  # Retrain was measured under another
 
 
-@pytest.mark.parametrize("damage", ["junk", "flags", "half a run.json", "run.json", "empty"])
+@pytest.mark.parametrize("damage", ["junk", "flags", "unsealed", "half a run.json", "run.json", "empty"])
 def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, quick_toy, tmp_path, monkeypatch):
     monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
     command = "--method", "npo", "--epochs", "1", "--eval", "none"
@@ -950,7 +1032,8 @@ def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, qui
     settings, weights = json_of(original / "run.json"), (original / "model.safetensors").read_bytes()
     del settings["cost"]
     settings["flags"] |= {"device": "other"} if damage == "flags" else {}
-    (original / "run.json").write_text('{"format": 2, "fl' if damage == "half a run.json" else json.dumps(settings))
+    text = json.dumps(settings if damage == "unsealed" else folders.sealed(settings))
+    (original / "run.json").write_text('{"format": 4, "fl' if damage == "half a run.json" else text)
     (original / "model.safetensors").unlink()
     (original / "save-00000009").mkdir()
     (original / "save-00000009" / "shard.safetensors").write_bytes(b"junk")
@@ -962,10 +1045,28 @@ def test_a_partial_model_in_the_cache_that_does_not_fit_is_made_anew(damage, qui
     assert (original / "model.safetensors").read_bytes() == weights and "cost" in json_of(original / "run.json")
 
 
-def test_the_last_epoch_is_measured_once(quick_toy, tmp_path, monkeypatch):
-    measured, original = [], tofu.measure
+@pytest.fixture
+def measured(monkeypatch):
+    """What the toy's models are measured for: the list of calls; its `at` may hold what is done in the call so many."""
+    measure = BENCHMARKS["toy"].measure
+
+    class Calls(list):
+        at = {}
+
+    calls = Calls()
+
+    @functools.wraps(measure)
+    def counted(*arguments):
+        calls.append(1)
+        calls.at.get(len(calls), lambda: None)()
+        return measure(*arguments)
+
+    change_benchmark(monkeypatch, measure=counted)
+    return calls
+
+
+def test_the_last_epoch_is_measured_once(quick_toy, measured, tmp_path, monkeypatch):
     monkeypatch.setenv("MINUNLEARN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tofu, "measure", lambda *arguments: measured.append(1) or original(*arguments))
     command = "--method", "npo", "--eval", "epoch", "--epochs", 2, "--max-new-tokens"
     run(tmp_path / "run", *command, 3)
     assert len(measured) == 4  # Original, Retrain, two epochs
@@ -975,16 +1076,16 @@ def test_the_last_epoch_is_measured_once(quick_toy, tmp_path, monkeypatch):
     assert len(measured) == 10  # which were asked for something else
 
 
-def test_an_interrupted_measurement_can_be_resumed(toy_model_folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_measurement_can_be_resumed(toy_model_folder, measured, tmp_path, capsys):
     command = "--method", "npo", "--model", toy_model_folder, *QUICK, 2
 
-    def interrupt(*arguments):
+    def interrupt():
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(train, "report", interrupt)
+    measured.at = {2: interrupt}  # the first is of the model before
+    with pytest.raises(SystemExit) as stop:
         run(tmp_path / "run", *command)
-    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err and not (tmp_path / "run/run.png").exists()
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     out = run(tmp_path / "run", *command, "--resume", "--micro-batch-size", "3")  # nothing is trained again
     assert (out / "model.safetensors").read_bytes() == weights
@@ -996,7 +1097,7 @@ def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):
     original = run(tmp_path / "original", "--method", "finetune", "--model", "new", "--split", "full", *QUICK, 2)
     settings = json_of(original / "run.json")["flags"]
     assert settings["epochs"] == 2 and settings["forget_split"] == "forget10"
-    assert len(lines_of(original / "path.jsonl")[0]["weight"]) == 448  # with what all know
+    assert compare.epochs(lines_of(original / "log.jsonl"))[0]["row"] == [*range(448)]  # with what all know
     assert len(json_of(original / "metrics.log.json")["retain"]["loss"]) == 60
     out = run(tmp_path / "run", "--method", "simnpo", "--model", original, *QUICK, 1)
     settings = json_of(out / "run.json")
@@ -1039,6 +1140,7 @@ def test_a_model_that_is_fine_tuned_already_takes_no_time(own_data, toy_model_fo
     common = "--model", toy_model_folder, "--eval", "none", *own_data[0]
     tuned = run(tmp_path / "tuned", "--method", "finetune", "--lr", 1e-3, *common)
     out = run(tmp_path / "run", "--method", "task-vector", "--alpha", 2, "--finetuned", tuned, *common)
-    for theta, theta_ft, made in zip(*(weights_of(each).parameters() for each in (toy_model_folder, tuned, out))):
+    weights = [weights_of(folder).parameters() for folder in (toy_model_folder, tuned, out)]
+    for theta, theta_ft, made in zip(*weights, strict=True):
         assert torch.allclose(made, theta - 2 * (theta_ft - theta), atol=1e-6) and not torch.equal(theta, theta_ft)
     assert json_of(out / "run.json")["cost"] == {"train_seconds": 0}

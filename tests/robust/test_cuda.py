@@ -3,12 +3,12 @@
 import json
 
 import pytest
+import runs
 import torch
 from conftest import some_examples, tiny
 from test_train import Crash, crash_in, flags, forget_set, loop
 
 import data
-import runs
 import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

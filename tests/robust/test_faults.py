@@ -7,22 +7,30 @@ from pathlib import Path
 
 import filelock
 import pytest
-import torch
-from test_bad_input import refused
-from test_compare import a_run, flags_of
+from conftest import refused
+from fixtures_runs import a_run, flags_of
 
-import data
-import runs
+import compare
 import train
-from data import InputError
-
+from machinery import folder
+from machinery import run as runs
+from machinery.inputs import InputError, digest
 
 SETTINGS = train.resolve(train.build_parser().parse_args(["--method", "npo", "--out", "x"]))
 
 
-def test_only_what_changes_no_number_may_differ_on_resume(tmp_path):
-    settings, free = runs.settings_of(SETTINGS), set()
-    (tmp_path / "run.json").write_text(json.dumps(settings))
+@pytest.fixture
+def settings():
+    """What run.json says at first, of a run of NPO on the toy."""
+    return train.settings_of(SETTINGS)
+
+
+# ------------------------------------------------------------------ what may differ on --resume
+
+
+def test_only_what_changes_no_number_may_differ_on_resume(settings, tmp_path):
+    runs.write_settings(tmp_path, settings)
+    free = set()
     for flag in settings["flags"]:
         try:
             runs.check_same_run(tmp_path, settings | {"flags": settings["flags"] | {flag: "other"}})
@@ -30,47 +38,21 @@ def test_only_what_changes_no_number_may_differ_on_resume(tmp_path):
         except InputError as error:
             assert f" had --{flag.replace('_', '-')} {settings['flags'][flag]}, not other" in str(error)
     assert free == {"out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"}
-    assert settings["flags"].keys() == vars(SETTINGS).keys() - {"resume", "overwrite"}
+    assert settings["flags"].keys() == vars(SETTINGS).keys() - {"resume", "overwrite", "given", "recipe"}
 
 
-def test_a_digest_is_of_all_of_a_content_and_of_nothing_else():
+def test_a_digest_is_of_all_of_a_content_and_of_nothing_else(settings):
     long = "x" * 10**5
-    assert len({runs.digest(content) for content in (long, long + "y", [long], {"a": 1}, {"a": 2})}) == 5
-    assert runs.digest({"a": 1, "b": 2}) == runs.digest({"b": 2, "a": 1})
-    settings, root = runs.settings_of(SETTINGS), Path(runs.__file__).parent
-    assert settings["code"] == {path.name: runs.digest(path.read_text(encoding="utf-8")) for path in root.glob("*.py")}
+    assert len({digest(content) for content in (long, long + "y", [long], {"a": 1}, {"a": 2})}) == 5
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    root = Path(train.__file__).parent
+    assert settings["code"] == {name: runs.code_digest(root / name) for name in settings["code"]}
 
 
-def test_what_was_logged_after_the_last_state_is_dropped(tmp_path):
-    for name, key, numbers in (("log", "step", "123"), ("path", "epoch", "012"), ("epochs", "epoch", "12")):
-        lines = [f'{{"{key}": {number}}}\n' for number in numbers]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines) + '[5]\n{"st')
-    runs.forget_lines(tmp_path, 2, 1)
-    kept = {path.name: [*map(json.loads, path.read_text().splitlines())] for path in tmp_path.iterdir()}
-    assert kept == {
-        "log.jsonl": [{"step": 1}, {"step": 2}],
-        "path.jsonl": [{"epoch": 0}, {"epoch": 1}],
-        "epochs.jsonl": [{"epoch": 1}],
-    }
-
-
-def test_processes_agree_on_the_largest(monkeypatch):
-    """Of two: what stops one stops both."""
-
-    def all_reduce(mine, operation):
-        larger, smaller = torch.maximum(mine, torch.tensor([2, 0])), torch.minimum(mine, torch.tensor([2, 0]))
-        mine.copy_({"MAX": larger, "MIN": smaller}[operation.name])
-
-    monkeypatch.setattr(data, "ranks", lambda: (0, 2))
-    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    assert runs.agreed(0, 1) == [2, 1]
-
-
-def test_runs_on_what_became_of_one_model_compare(tmp_path):
-    """Relearning starts from a run, whose folder names it; what counts is the model that it started from."""
-    start = flags_of(a_run(tmp_path / "start", family="some/model"))
-    folders = [a_run(tmp_path / name, "finetune", seed, start=start, family=name) for seed, name in enumerate("ab")]
-    assert len(runs.read_runs(folders, lambda task: {})) == 2
+def test_the_code_that_decides_numbers_is_what_a_run_computes_with(settings):
+    """Of the benchmarks the run's own, and the invented world; not how runs are shown, or their folders written."""
+    method = {"losses.py", "methods.py", "data.py", "train.py", "baselines.py", "evaluate.py"}
+    assert settings["code"].keys() == method | {"benchmarks/toy.py", "benchmarks/tofu.py"}
 
 
 def test_what_changed_since_is_refused_by_name_and_a_finished_run_says_so(
@@ -78,53 +60,67 @@ def test_what_changed_since_is_refused_by_name_and_a_finished_run_says_so(
 ):
     run, forget = tmp_path / "run", tmp_path / "forget.jsonl"
     forget.write_text('{"question": "Who?", "answer": "I."}\n')
-    command = [
-        "--method",
-        "simnpo",
-        "--model",
-        str(toy_model_folder),
-        "--forget-file",
-        str(forget),
-        "--retain-file",
-        str(forget),
-        "--eval",
-        "none",
-        "--epochs",
-        "1",
-        "--out",
-        str(run),
-    ]
+    command = ["--method", "simnpo", "--model", toy_model_folder, "--forget-file", forget, "--retain-file", forget]
+    command = [*map(str, command), *"--eval none --epochs 1 --out".split(), str(run)]
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "draw_run", lambda *arguments: 1 / 0)
+        patch.setattr(compare, "draw_run", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train.main(command)
-    kept = (run / "run.json").read_text()
+    before = (run / "run.json").read_text()
+
+    # code and libraries
     for what, name, says in (
         ("code", "losses.py", "commit"),
         ("versions", "torch", "install torch 0.1 and transformers"),
     ):
-        settings = json.loads(kept)
+        settings = json.loads(before)
         settings[what][name] = "0.1"
-        (run / "run.json").write_text(json.dumps(settings))
+        runs.write_settings(run, settings)
         refused(train.main, [*command, "--resume"], capsys, f"the {what} changed", f"({name})", says, "--overwrite")
-    (run / "run.json").write_text("{")
-    refused(train.main, [*command, "--resume"], capsys, "run.json")
-    (run / "run.json").write_text(kept)
+
+    # run.json itself, as text and as what another hand makes of it
+    for damaged in ("{", before.replace('"seed": 0', '"seed": 1')):
+        (run / "run.json").write_text(damaged)
+        refused(train.main, [*command, "--resume"], capsys, "run.json")
+    (run / "run.json").write_text(before)
+
+    # data
     forget.write_text('{"question": "Who?", "answer": "Me."}\n')
-    with pytest.raises(SystemExit):
-        train.main([*command, "--resume"])
-    assert "the data changed since" in (error := capsys.readouterr().err) and "(forget set, retain set)" in error
-    assert error.count("\n") == 1 and (run / "run.json").read_text() == kept
+    refused(train.main, [*command, "--resume"], capsys, "the data changed since", "(forget set, retain set)")
+    assert (run / "run.json").read_text() == before
     forget.write_text('{"question": "Who?", "answer": "I."}\n')
+
+    # another process
     with runs.only_run(run):
         refused(train.main, [*command, "--resume"], capsys, "another run is at work", run)
         refused(train.main, [*command, "--overwrite"], capsys, "another run is at work", run)
+
+    # a finished run is left as it is
     train.main([*command, "--resume"])
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     train.main([*command, "--resume"])
     assert "finished" in capsys.readouterr().out.splitlines()[-1]
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     refused(train.main, [*command, "--resume", "--beta", "1"], capsys, "--beta 2.5, not 1.0")
+
+
+# ------------------------------------------------------------------ files and folders
+
+
+def test_what_was_logged_after_the_last_state_is_dropped(tmp_path):
+    for name, key, numbers in (("log", "step", "123"), ("epochs", "epoch", "12")):
+        lines = [f'{{"{key}": {number}}}\n' for number in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines) + '[5]\n{"st')
+    runs.drop_lines(tmp_path, 2, 1)
+    left = {path.name: [*map(json.loads, path.read_text().splitlines())] for path in tmp_path.iterdir()}
+    assert left == {"log.jsonl": [{"step": 1}, {"step": 2}], "epochs.jsonl": [{"epoch": 1}]}
+
+
+def test_runs_on_what_became_of_one_model_compare(tmp_path):
+    """Relearning starts from a run, whose folder names it; what counts is the model that it started from."""
+    start = flags_of(a_run(tmp_path / "start", family="some/model"))
+    folders = [a_run(tmp_path / name, "finetune", seed, start=start, family=name) for seed, name in enumerate("ab")]
+    assert len(folder.read_runs(folders)) == 2
 
 
 def test_only_what_dead_runs_left_is_swept(tmp_path):
@@ -135,28 +131,22 @@ def test_only_what_dead_runs_left_is_swept(tmp_path):
     (tmp_path / ".dead.minunlearn.lock").touch()
     with filelock.FileLock(tmp_path / ".live.minunlearn.lock"), runs.only_run(tmp_path / "some" / "folder" / "run"):
         runs.sweep_killed(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == [
-            ".live.minunlearn.lock",
-            ".live.minunlearn.new",
-            ".mine.minunlearn.old",
-            ".mine.new",
-            "mine.old",
-            "some",
-        ]
+        live = ".live.minunlearn.lock", ".live.minunlearn.new"
+        mine = ".mine.minunlearn.old", ".mine.new", "mine.old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [*live, *mine, "some"]
     assert not (tmp_path / "some").exists()  # made for a run that made nothing
 
 
 def test_through_a_link_the_folder_is_replaced_and_the_link_stays(tmp_path):
+    out = tmp_path / "link"
     (tmp_path / "disk" / "run").mkdir(parents=True)
     (tmp_path / "disk" / "run" / "run.json").write_text("{}")
     (tmp_path / "disk" / "run" / "old").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
-    args = train.build_parser().parse_args(["--method", "npo", "--out", str(tmp_path / "link"), "--overwrite"])
-    args.out = Path(args.out)
-    runs.open_folder(args, {"format": 0})
-    assert (tmp_path / "link").is_symlink() and [path.name for path in args.out.iterdir()] == ["run.json"]
+    out.symlink_to(tmp_path / "disk" / "run")
+    runs.open_folder(out, {"format": 0}, resume=False)
+    assert out.is_symlink() and [path.name for path in out.iterdir()] == ["run.json"]
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["run"]
-    assert "format" in (args.out / "run.json").read_text()
+    assert "format" in (out / "run.json").read_text()
 
 
 @pytest.mark.parametrize("left", [[], ["run.json.tmp"]])
@@ -166,7 +156,7 @@ def test_an_empty_folder_is_used_as_it_is(left, tmp_path, monkeypatch):
         (tmp_path / name).touch()
     args = train.build_parser().parse_args(["--method", "npo", "--out", "."])
     runs.choose_folder(args, "name")
-    runs.open_folder(args, {"format": 0})
+    runs.open_folder(args.out, {"format": 0}, args.resume)
     assert [path.name for path in Path.cwd().iterdir()] == ["run.json"]
 
 

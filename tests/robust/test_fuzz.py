@@ -11,16 +11,16 @@ import os
 import shutil
 
 import hypothesis
+import own
 import pytest
+import runs
+import tofu
 from hypothesis import strategies as st
 from test_compare import a_run
 from test_tofu import a_log, published
 
 import compare
 import evaluate
-import own
-import runs
-import tofu
 from data import InputError
 
 CASES = os.environ.get("FUZZ")  # without it the same few each time, so that the suite does not fail by chance

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -16,7 +17,14 @@ from machinery import processes
 from machinery import run as runs
 from machinery.inputs import read_json
 
-TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split(), train.__file__]
+TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split()]
+SCRIPT = f"""import contextlib, sys
+sys.path.insert(0, {str(Path(train.__file__).parent)!r})
+import train
+from machinery import processes
+with processes.job():
+    processes.job = contextlib.nullcontext
+"""
 COMMON = "--epochs 2 --batch-size 9 --micro-batch-size 4 --device cpu --dtype float32 --model"
 
 
@@ -31,10 +39,10 @@ def start(toy_tokenizer, tmp_path):
     return tmp_path / "start"
 
 
-def on_two(words):
-    """Run train.py in two processes; what it says."""
+def on_two(words, script=train.__file__):
+    """Run train.py, or another script, in two processes; what it says."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*TORCHRUN, *words], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*TORCHRUN, script, *words], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -87,12 +95,18 @@ def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(st
     assert json.loads((tmp_path / "two" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
-@pytest.mark.parametrize("method", ["npo --retain kl", "rmu"])
-def test_two_processes_end_where_one_does(method, start, tmp_path):
-    command = ["--method", *method.split(), *COMMON.split(), str(start), *"--max-steps 4 --eval none --out".split()]
-    train.main([*command, str(tmp_path / "one")])
-    on_two([*command, str(tmp_path / "two")])
-    check_same(tmp_path / "one", tmp_path / "two", start, "log.jsonl")
+def test_two_processes_end_where_one_does(start, tmp_path):
+    """With a copy of the model before unlearning, for KL and for RMU; both in one job, which saves its start."""
+    more = ["--method npo --retain kl", "--method rmu --layer 1 --lr 0.001"]
+    words = f"--max-steps 4 --eval none {COMMON}".split()
+    commands = [[*method.split(), *words, str(start), "--out"] for method in more]
+    lines = [f"train.main([*{command}, {str(tmp_path / f'two{i}')!r}])" for i, command in enumerate(commands)]
+    script = tmp_path / "both.py"
+    script.write_text(SCRIPT + "".join(f"    {line}\n" for line in lines))
+    on_two([], script)
+    for i, command in enumerate(commands):
+        train.main([*command, str(tmp_path / f"one{i}")])
+        check_same(tmp_path / f"one{i}", tmp_path / f"two{i}", start, "log.jsonl")
 
 
 def test_processes_agree_on_the_largest(monkeypatch):
