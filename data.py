@@ -302,6 +302,11 @@ def microbatches(examples, size):
             yield [0], float("inf")
 
 
+def warmup_steps(args, steps, epoch_steps):
+    """Length of the warm-up of `steps` steps: `warmup_share` of them, or without it `warmup` epochs."""
+    return args.warmup * epoch_steps if args.warmup_share is None else args.warmup_share * steps
+
+
 def learning_rate(step, steps, warmup, highest):
     """Of a step, counted from 1: linear to `highest` over `warmup` steps, then linear towards 0."""
     rising = step / (warmup + 1)

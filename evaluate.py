@@ -178,19 +178,29 @@ class LM(NamedTuple):
     def next_token_logps(self, examples, token_ids):
         """Log-probability of each of `token_ids` after each example's prompt, in nats: a list of lists of floats.
 
-        The output layer computes in full precision: in bfloat16 near tokens would tie, and the first of them win.
+        From the model's own forward, so that what it does to its logits (a scale, a cap) counts. Under bfloat16 its
+        output layer still computes in the precision of its weights: else near tokens would tie, and the first of
+        them win.
         """
+
+        def in_full(layer, inputs, output):
+            with torch.autocast(self.model.device.type, enabled=False):
+                return layer.forward(inputs[0].to(layer.weight.dtype))
 
         def answer(batch):
             input_ids, _ = data.collate(batch, pad_id=0)
-            last = torch.tensor([len(example.prompt) - 1 for example in batch])
-            hidden = self.model.base_model(input_ids.to(self.model.device), use_cache=False).last_hidden_state
-            with torch.autocast(self.model.device.type, enabled=False):
-                hidden = hidden[torch.arange(len(batch)), last].to(self.model.dtype)
-                logits = self.model.get_output_embeddings()(hidden)
+            lengths = torch.tensor([len(example.prompt) for example in batch])
+            last = torch.arange(input_ids.shape[1]) == lengths[:, None] - 1
+            device = self.model.device
+            logits = self.model(input_ids.to(device), use_cache=False, logits_to_keep=last.to(device)).logits
             return logits.log_softmax(-1)[:, token_ids].float().tolist()
 
-        return self.in_batches(answer, examples, "answering")
+        hook = self.model.get_output_embeddings().register_forward_hook(in_full)
+        try:
+            prompts = [data.Example(example.prompt, []) for example in examples]
+            return self.in_batches(answer, prompts, "answering")
+        finally:
+            hook.remove()
 
     @torch.no_grad()
     def in_batches(self, function, examples, desc):

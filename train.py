@@ -43,7 +43,7 @@ RECIPES = [
         "*",
         dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll", warmup=1.0, weight_decay=0.01),
     ),
-    ("*", "*", dict(batch_size=32)),
+    ("*", "*", dict(batch_size=32, clip=0.0)),
     ("*", ("finetune", "ga", "task-vector"), dict(retain="none")),
     ("*", ("task-vector",), dict(alpha=1.0)),
     ("*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
@@ -127,6 +127,7 @@ def train(model, forget, retain, args, run):
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
+    warmup = data.warmup_steps(args, steps, epoch_steps)
     done = run.resume(model, optimizer)  # steps behind us, 0 for a new run
     schedule = data.batches(len(answers), len(retain), args.batch_size, args.seed)
 
@@ -154,9 +155,11 @@ def train(model, forget, retain, args, run):
             run.check_finite(step, "retain", len(drawn), model)
 
             # step: linear warm-up, then linear decay
-            rate = data.learning_rate(step, steps, args.warmup * epoch_steps, args.lr)
+            rate = data.learning_rate(step, steps, warmup, args.lr)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if args.clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
 
             # a line of log.jsonl with every sequence met; now and then, or on Ctrl-C, what --resume needs
@@ -400,6 +403,8 @@ def defaults_of(given):
         unused |= set(flags.TRAINING)
     if given.epochs is not None:
         unused.add("max_steps")
+    if given.warmup is not None:
+        unused.add("warmup_share")
     fits = given.batch_size or filled["batch_size"]
     filled["micro_batch_size"] = min(filled["micro_batch_size"], fits)  # only what fits well
     filled = {flag: value for flag, value in filled.items() if flag not in unused}

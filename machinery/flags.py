@@ -12,7 +12,7 @@ from machinery import folder, processes
 from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
-TRAINING = "lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"
+TRAINING = "lr", "weight_decay", "clip", "warmup", "warmup_share", "epochs", "max_steps", "batch_size", "subset"
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
 INHERITED = (
@@ -38,9 +38,9 @@ def add_what(parser, methods, tasks):
     add_task(add, tasks)
     add(
         "--split",
-        help="what to forget: toy, tofu: forget05, forget10, tofu also 01; muse: forget, News also scal_1 … 4, sust_1 "
-        "… 4; wmdp: bio, cyber, both. With --method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) "
-        "retain1, retain, or full",
+        help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (20, 30, 50 and 90, which some copies of the "
+        "data have); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method finetune, "
+        "what to learn: also retain90, …95, (tofu) …99, (muse) retain1, retain, or full",
     )
     add(
         "--subset",
@@ -136,7 +136,14 @@ def add_recipe(parser, methods):
     )
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
     add("--weight-decay", type=number(float, 0), help="AdamW's")
+    add("--clip", type=number(float, 0), metavar="NORM", help="most of a step's gradient norm; 0: no clipping")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
+    add(
+        "--warmup-share",
+        type=number(float, 0, high=1),
+        metavar="SHARE",
+        help="its length as a share of all steps, whatever --warmup",
+    )
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
