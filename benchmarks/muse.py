@@ -13,7 +13,7 @@ toy.py's invented world. Rows of its data set: `raw` and `privleak` hold `text`,
 import functools
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from benchmarks import toy
 from benchmarks.protocol import Benchmark, Column

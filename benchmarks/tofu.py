@@ -18,8 +18,7 @@ import sys
 import warnings
 
 import numpy as np
-import scipy.special
-import scipy.stats
+import scipy
 
 from benchmarks import toy
 from benchmarks.protocol import Benchmark, Column

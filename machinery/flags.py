@@ -241,12 +241,11 @@ def defaults(given, benchmarks):
 
 def print_settings(args):
     """What the user chose, and what the recipe filled in; the rest is in run.json."""
-    chosen = {flag: value for flag, value in vars(args.given).items() if value not in (None, False)}
+    chosen = {flag: value for flag, value in vars(args.given).items() if value is not None and value is not False}
     filled = {flag: getattr(args, flag) for flag in args.recipe if flag not in chosen}
     for what, values in (("chosen", chosen), ("recipe", filled)):
-        print(
-            f"{what}: ", " ".join(f"{flag}={value}" for flag, value in values.items() if value is not None), flush=True
-        )
+        words = [f"{flag}={value}" for flag, value in values.items() if value is not None]
+        print(f"{what}:", *words, flush=True)
 
 
 # ------------------------------------------------------------------ what goes together

@@ -1,7 +1,7 @@
 """Means with their spread, and where a path crosses a level. numpy and scipy only."""
 
 import numpy as np
-import scipy.stats
+import scipy  # which loads its parts when they are first used
 
 
 def spread(values, form=".3f"):

@@ -1,135 +1,59 @@
 """Runs compared: tables, answers, claims, paths and figures of small made-up runs, each number by hand."""
 
 import io
-import json
 import math
 import statistics
 import sys
 
+import claims
+import common
+import figures
 import matplotlib.figure
 import numpy as np
+import paths
 import pytest
 import scipy.stats
+from conftest import refused
+from fixtures_runs import (
+    LENGTHS,
+    UNSEEN,
+    WAYS,
+    a_run,
+    another_run,
+    change,
+    flags_of,
+    on_the_way,
+    pictures_of,
+    read,
+    write,
+)
 from test_tofu import a_log
 
 import compare
-import muse
-import runs
-import tofu
-import wmdp
-from evaluate import BENCHMARKS
-
-LENGTHS = [4, 6, 9, 20, 33, 5, 7, 8, 10, 12, 15, 26]
-
-
-def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **flags):
-    """A folder with the files of a run, small and made up. start: the flags of the run it started from."""
-    folder.mkdir(parents=True)
-    flags = (
-        dict(
-            task="toy",
-            forget_split="forget10",
-            model="tiny",
-            family="tiny",
-            method=method,
-            seed=seed,
-            beta=1.0,
-            gamma=0.0,
-            out=str(folder),
-            retrain="r",
-            subset=None,
-        )
-        | flags
-    )
-    log, retrain = (a_log(rows=(12, 4, 2, 2), seed=s) for s in (10 + seed, 20 + seed))
-    for one in (log, retrain):
-        one["forget"] |= {
-            "length": LENGTHS,
-            "question": [f"Who is {n}?" for n in LENGTHS],
-            "answer": [f"I am {n}." for n in LENGTHS],
-            "generated": [*map(generated, LENGTHS)],
-        }
-    metrics = tofu.summarize(log, retrain["forget"]) | {
-        "forget_quality": quality,
-        "model_utility": utility,
-        "train_seconds": 10.0 + seed,
-        "peak_memory_bytes": 2e9,
-    }
-    retrained = tofu.summarize(retrain, retrain["forget"]) | {"train_seconds": 99.0, "peak_memory_bytes": 3e9}
-    before = metrics | {"forget_quality": 1e-3, "model_utility": 0.8}
-    write(folder, "run.json", {"format": runs.FORMAT, "flags": flags} | ({"start": start} if start else {}))
-    write(
-        folder,
-        "metrics.json",
-        metrics | {"reference": {"before" if start else "Original": before, "Retrain": retrained}},
-    )
-    write(folder, "metrics.log.json", log)
-    write(folder, "reference.log.json", {"Retrain": tofu.reference_of(retrain)})
-    draw = np.random.default_rng(seed + len(method))
-    write(
-        folder,
-        "path.jsonl",
-        *(
-            {
-                "epoch": epoch,
-                "length": LENGTHS,
-                "weight": draw.uniform(0.1, 1, 12).tolist() if epoch else [1.0] * 12,
-                "logp": [-n * (0.2 + 0.3 * epoch) for n in LENGTHS],
-                "retain": 0.2 + 0.1 * epoch,
-            }
-            for epoch in range(12)
-        ),
-    )
-    write(
-        folder,
-        "epochs.jsonl",
-        *(
-            {"epoch": epoch}
-            | metrics
-            | {
-                "forget_quality": quality * epoch / 3,
-                "model_utility": utility - 0.1 * epoch / len(method),
-                "distance": seed + epoch / 8,
-            }
-            for epoch in (1, 2, 3)
-        ),
-    )
-    return folder
-
-
-def generated(n):
-    """What is said of n: a third of the answers repeat one of six 4-grams."""
-    return f"{n} " + "a b c d " * (2 - n % 3)
-
-
-def write(folder, name, *lines):
-    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def read(folder, name):
-    """The file of a run, or its lines."""
-    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    return lines if name.endswith("l") else lines[0]
-
-
-def change(folder, name, **fields):
-    write(folder, name, read(folder, name) | fields)
+from benchmarks import muse, tofu, wmdp
+from machinery.statistics import spread
 
 
 def forgotten(metrics):
     return math.log10(metrics["forget_quality"])
 
 
-def flags_of(folder):
-    return read(folder, "run.json")["flags"]
+MAINS = {
+    **{name: lambda argv, name=name: compare.main([name, *argv]) for name in ("table", "answers")},
+    "claims": claims.main,
+    "paths": paths.main,
+    **{f"figure {kind}": lambda argv, kind=kind: compare.main(["figure", kind, *argv]) for kind in compare.FIGURES},
+    **{f"figure {kind}": lambda argv, kind=kind: figures.main([kind, *argv]) for kind in figures.FIGURES},
+    "figure paths": paths.main,
+}
 
 
 @pytest.fixture
 def said(capsys):
     """What a command says: its lines."""
 
-    def run(*arguments):
-        compare.main([*map(str, arguments)])
+    def run(command, *arguments):
+        MAINS[command]([*map(str, arguments)])
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -155,7 +79,7 @@ def axes(monkeypatch, tmp_path):
     def draw(kind, *folders):
         drawn = []
         monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-        compare.main(["figure", kind, *map(str, folders), "--out", str(tmp_path / "f.png")])
+        MAINS[f"figure {kind}"]([*map(str, folders), "--out", str(tmp_path / "f.png")])
         return drawn[0].axes
 
     return draw
@@ -202,7 +126,9 @@ def test_a_table_has_mean_and_deviation_of_each_method_and_the_best_in_bold(tmp_
         ("SimNPO", "model utility ↑"),
     }
     main, cost = (table("table", "--columns", columns, *npo)["NPO"] for columns in ("main", "cost"))
-    assert [*main] == ["method", "runs", *tofu.MAIN] and "**" not in str(main)  # nothing to be better than
+    assert [*main] == ["method", "runs", *(column.title for column in tofu.COLUMNS if column.main)] and "**" not in str(
+        main
+    )  # nothing to be better than
     assert [*cost.values()] == ["NPO", "2", "10.5 ± 0.7", "2.00 ± 0.00"]
 
 
@@ -230,9 +156,9 @@ def test_relearning_is_named_and_grouped_by_where_it_started(tmp_path, table):
 
 
 def test_no_number_is_minus_zero():
-    assert compare.spread([-0.0], "{:.1f}") == compare.spread([-1e-17], "{:.1f}") == "0.0"
-    assert compare.spread([-0.04, 0.04], "{:.1f}") == "0.0 ± 0.1"
-    assert compare.spread([-0.2], "{:.1f}") == "-0.2" and compare.spread([0, 1, 5], "{:.1f}") == "2.0 ± 2.6"
+    assert spread([-0.0], ".1f") == spread([-1e-17], ".1f") == "0.0"
+    assert spread([-0.04, 0.04], ".1f") == "0.0 ± 0.1"
+    assert spread([-0.2], ".1f") == "-0.2" and spread([0, 1, 5], ".1f") == "2.0 ± 2.6"
 
 
 def test_a_terminal_without_arrows(tmp_path, monkeypatch):
@@ -252,9 +178,42 @@ def test_retrain_of_another_seed_is_the_floor(tmp_path, table):
         rouge = of_all([folders[(i + 1) % 3] for i, _ in pairs], "reference", "Retrain", "retain", "rouge")
         assert [row[name] for name in ("runs", "distance to Retrain ↓", "retain rouge ↑")] == [
             str(len(pairs)),
-            *(compare.spread(values, "{:.3f}") for values in (distances, rouge)),
+            *(spread(values) for values in (distances, rouge)),
         ]
     assert "Retrain of another seed" not in table("table", folders[0])
+
+
+def test_epochs_are_what_their_steps_met_by_row():
+    """Two epochs of three sequences, in steps of two and of one: lists by row, retain as the mean over them."""
+    met = [([2, 0], 3.0), ([1], 6.0), ([1, 2], 1.0), ([0], 1.0)]
+    lines = [
+        {"epoch": 1 + i // 2, "retain": retain, "met": {"row": rows, "weight": [10 * i + row for row in rows]}}
+        for i, (rows, retain) in enumerate(met)
+    ]
+    assert compare.epochs(lines) == [
+        {"epoch": 1, "retain": 4.0, "row": [0, 1, 2], "weight": [0, 11, 2]},
+        {"epoch": 2, "retain": 1.0, "row": [0, 1, 2], "weight": [30, 21, 22]},
+    ]
+
+
+def test_a_runs_own_picture(four, tmp_path, monkeypatch):
+    drawn = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda figure, *to, **how: drawn.append(figure) or save(figure, *to, **how)
+    )
+    folder = a_run(tmp_path / "a")
+    compare.draw_run(folder, {"NPO": [1.0, 2.0, 4.0]}, "nats")
+    loss, weights, spread_of = drawn[0].axes
+    steps, pictures = read(folder, "log.jsonl"), pictures_of(folder)
+    assert curves_of(loss)["retain loss"] == pytest.approx([line["retain"] for line in steps])
+    assert [marks.get_label() for marks in weights.collections] == ["epoch 1", "epoch 11"]
+    for marks, met in zip(weights.collections, (pictures[0], pictures[-1]), strict=True):
+        assert marks.get_offsets().T.tolist() == [LENGTHS, met["weight"]]
+    assert spread_of.get_xlabel() == "nats" and curves_of(spread_of)["NPO"][-1] == 1
+    assert sorted(path.name for path in folder.glob("run.png*")) == ["run.png"]
+    (folder / "log.jsonl").unlink()  # nothing was trained
+    compare.draw_run(folder, {}, "nats")
 
 
 # ------------------------------------------------------------------ answers
@@ -333,10 +292,8 @@ def claimed_by_hand(folders, seed):
     """What each claim is about, for one seed."""
 
     def numbers(method):
-        metrics, epochs, path = (
-            read(folders[method, seed], name) for name in ("metrics.json", "epochs.jsonl", "path.jsonl")
-        )
-        r = [np.corrcoef(line["length"], line["weight"])[0, 1] for line in path[1:]]
+        metrics, epochs = (read(folders[method, seed], name) for name in ("metrics.json", "epochs.jsonl"))
+        r = [np.corrcoef(met["length"], met["weight"])[0, 1] for met in pictures_of(folders[method, seed])]
         relearnt = [read(folders[method, seed, part], "metrics.json") for part in ("shortest", "random")]
         after, before = (
             [forgotten(each) for each in many]
@@ -389,7 +346,7 @@ def test_claims_are_paired_by_seed_each_by_hand(tmp_path, said):
     _, _, *lines = said("claims", *folders.values())
     for line, sign, *values in zip(lines, SIGNS, *(claimed_by_hand(folders, seed) for seed in range(4)), strict=True):
         low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
-        assert line.endswith(f"| {np.mean(values):.3g} [{low:.3g}, {high:.3g}] | 4 | {compare.verdict(values, sign)} |")
+        assert line.endswith(f"| {np.mean(values):.3g} [{low:.3g}, {high:.3g}] | 4 | {common.verdict(values, sign)} |")
     one = said("claims", *(folders[key] for key in (("npo", 1), ("npo", 2), ("simnpo", 1))))
     assert "| 1 | can't tell |" in one[2] and one[-1].endswith("| – | 0 | no runs for it |")
 
@@ -411,12 +368,12 @@ def test_claims_are_paired_by_seed_each_by_hand(tmp_path, said):
     ],
 )
 def test_verdicts(values, sign, words):
-    assert compare.verdict(values, sign) == words
+    assert common.verdict(values, sign) == words
 
 
 def test_correlation_of_equal_weights_or_lengths_is_none():
-    assert compare.correlation({"weight": [1.0, 1.0 + 1e-7, 1.0], "length": [3, 5, 9]}) == 0
-    assert compare.correlation({"weight": [0.1, 0.2, 0.3], "length": [4, 4, 4]}) == 0
+    assert claims.correlation({"weight": [1.0, 1.0 + 1e-7, 1.0], "length": [3, 5, 9]}) == 0
+    assert claims.correlation({"weight": [0.1, 0.2, 0.3], "length": [4, 4, 4]}) == 0
 
 
 # ------------------------------------------------------------------ figures
@@ -434,29 +391,29 @@ def four(tmp_path_factory):
 
 
 def test_a_figure_is_written_and_not_over_another(four, tmp_path, capsys):
-    command = ["figure", "boxes", str(four[0]), "--out", str(tmp_path / "f.png")]
-    compare.main(command)
-    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(SystemExit):
-        compare.main(command)
-    compare.main([*command, "--overwrite"])
+    for main, kind in ((compare.main, ["figure", "tradeoff"]), (figures.main, ["boxes"])):
+        command = [*kind, str(four[0]), "--out", str(tmp_path / f"{kind[-1]}.png")]
+        main(command)
+        assert (tmp_path / f"{kind[-1]}.png").read_bytes()[:4] == b"\x89PNG"
+        refused(main, command, capsys, "--overwrite")
+        main([*command, "--overwrite"])
 
 
 def test_figures_of_weights_show_each_epochs(four, axes):
-    path = read(four[3], "path.jsonl")
+    path = pictures_of(four[3])
     for axis, epoch in zip(axes("weights", four[3]), (1, 2, 3, 10), strict=True):
-        r = scipy.stats.pearsonr(LENGTHS, path[epoch]["weight"])
+        r = scipy.stats.pearsonr(LENGTHS, path[epoch - 1]["weight"])
         low, high = r.confidence_interval()
         assert axis.get_title() == f"epoch {epoch}: r = {r.statistic:.2f} [{low:.2f}, {high:.2f}]"
-        assert axis.collections[0].get_offsets().T.tolist() == [LENGTHS, path[epoch]["weight"]]
-    for axis, folder in zip(axes("boxes", *four[:2]), four):
+        assert axis.collections[0].get_offsets().T.tolist() == [LENGTHS, path[epoch - 1]["weight"]]
+    for axis, folder in zip(axes("boxes", *four[:2]), four, strict=False):
         medians = {
             np.mean(line.get_xdata()): line.get_ydata()[0]
             for line in axis.lines
             if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0.5
         }
         assert medians == pytest.approx(
-            {line["epoch"]: np.median(line["weight"]) for line in read(folder, "path.jsonl")}
+            {epoch: np.median(met["weight"]) for epoch, met in enumerate(pictures_of(folder), 1)}
         )
 
 
@@ -528,38 +485,6 @@ def test_the_halves_are_drawn_of_truth_ratios_with_retrains(four, axes):
 # ------------------------------------------------------------------ at equal forgetting
 
 
-def on_the_way(folder, method, seed=0, unseen=(), **changed):
-    """A run whose mean losses after each epoch are given; ten answers learnt, and if `unseen`, ten that were not."""
-    way = {
-        "npo": dict(short=[1, 1.5, 2.5, 3.5], long=[1, 2, 3, 4], retain=[0.1, 0.2, 0.4, 0.8]),
-        "simnpo": dict(short=[1, 2, 3, 4], long=[1, 1.5, 2, 2.5], retain=[0.1, 0.2, 0.3, 0.4]),
-    }.get(method, {}) | changed
-    run = a_run(folder, method, seed, **({"never_learnt": 0.5} if unseen else {}))
-    learnt, apart = [10, 2, 20, 3, 30, 4, 40, 5, 50, 6], [-0.2, -0.1, -0.1, 0.1, 0.3]
-    lengths = learnt + [1] * 10 * bool(unseen)
-
-    def losses(short, long, other):
-        return [(short, long)[n > 6] + apart[i // 2] for i, n in enumerate(learnt)] + [other] * 10 * bool(unseen)
-
-    rows = [losses(*each) for each in zip(way["short"], way["long"], unseen or way["long"])]
-    write(
-        run,
-        "path.jsonl",
-        *(
-            {
-                "epoch": epoch,
-                "length": lengths,
-                "weight": [1.0] * len(row),
-                "retain": way["retain"][epoch],
-                "logp": [-n * loss for n, loss in zip(lengths, row)],
-            }
-            for epoch, row in enumerate(rows)
-        ),
-    )
-    write(run, "reference.log.json", {"Retrain": {"loss": losses(3, 2, 3), "truth_ratio": [1.0] * len(lengths)}})
-    return run
-
-
 # awaited, read: half-way and at Retrain of SimNPO, the same of NPO, by hand from `on_the_way`; is the paper right?
 BY_HAND = {
     ("long", "short"): (2, 3, 1.25, 1.5, "holds"),
@@ -569,8 +494,6 @@ BY_HAND = {
     ("learnt", "never learnt"): (3, 3.5, 4, 4.75, "holds"),
     ("learnt", "retain"): (0.2, 0.3, 0.2, 0.35, "holds"),
 }
-UNSEEN = {"npo": [3, 4, 5, 6], "simnpo": [3, 3, 3.5, 4]}
-BASE = {"npo": [0.1, 0.2, 0.4, 0.8], "simnpo": [0.1, 0.2, 0.3, 0.4]}
 
 
 @pytest.mark.parametrize("unseen", [False, True])
@@ -582,7 +505,7 @@ def test_paths_at_equal_forgetting_by_hand(unseen, tmp_path, said, axes):
             method,
             seed,
             UNSEEN[method] if unseen else (),
-            retain=[loss + shift for loss in BASE[method]],
+            retain=[loss + shift for loss in WAYS[method]["retain"]],
         )
         for method, order in (("simnpo", (0, 1)), ("npo", (1, 0)))
         for seed in order
@@ -590,7 +513,7 @@ def test_paths_at_equal_forgetting_by_hand(unseen, tmp_path, said, axes):
     ]
     lines = iter(said("paths", *folders)[2:])
     for (awaited, quantity), (*values, words) in BY_HAND.items():
-        for when, (ours, theirs) in zip(("half-way to", "at"), zip(values[:2], values[2:])):
+        for when, (ours, theirs) in zip(("half-way to", "at"), zip(values[:2], values[2:], strict=False), strict=False):
             if quantity != "never learnt" or unseen:
                 gap = f"{theirs - ours:.3f}"
                 cells = [cell.strip() for cell in next(lines).strip("|").split("|")]
@@ -636,21 +559,6 @@ def test_paths_count_the_seeds_that_got_there_and_say_when_they_disagree(tmp_pat
 
 
 # ------------------------------------------------------------------ the other benchmarks
-
-
-def another_run(folder, task, log, retrain, method="npo", seed=0, **flags):
-    """A run on a benchmark whose log and Retrain's log are given."""
-    benchmark = BENCHMARKS[task]
-    run = a_run(folder, method, seed, task=task, forget_split="forget", **flags)
-    reference = benchmark.reference_of(retrain)
-    metrics, retrained = benchmark.summarize(log, reference), benchmark.summarize(retrain, reference)
-    write(
-        run, "metrics.json", metrics | {"train_seconds": 3.0, "reference": {"Original": metrics, "Retrain": retrained}}
-    )
-    write(run, "metrics.log.json", log)
-    write(run, "reference.log.json", {"Original": benchmark.reference_of(log), "Retrain": reference})
-    write(run, "epochs.jsonl", *({"epoch": epoch} | metrics for epoch in (1, 2)))
-    return run
 
 
 def a_muse_log(shift=0.0, rouge=0.5):
@@ -717,17 +625,10 @@ def test_tables_and_figures_of_the_other_benchmarks(task, cells, point, tmp_path
     forgotten, kept = (curves_of(axis)["RMU"] for axis in axes("epochs", *folders))
     assert np.transpose([kept, forgotten]).tolist() == [pytest.approx(point, rel=1e-4)] * 3
     kinds = ["halves", "paths"] + ["mink"] * (task != "toy-muse")
-    for command in (
-        ["claims"],
-        ["paths"],
-        *([["answers"]] if task == "toy-wmdp" else []),
-        *(["figure", kind] for kind in kinds),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            compare.main(
-                [*command, *map(str, folders), *(["--out", str(tmp_path / "no.png")] if "figure" in command else [])]
-            )
-        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    for command in ("claims", "paths", *(["answers"] if task == "toy-wmdp" else [])):
+        refused(MAINS[command], folders, capsys)
+    for kind in kinds:
+        refused(MAINS[f"figure {kind}"], [*folders, "--out", tmp_path / "no.png"], capsys)
 
 
 def test_figure_mink_shows_retrains_scores_and_the_runs(tmp_path, axes):
@@ -742,18 +643,16 @@ def test_figure_mink_shows_retrains_scores_and_the_runs(tmp_path, axes):
         "Retrain: AUC 0.50 ± 0.00",
         "NPO: AUC 0.88 ± 0.00",
     ]
-    for axis, retain in zip(panels, ((0.25, 10), (1, 2), (0.25, 10))):
+    for axis, retain in zip(panels, ((0.25, 10), (1, 2), (0.25, 10)), strict=False):
         ends = {
             label: (bars[0].get_x(), bars[-1].get_x() + bars[-1].get_width())
-            for bars, label in zip(axis.containers, axis.get_legend_handles_labels()[1])
+            for bars, label in zip(axis.containers, axis.get_legend_handles_labels()[1], strict=False)
         }
         assert ends["retain"] == pytest.approx(retain) and ends["holdout"] == pytest.approx((1, 2))
 
 
 def test_runs_of_a_task_that_is_not_known(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        compare.main(["table", str(a_run(tmp_path / "a", task="magic"))])
-    assert "magic" in capsys.readouterr().err
+    refused(MAINS["table"], [a_run(tmp_path / "a", task="magic")], capsys, "magic")
 
 
 @pytest.mark.parametrize("task, field", [("own", "data"), ("toy-wmdp", "forget_file")])
@@ -762,7 +661,5 @@ def test_runs_on_other_files_are_not_compared(task, field, tmp_path, table, caps
     folders = [
         another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)
     ]
-    with pytest.raises(SystemExit) as stop:
-        compare.main(["table", *map(str, folders)])
-    assert stop.value.code == 2 and "b.jsonl" in capsys.readouterr().err
+    refused(MAINS["table"], folders, capsys, "b.jsonl")
     assert table("table", folders[0])["NPO"]["runs"] == "1"

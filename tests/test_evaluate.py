@@ -1,5 +1,7 @@
-"""The command that measures a model; what it and train.py do by default."""
+"""A language model as benchmarks ask it; the command that measures one; what it and train.py do by default."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,19 +9,126 @@ from types import SimpleNamespace
 import pytest
 import test_muse
 import torch
-from test_compare import a_run
+import transformers
+from conftest import lm_of, some_examples, tiny, token_losses
+from test_data import letters, of_lengths
 from test_own import a_part
 from test_tofu import a_log, published
 
 import data
 import evaluate
-import muse
-import own
-import runs
-import tofu
-import toy
 import train
-from data import InputError
+from benchmarks import BENCHMARKS, muse, own, tofu
+from benchmarks.protocol import table
+from machinery import folder, models, processes
+from machinery.inputs import InputError
+
+# ------------------------------------------------------------------ what a model is asked
+
+
+def test_losses_are_over_the_tokens_of_the_response_whatever_the_company():
+    lm, examples = lm_of(tiny("llama").train(), None, batch_size=4), some_examples(9)
+    alone = [token_losses(lm.model, *example) for example in examples]
+    means = [sum(values) / len(values) for values in alone]
+    assert lm.mean_losses(examples) == pytest.approx(means, rel=1e-12)
+    assert all(type(value) is float for value in lm.mean_losses(examples))
+    for logps, values in zip(lm.token_logps(examples), alone, strict=True):
+        assert logps.tolist() == pytest.approx([-value for value in values], rel=1e-12)
+
+
+def test_next_token_log_probabilities_are_those_after_the_prompt():
+    lm, examples = lm_of(tiny("llama"), None), some_examples(5)
+    for row, (prompt, _) in zip(lm.next_token_logps(examples, [7, 3]), examples, strict=True):
+        expected = lm.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        assert row == pytest.approx(expected[[7, 3]].tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_values_come_in_the_order_of_the_examples_whatever_the_batches(ranks, monkeypatch):
+    """Each of two processes takes every second batch, and gets the other's values."""
+    model, sizes = tiny("llama").train(), []
+    lm, examples = lm_of(model, None, batch_size=2), of_lengths(5, 2, 7, 3, 2)
+
+    def answer(batch):
+        assert not model.training and not torch.is_grad_enabled()
+        sizes.append(len(batch))
+        return [len(example.prompt) for example in batch]
+
+    # one after the other: what the last gathers is whole
+    gathered = dict.fromkeys(range(5))
+    monkeypatch.setattr(processes, "gather", lambda values: gathered.update(values) or gathered)
+    for rank in reversed(range(ranks)):
+        monkeypatch.setattr(processes, "ranks", lambda rank=rank: (rank, ranks))
+        values = lm.in_batches(answer, examples, "")
+    assert values == [4, 1, 6, 2, 1] and sizes == [2, 2, 1]
+    with pytest.raises(ValueError):
+        lm.in_batches(lambda batch: [1], examples, "")
+
+
+def test_generation_is_greedy_whatever_the_models_own_settings_and_ends_with_eos():
+    """Against a loop of argmax over each prompt alone; the second token of the first answer is made the EOS."""
+    tokenizer = letters()
+    model = tiny("llama", vocab=len(tokenizer))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 8 if parameter.dim() == 2 else 1
+    settings = transformers.GenerationConfig(
+        do_sample=True, temperature=5.0, num_beams=3, repetition_penalty=9.0, max_new_tokens=20, eos_token_id=2
+    )
+    model.generation_config = settings
+    examples = [data.Example(tokenizer(text)["input_ids"], [7]) for text in ("What was", "A", "Where?", "Who is it")]
+
+    def continued(ids):
+        for _ in range(6):
+            if ids[-1] != tokenizer.eos_token_id:
+                ids = [*ids, model(torch.tensor([ids])).logits[0, -1].argmax().item()]
+        return ids
+
+    ids = continued(examples[0].prompt)
+    tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(ids[-5])})
+    ends = [continued(example.prompt)[len(example.prompt) :] for example in examples]
+    assert len(ends[0]) == 2 and max(map(len, ends)) == 6 and len(set(map(tuple, ends))) == 3
+    assert len({*ids[-5:]}) > 1  # without that EOS there would be more to read
+    texts = [tokenizer.decode(end, skip_special_tokens=True) for end in ends]
+    assert lm_of(model, tokenizer, batch_size=3, max_new_tokens=6).generate(examples) == texts
+    assert lm_of(model, tokenizer, batch_size=3, max_new_tokens=9).generate(examples, 6) == texts
+    assert model.generation_config is settings
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_asked_in_the_dtype_that_is_given(dtype):
+    """The four choices in the weights' own: in bfloat16 near tokens would tie."""
+    tokenizer, examples, dtypes = letters(), some_examples(3), []
+    model = tiny("llama", dtype=torch.float32, vocab=len(tokenizer))
+    lm, head = lm_of(model, tokenizer, dtype), model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    lm.generate(examples, 1)
+    lm.mean_losses(examples)
+    assert dtypes == [dtype] * 4
+    lm.next_token_logps(examples, [1])
+    assert dtypes[4:] == [torch.float32] * 2
+
+
+def test_an_example_longer_than_the_models_positions_is_refused():
+    lm = lm_of(tiny("llama"), None)
+    lm.check_fits(of_lengths(100, 3))
+    with pytest.raises(InputError, match="takes 101 tokens.*100"):
+        lm.check_fits(of_lengths(3, 101))
+
+
+def test_texts_are_encoded_as_the_model_takes_them():
+    """Under its template, within its length unless the benchmark names another."""
+    tokenizer = letters(ends=1)
+    lm, row = lm_of(None, tokenizer, max_length=20), {"question": "Who?", "answer": "I"}
+    example = data.encode("Who?", "I", tokenizer, "llama2")
+    assert lm.encode("Who?", "I", 99) == example and lm.encode("Who?", "I", float("inf")) == example
+    assert sum(map(len, example)) == 22
+    for ask in (lambda: lm.encode("Who?", "I"), lambda: lm.examples([row])):
+        with pytest.raises(InputError, match="limit of 20"):
+            ask()
+    assert lm._replace(max_length=22).examples([row]) == [example]
+    assert lm.prompt("ab") == (letters()("ab")["input_ids"], [])
+    assert lm.pieces("abcdefg", 4, "fill") == data.pieces("abcdefg", tokenizer, 4, "fill")
 
 
 # ------------------------------------------------------------------ defaults
@@ -71,13 +180,13 @@ own        tiny      forget   npo         0.001  20     8          0.1  0.1     
 own        new       full     finetune    0.002  40     8          0.1  1.0          1.0
 """
 TASKS = """
-task       author data                  model
+task       author_rows data              model
 toy        10     None                  tiny
 tofu       20     locuslab/TOFU         open-unlearning/tofu_Llama-3.2-1B-Instruct_full
-muse-news  None   muse-bench/MUSE-News  muse-bench/MUSE-News_target
-muse-books None   muse-bench/MUSE-Books muse-bench/MUSE-Books_target
-toy-muse   None   None                  tiny
-own        None   {}                    tiny
+muse-news  0      muse-bench/MUSE-News  muse-bench/MUSE-News_target
+muse-books 0      muse-bench/MUSE-Books muse-bench/MUSE-Books_target
+toy-muse   0      None                  tiny
+own        0      None                  tiny
 """
 
 
@@ -90,20 +199,19 @@ def test_a_recipe_is_the_published_or_the_tuned_one(line):
 @pytest.mark.parametrize("line", TASKS.strip().splitlines()[1:])
 def test_a_task_has_its_model_and_data(line):
     task, *words = line.split()
-    facts = evaluate.BENCHMARKS[task].TASKS[task]
-    assert words == [str(facts.get(name)) for name in ("author", "data", "model")]
+    assert words == [str(getattr(BENCHMARKS[task], name)) for name in ("author_rows", "data", "model")]
 
 
 def test_tofus_sizes_and_splits():
-    facts = tofu.TASKS["tofu"]
-    assert facts["size"] == dict(vocab=8000, width=512, layers=4, heads=8) and facts["forget_splits"][0] == "forget01"
+    assert tofu.TOFU.size == dict(vocab=8000, width=512, layers=4, heads=8)
+    assert tofu.TOFU.forget_splits[0] == "forget01"
 
 
 @pytest.mark.parametrize("task, split", [("toy", "full"), ("toy-muse", "all")])
 def test_a_tokenizer_is_made_for_all_that_any_model_of_the_task_reads(task, split, monkeypatch):
-    monkeypatch.setattr(toy, "new_model", lambda *given, **size: (given, size))
+    monkeypatch.setattr(models, "new_model", lambda *arguments, **size: (arguments, size))
     (texts, seed), size = evaluate.new_model(task, None, 7)
-    rows = evaluate.BENCHMARKS[task].training_rows(task, None, split, base_knowledge=True)
+    rows = BENCHMARKS[task].training_rows(None, split, base_knowledge=True)
     assert texts == data.REFUSALS + [data.text_of(row) for row in rows]
     assert seed == 7 and size == dict(vocab=1200, width=128, layers=2, heads=4)
 
@@ -121,30 +229,38 @@ def asked(monkeypatch, tmp_path):
     calls = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    logs = {tofu: a_log, muse: test_muse.a_log, own: an_own_log}
 
     def load_model(name, device, dtype, tokenizer):
         model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1000), name=name)
         return model, f"tokenizer of {tokenizer or name} for {dtype}"
 
-    for benchmark, make in logs.items():
+    def measure(make, lm, sets):
+        asked_with = lm.dtype, lm.template, lm.max_length, lm.batch_size, lm.max_new_tokens
+        calls.append((lm.model.name, lm.tokenizer, sets, *asked_with))
+        log = make() if make is test_muse.a_log else make(seed=ord(lm.model.name[0]))
+        if make is a_log:
+            log["forget"] |= {"question": ["Who?"] * 3, "generated": [f"{lm.model.name} said"] * 3}
+        return log
 
-        def measure(model, tokenizer, sets, dtype, *flags, benchmark=benchmark, make=make):
-            calls.append((model.name, tokenizer, sets, dtype, *flags))
-            log = make() if benchmark is muse else make(seed=ord(model.name[0]))
-            if benchmark is tofu:
-                log["forget"] |= {"question": ["Who?"] * 3, "generated": [f"{model.name} said"] * 3}
-            return log
+    def judge(lm, forget):
+        name = f"{lm.model.name} on {forget['generated'][0]}"
+        calls.append((name, lm.tokenizer, lm.dtype, lm.template, lm.max_length, lm.batch_size))
+        return [float(len(calls))] * 3
 
-        def judge(model, tokenizer, forget, *flags):
-            calls.append((f"{model.name} on {forget['generated'][0]}", tokenizer, *flags))
-            return [float(len(calls))] * 3
-
-        monkeypatch.setattr(benchmark, "measure", measure)
-        if benchmark is tofu:
-            monkeypatch.setattr(benchmark, "judge", judge)
-        monkeypatch.setattr(benchmark, "evaluation_rows", lambda *given: given)
-    monkeypatch.setattr(runs, "load_model", load_model)
+    for make, tasks in (
+        (a_log, ("toy", "tofu")),
+        (test_muse.a_log, ("muse-news", "muse-books", "toy-muse")),
+        (an_own_log, ("own",)),
+    ):
+        for task in tasks:
+            changed = dataclasses.replace(
+                BENCHMARKS[task],
+                measure=functools.partial(measure, make),
+                judge=judge if make is a_log else None,
+                evaluation_rows=lambda *arguments, task=task: (task, *arguments),
+            )
+            monkeypatch.setitem(BENCHMARKS, task, changed)
+    monkeypatch.setattr(models, "load_model", load_model)
     return calls
 
 
@@ -198,7 +314,7 @@ def test_flags_reach_the_benchmark(flags, sets, tokenizer, passed, asked, monkey
 
 
 def test_muse_reads_as_long_texts_as_its_authors():
-    assert [muse.TASKS[task]["max_length"] for task in ("muse-news", "muse-books")] == [2048, 2048]
+    assert [BENCHMARKS[task].max_length for task in ("muse-news", "muse-books")] == [2048, 2048]
 
 
 def test_a_model_is_compared_with_retrain_and_judged_by_it(asked, capsys):
@@ -208,14 +324,14 @@ def test_a_model_is_compared_with_retrain_and_judged_by_it(asked, capsys):
     assert asked == [
         ("R", r, *measured),
         ("M", m, *measured),
-        ("R on R said", r, F64, "plain", 3),
-        ("R on M said", r, F64, "plain", 3),
+        ("R on R said", r, F64, "plain", 500, 3),
+        ("R on M said", r, F64, "plain", 500, 3),
     ]
     log, retrained = (a_log(seed=ord(name)) for name in "MR")
     expected = {}
-    for name, each, judged in (("Retrain", retrained, 3.0), ("model", log, 4.0)):
-        expected[name] = tofu.summarize(each, tofu.reference_of(retrained)) | {"judged": judged, "repetition": 0.0}
-    assert metrics == expected["model"] and tofu.table(expected) in capsys.readouterr().out
+    for name, own_log, judged in (("Retrain", retrained, 3.0), ("model", log, 4.0)):
+        expected[name] = tofu.summarize(own_log, tofu.reference_of(retrained)) | {"judged": judged, "repetition": 0.0}
+    assert metrics == expected["model"] and table(tofu.COLUMNS, expected) in capsys.readouterr().out
     assert evaluated("--log m.log.json --retrain m.log.json", out="again.json")["distance"] == 0
     again = evaluated("--log m.log.json", out="alone.json")
     compared = dict.fromkeys(("forget_quality", "forget_quality_halves", "distance"))
@@ -233,17 +349,29 @@ def test_without_retrain_muse_is_compared_with_the_published_auc(task, reference
 
 def test_a_published_log_is_read_and_compared_with_another(asked, tmp_path):
     logs = [a_log(seed=seed) for seed in (0, 1)]
-    for name, log in zip("ab", logs):
+    for name, log in zip("ab", logs, strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(published(log, "dict")))
     assert evaluated("--log a.json --retrain b.json") == tofu.summarize(logs[0], logs[1]["forget"])
 
 
 def test_a_reference_of_other_rows_is_refused_before_a_model_is_measured(asked, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tofu, "evaluation_rows", lambda *given: {"forget": [{"answer": "Me."}] * 3})
+    toy = dataclasses.replace(BENCHMARKS["toy"], evaluation_rows=lambda *_: {"forget": [{"answer": "Me."}] * 3})
+    monkeypatch.setitem(BENCHMARKS, "toy", toy)
     (tmp_path / "r.json").write_text(json.dumps({"forget": {"truth_ratio": [1.0, 2.0]}}))
     with pytest.raises(SystemExit):
         evaluated("--model M --retrain r.json")
     assert "3 forget examples with 2" in capsys.readouterr().err and asked == []
+
+
+def make_run(path, flags):
+    """A run's folder with nothing but its flags in it."""
+    path.mkdir()
+    save_settings(path, {"format": folder.FORMAT, "flags": flags})
+    return path
+
+
+def save_settings(path, settings):
+    (path / "run.json").write_text(json.dumps(folder.sealed(settings)))
 
 
 MADE = dict(
@@ -281,8 +409,7 @@ MADE = dict(
 def test_a_run_is_evaluated_as_it_was_made_up_to_the_first_flag_that_says_otherwise(
     made, flags, sets, passed, models, asked, tmp_path
 ):
-    a_run(tmp_path / "run", **MADE | made)
-    (tmp_path / "run" / "metrics.log.json").unlink()
+    make_run(tmp_path / "run", MADE | made)
     evaluated("--model run", flags)
     tokenizer = "run" if "toy" in flags else "T"
     assert [call for call in asked if " on " not in call[0]] == [
@@ -302,15 +429,15 @@ def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
         eval_batch_size=8,
         tokenizer=None,
     )
-    run, sets = a_run(tmp_path / "run"), {name: [{"question": name}] for name in tofu.SETS}
-    left, settings = json.loads((run / "metrics.log.json").read_text()), json.loads((run / "run.json").read_text())
+    sets, left = {name: [{"question": name}] for name in tofu.SETS}, a_log(seed=3)
+    run, settings = make_run(tmp_path / "run", {}), {"format": folder.FORMAT, "flags": {}}
+    (run / "metrics.log.json").write_text(json.dumps(left))
 
     def reused(sets=sets, **changed):
         return evaluate.log_of(SimpleNamespace(**flags | changed), sets, "run") == left
 
     assert not reused()  # the run does not say what it was asked
-    settings["asked"] = evaluate.asked(SimpleNamespace(**flags), sets)
-    (run / "run.json").write_text(json.dumps(settings))
+    save_settings(run, settings | {"asked": evaluate.questions_digest(SimpleNamespace(**flags), sets)})
     assert reused() and reused(eval_batch_size=2) and len(asked) == 1
     for changed in (
         dict(max_new_tokens=2),
@@ -336,7 +463,7 @@ def test_published_llama2_logs_reproduce_the_papers_original_row(tofu_dir, asked
     assert metrics["forget_quality"] < 1e-10 and metrics["model_utility"] == pytest.approx(0.62, abs=0.005)
     assert metrics["retain"] == pytest.approx({"probability": 0.99, "rouge": 0.98, "truth_ratio": 0.48}, abs=0.01)
     # forget10's 400 rows are compared on the 300 of the log; forget05's rows have the same numbers, and are others
-    rows = tofu.load_rows("tofu", tofu_dir, "forget10_perturbed")
+    rows = tofu.load_rows(tofu_dir, "forget10_perturbed")
     forget, sets = {"answer": [row["answer"] for row in rows]}, {"forget": rows}
     reference = tofu.read_reference(logs / "llama2-7b_retain90.json", sets)
     assert [list(part) for part in tofu.shared_rows(forget, reference)] == [list(range(300))] * 2

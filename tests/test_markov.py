@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from test_bad_input import refused
+from conftest import refused
 from tqdm import tqdm
 
 import markov
+from machinery.statistics import interval
 
 SMALL = [
     "--sequences",
@@ -40,8 +41,12 @@ BAR = tqdm(disable=True)
 BETAS = {"left": {"npo": 0.2, "simnpo": 4}, "right": {"npo": 1, "simnpo": 4}}
 
 
+def resolved(out, *flags):
+    return markov.resolve(markov.build_parser().parse_args([*flags, "--out", str(out)]))
+
+
 def small(tmp_path, *more):
-    return markov.parse_args([*SMALL, "--out", str(tmp_path / "out"), *more])
+    return resolved(tmp_path / "out", *SMALL, *more)
 
 
 # ------------------------------------------------------------------ chains, data, models
@@ -123,7 +128,7 @@ def test_pretraining_is_cross_entropy_over_a_batchs_tokens_by_hand(tmp_path):
         optimizer.zero_grad()
         (-torch.cat([log_p(plain, rows[i]) for i in batch]).mean()).backward()
         optimizer.step()
-    for one, other in zip(model.parameters(), plain.parameters()):
+    for one, other in zip(model.parameters(), plain.parameters(), strict=False):
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
 
 
@@ -133,7 +138,7 @@ def divergence(model, rows, transition):
     for row in rows:
         said = model(row[None]).logits[0].softmax(-1).tolist()
         found += [
-            sum(p * math.log(p / q) for p, q in zip(transition[state].tolist(), said[t]) if p)
+            sum(p * math.log(p / q) for p, q in zip(transition[state].tolist(), said[t], strict=False) if p)
             for t, state in enumerate(row[:-1])
         ]
     return np.mean(found)
@@ -237,7 +242,7 @@ def test_a_tiny_run_gives_the_numbers_that_it_gave(study):
     """Of seed 1: retrained KL, and each path's last KL, weights and powers. Stored; the steps are by hand above."""
     content = json.loads((study / "markov.json").read_text())
     retrained, *paths = (content["seeds"][1][part] for part in ("retrained", *BETAS))
-    found = {f"{panel} {key}": path for panel, runs in zip(BETAS, paths) for key, path in runs.items()}
+    found = {f"{panel} {key}": path for panel, runs in zip(BETAS, paths, strict=False) for key, path in runs.items()}
     last = [*CHAINS, *(f"{what}_{name}" for what in ("weight", "power") for name in CHAINS[1:])]
     numbers = {"retrained": [retrained[panel][name] for panel in BETAS for name in CHAINS]} | {
         key: [path[name][-1] for name in last] for key, path in found.items()
@@ -251,7 +256,7 @@ def test_a_tiny_run_gives_the_numbers_that_it_gave(study):
 
 def test_one_panel_alone_and_in_the_search_for_beta_is_the_same(study, tmp_path):
     both = json.loads((study / "seed1.json").read_text())["result"]
-    alone = markov.run_seed(markov.parse_args([*GOLDEN_FLAGS, "--panel", "left", "--grid", "--out", str(tmp_path)]), 1)
+    alone = markov.run_seed(resolved(tmp_path, *GOLDEN_FLAGS, "--panel", "left", "--grid"), 1)
     assert set(alone["left"]) == {f"{method} {beta:g}" for method in markov.GRID for beta in markov.GRID[method]}
     assert alone["retrained"]["left"] == both["retrained"]["left"] and both["left"].items() <= alone["left"].items()
 
@@ -311,15 +316,15 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_defaults_are_the_papers(flags, expected, tmp_path):
-    args = vars(markov.parse_args([*flags.split(), "--out", str(tmp_path)]))
+    args = vars(resolved(tmp_path, *flags.split()))
     assert {name: args[name] for name in expected} == expected
 
 
 def test_panels_are_the_papers(tmp_path):
     def panels(*flags):
-        return markov.parse_args([*flags, "--out", str(tmp_path)]).panels
+        return resolved(tmp_path, *flags).panels
 
-    left, right = dict(zip(CHAINS, (20, 20, 5))), dict(zip(CHAINS, (20, 20, 20)))
+    left, right = dict(zip(CHAINS, (20, 20, 5), strict=False)), dict(zip(CHAINS, (20, 20, 20), strict=False))
     assert panels() == {"left": (left, CHAINS, BETAS["left"]), "right": (right, CHAINS[:2], BETAS["right"])}
     changed = panels("--beta-npo", "5", "6", "--beta-simnpo", "7", "8", "--panel", "right")
     assert changed == {"right": (right, CHAINS[:2], {"npo": 6, "simnpo": 8})}
@@ -403,7 +408,9 @@ def test_the_methods_are_paired_by_seed_at_equal_forgetting(panel, awaited, quan
 def test_the_report_ends_with_forget2s_share_of_the_first_gradient():
     results = made_up()
     lines = markov.report(results, BETAS).splitlines()[-4:]
-    for line, (panel, method) in zip(lines, [(panel, method) for panel in BETAS for method in BETAS[panel]]):
+    for line, (panel, method) in zip(
+        lines, [(panel, method) for panel in BETAS for method in BETAS[panel]], strict=False
+    ):
         powers = [
             [result[panel][f"{method} {BETAS[panel][method]}"][f"power_{name}"][0] for name in CHAINS[1:]]
             for result in results
@@ -429,7 +436,7 @@ def test_verdicts_follow_the_interval(ratio, word):
 
 
 def test_one_seed_has_no_interval_and_none_that_gets_there_no_number():
-    assert markov.interval([3.0]) == (3.0, None, None)
+    assert interval([3.0]) == (3.0, None, None)
     rows = markov.summarize(made_up()[2:3], BETAS)
     assert rows[0]["ratio"][1:] == (None, None) and "npo" not in rows[-5] | rows[-5] and "ratio" in rows[0]
 
@@ -453,7 +460,7 @@ def test_a_level_is_crossed_where_a_chain_first_reaches_it(level, quantity, valu
         "retain": [0.2, 0.1, 0.5, 3, 4],
         "logged": [0, 50, 20, 90, 40, 90, 9, 9, 9],
     }
-    assert markov.crossing(path, "forget1", level, quantity) == (value if value is None else pytest.approx(value))
+    assert markov.reading(path, "forget1", level, quantity) == (value if value is None else pytest.approx(value))
 
 
 def test_the_figures_show_what_the_paths_say(monkeypatch):
@@ -461,9 +468,9 @@ def test_the_figures_show_what_the_paths_say(monkeypatch):
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     markov.draw_fig6(results, BETAS, "fig6.png")
     markov.draw_power(results, BETAS, "power.png")
-    for panel, tradeoff, power in zip(BETAS, *(figure.axes for figure in drawn)):
+    for panel, tradeoff, power in zip(BETAS, *(figure.axes for figure in drawn), strict=False):
         curves = {line.get_label(): line for line in tradeoff.lines}
-        for key, method in zip(results[0][panel], ("NPO", "SimNPO")):
+        for key, method in zip(results[0][panel], ("NPO", "SimNPO"), strict=False):
             paths = [result[panel][key] for result in results]
             for name in CHAINS[1:]:
                 x, y = curves[f"{method}, {name.title()}"].get_data()

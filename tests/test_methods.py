@@ -1,5 +1,6 @@
 """The table of methods: what follows from an entry."""
 
+import inspect
 import json
 import math
 import re
@@ -7,14 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_bad_input import refused
 
 import compare
 import losses
+import methods
 import train
+from data import Response
 from methods import METHODS
 
 # The loss where the answer has log π -6, log πref -4 and |y| 3, the refusal -8, -5 and 5, β is 0.5 and γ 0.25; for RMU
@@ -31,34 +34,50 @@ BY_HAND = {
     "task-vector": (6 / 3, "alpha finetuned"),
     "rmu": (4 / 2, "layer steer alpha"),
 }
+ARGS = SimpleNamespace(beta=0.5, gamma=0.25)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_methods_loss_and_flags_are_what_the_papers_say_and_its_weight_is_the_derivative(method):
-    entry = METHODS[method]
-    known = {"beta": 0.5, "gamma": 0.25, "hidden": torch.tensor([3.0, 1], requires_grad=True), "target": torch.ones(2)}
-    for side, prefix in entry.reads.items():
-        for name, value in zip(("logp", "ref_logp", "length"), {"answer": (-6, -4, 3), "refusal": (-8, -5, 5)}[side]):
-            known[prefix + name] = torch.tensor(value, dtype=torch.float64, requires_grad=name == "logp")
-    given = [known[name] for name in entry.takes]
-    loss, weight = entry.loss(*given), entry.weight(*given)
-    if method in BY_HAND:
-        assert (loss.item(), entry.own_flags) == (pytest.approx(BY_HAND[method][0]), {*BY_HAND[method][1].split()})
-    for name in {"hidden", "logp", "rejected_logp", "chosen_logp"} & {*entry.takes}:
-        (gradient,) = torch.autograd.grad(loss, known[name], retain_graph=True)
-        assert torch.allclose(gradient, -weight if name == "chosen_logp" else weight, rtol=1e-12)
+def a_response(logp, ref_logp, length):
+    """The Response of one example, whose tokens are equally likely."""
+    logp = torch.tensor([logp], dtype=torch.float64, requires_grad=True)
+    token_logp = ((logp / length).expand(length),)
+    return Response(logp, torch.tensor([length]), token_logp, torch.tensor([ref_logp], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_loss_and_flags_are_what_the_papers_say_and_its_weight_is_the_derivative(name):
+    """Of the first thing that it reads; where that is the answer beside a refusal, the refusal's is the opposite."""
+    method = METHODS[name]
+    sides = {"answer": a_response(-6.0, -4.0, 3), "refusal": a_response(-8.0, -5.0, 5)}
+    inputs = [sides[side] for side in method.reads]
+    variables = [response.logp for response in inputs]
+    if name == "rmu":
+        variables = [torch.tensor([3.0, 1.0], requires_grad=True)]
+        inputs = [variables[0], torch.ones(2)]
+
+    loss, weight = method.loss(ARGS, *inputs), method.weight(ARGS, *inputs)
+    if name in BY_HAND:
+        value, flags = BY_HAND[name]
+        assert loss.item() == pytest.approx(value) and {*method.flags} == {*flags.split()}
+    gradients = torch.autograd.grad(loss.sum(), variables)
+    assert torch.allclose(gradients[0], weight, rtol=1e-12)
+    if name == "dpo":
+        assert torch.allclose(gradients[1], -weight, rtol=1e-12)
 
 
 def test_the_answers_weight_comes_first_and_two_methods_learn():
     """What is logged as a method's weight and length, and what is shown as learning."""
-    assert {name for name, method in METHODS.items() if next(iter(method.reads)) == "refusal"} == {"idk"}
-    assert {name for name, method in METHODS.items() if method.learns} == {"finetune", "task-vector"}
+    assert {name for name in BY_HAND if METHODS[name].reads[0] == "refusal"} == {"idk"}
+    assert {name for name in BY_HAND if METHODS[name].reads == ("answer", "refusal")} == {"dpo"}
+    assert {name for name in BY_HAND if METHODS[name].needs_reference} == {"dpo", "npo"}
+    assert {name for name in BY_HAND if METHODS[name].learns} == {"finetune", "task-vector"}
 
 
 def test_every_loss_with_a_weight_is_a_method():
-    paired = {name for name in vars(losses) if hasattr(losses, name + "_weight")} | {"rmu"}
-    assert {method.loss.__name__ for method in METHODS.values()} == paired
-    assert METHODS["rmu"].weight is losses.rmu_gradient
+    """And is called by its name, so that it can be searched for."""
+    paired = {name for name in vars(losses) if hasattr(losses, name + "_weight")}
+    for called in [f"{name}{end}" for name in paired for end in ("", "_weight")] + ["rmu", "rmu_gradient"]:
+        assert re.search(rf"\blosses\.{called}\(", inspect.getsource(methods)), called
 
 
 def test_names_and_colours_are_one_to_a_method_and_help_shows_all():
@@ -67,34 +86,55 @@ def test_names_and_colours_are_one_to_a_method_and_help_shows_all():
     text = train.build_parser().format_help()
     for flag, method in METHODS.items():
         assert re.search(rf"^ +{flag} +{re.escape(method.name)}: ", text, re.M)
-        assert compare.colour_of(method.name + " beta=1.0") == method.colour
 
 
+# ------------------------------------------------------------------ README's section "Add a loss"
+
+ROOT = Path(train.__file__).parent
 USED = """
 import sys, pytest, compare, train
-tests = "tests/test_methods.py", "-k", "derivative or every_loss or names"
+name, *flags = sys.argv[1:]
+tests = "tests/test_losses.py", "tests/test_methods.py", "--deselect", "tests/test_methods.py::THIS"
 assert pytest.main(["-q", "-p", "no:cacheprovider", *tests]) == 0
-train.main(["--method", "hinge", "--beta", "9", "--epochs", "1", *sys.argv[1:]])
-compare.main(["table", "hinge"])
-compare.main(["figure", "weights", "hinge"])
+train.main(["--method", name, "--beta", "9", "--epochs", "1", *flags, "--out", "run"])
+compare.main(["table", "run"])
 train.main(["--help"])
 """
 
 
+def readmes_example(**renamed):
+    """{file: text to put there} of README's section, with words in it renamed."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Add a loss")[1].split("```")[1]
+    for word, other in renamed.items():
+        assert word in section
+        section = section.replace(word, other)
+    _, functions, entry = re.split(r"^# (?:losses|methods)\.py\n", section, flags=re.M)
+    return {"losses.py": functions.rstrip() + "\n", "methods.py": entry}
+
+
 def test_readmes_example_of_a_new_loss_is_all_that_it_takes(tmp_path, toy_model_folder, capsys):
-    """The lines of README's section, put where it says: the tests of methods pass, tables, figures and help know it."""
-    root, copy, rows = Path(train.__file__).parent, tmp_path / "copy", tmp_path / "mine.jsonl"
-    section = (root / "README.md").read_text(encoding="utf-8").split("## Add a loss")[1].split("```")[1]
-    functions, entry = section.removeprefix("python\n").split('"hinge"')
-    shutil.copytree(root, copy, ignore=shutil.ignore_patterns(".*", "runs", "results"))
-    with open(copy / "losses.py", "a", encoding="utf-8") as file:
-        file.write("\n" + functions)
-    table = (copy / "methods.py").read_text(encoding="utf-8")
-    (copy / "methods.py").write_text(table.rstrip().removesuffix("}") + '    "hinge"' + entry + "}\n", encoding="utf-8")
+    """Put where it says, under another name: the tests pass, it trains, tables and help know it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "results"))
+    example = readmes_example(hinge="readmes_own", Hinge="README's own", olive="#818100")
+    code, table = [(copy / name).read_text(encoding="utf-8") for name in example]
+    (copy / "losses.py").write_text(f"{code}\n\n{example['losses.py']}", encoding="utf-8")
+    assert table.rstrip().endswith("\n}")
+    (copy / "methods.py").write_text(table.rstrip()[:-1] + example["methods.py"] + "}\n", encoding="utf-8")
+
+    # used
+    rows = tmp_path / "mine.jsonl"
     rows.write_text(json.dumps({"question": "Who?", "answer": "A baker."}))
     flags = ["--forget-file", rows, "--retain", "none", "--max-new-tokens", "1", "--model", toy_model_folder]
-    command = [sys.executable, "-c", USED, *flags, "--out", "hinge"]
+    this = test_readmes_example_of_a_new_loss_is_all_that_it_takes.__name__
+    command = [sys.executable, "-c", USED.replace("THIS", this), "readmes_own", *flags]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| Hinge | 1 |" in done.stdout and "simnpo, hinge;" in done.stdout
-    refused(compare.main, ["table", copy / "hinge"], capsys, "methods.py lacks")  # a run of a method that is not there
+    assert "| README's own | 1 |" in done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "readmes_own README's own: stops at β nats a token" in shown
+    assert re.search(r"--beta BETA [a-z_, -]*\breadmes_own: temperature", shown)
+
+    # a run of a method that this project lacks is shown too
+    compare.main(["table", str(copy / "run")])
+    assert "| README's own | 1 |" in capsys.readouterr().out

@@ -3,26 +3,27 @@
 import argparse
 import json
 import math
-import runpy
-import sys
 import unittest.mock
-from pathlib import Path
-
-import matplotlib.figure
-import numpy as np
-import pytest
-import scipy.stats
-import torch
-from conftest import some_examples, tiny
-from test_bad_input import refused
-from test_compare import a_run, change, flags_of, on_the_way, read, write
 
 import constant
 import grid
-import markov
+import hybrids
 import markov_grid
+import matplotlib.figure
+import numpy as np
+import pytest
 import raw_logits
+import scipy.stats
+import torch
 import weights
+from conftest import refused, some_examples, tiny
+from fixtures_runs import a_run, change, flags_of, on_the_way, pictures_of, read, write
+
+import compare
+import data
+import markov
+import train
+from machinery.folder import read as read_checked
 from methods import METHODS
 
 
@@ -117,9 +118,10 @@ def test_the_grid_is_drawn_over_beta_and_gamma(tmp_path, drawn):
         drawn[0].axes,
         ("forget quality", "model utility"),
         (("0.3", "nan", "0.55", "0.55"), ("0.05", "nan", "0.05", "0.55")),
+        strict=False,
     ):
         where = {text.get_position(): text.get_text() for text in axis.texts}
-        assert where == dict(zip(((0, 0), (1, 0), (0, 1), (1, 1)), cells)) and axis.get_title() == title
+        assert where == dict(zip(((0, 0), (1, 0), (0, 1), (1, 1)), cells, strict=False)) and axis.get_title() == title
         ticks = ([text.get_text() for text in side] for side in (axis.get_xticklabels(), axis.get_yticklabels()))
         assert [*ticks] == [["0", "0.5"], ["1", "2"]]
         assert np.isnan(axis.images[0].get_array().filled(np.nan)).tolist() == [[False, True], [False, False]]
@@ -131,7 +133,9 @@ def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):
     refused(grid.main, ["draw", *runs], capsys, "lr=")
     refused(grid.main, ["draw", runs[0], "--out", "f.pdf"], capsys, ".png")
     refused(grid.main, ["choose", tmp_path / "absent"], capsys, "absent")
-    refused(grid.main, ["draw", a_run(tmp_path / "x", "simnpo", beta="x")], capsys, "x", "run.json")
+    damaged = a_run(tmp_path / "x", "simnpo")
+    (damaged / "run.json").write_text((damaged / "run.json").read_text().replace('"beta": 1.0', '"beta": "x"'))
+    refused(grid.main, ["draw", damaged], capsys, damaged, "run.json", "damaged")
 
 
 def test_the_weights_are_printed_and_drawn(tmp_path, capsys, drawn):
@@ -148,7 +152,7 @@ def test_the_weights_are_printed_and_drawn(tmp_path, capsys, drawn):
 
     for x, *shown in rows:
         assert shown == pytest.approx(sum(by_hand(x), []), abs=6e-5)
-    for axis, side in zip(drawn[0].axes, (0, 1)):
+    for axis, side in zip(drawn[0].axes, (0, 1), strict=False):
         curves = [line for line in axis.lines if line.get_label()[0] == "|"]
         assert [line.get_ydata()[40].item() for line in curves] == pytest.approx(by_hand(-4)[side])
     bounds = [line.get_ydata()[0] for line in axis.lines if line not in curves]
@@ -170,7 +174,9 @@ def test_the_search_for_beta_takes_the_cheapest_that_gets_there_and_draws_all(tm
         levels = {"left": {"forget1": 0.1, "forget2": 0.8}, "right": {"forget1": 0.4, "forget2": 9}}
         return {"retrained": levels} | {
             panel: {
-                f"{method} {beta:g}": path for method, betas in markov.GRID.items() for beta, path in zip(betas, paths)
+                f"{method} {beta:g}": path
+                for method, betas in markov.GRID.items()
+                for beta, path in zip(betas, paths, strict=False)
             }
             for panel in levels
         }
@@ -184,7 +190,7 @@ def test_the_search_for_beta_takes_the_cheapest_that_gets_there_and_draws_all(tm
     chosen = json.loads(capsys.readouterr().out.splitlines()[0].removeprefix("chosen β: "))
     # the cheapest of all gets to 0.5 in one seed: as far as one panel asks
     assert chosen == {"left": {"npo": 0.5, "simnpo": 4.0}, "right": {"npo": 2.0, "simnpo": 16.0}}
-    for axis, x in zip(drawn[0].axes, ((1.5 + 1.35 + 1 + 0.9) / 4, (1.5 + 1) / 2)):
+    for axis, x in zip(drawn[0].axes, ((1.5 + 1.35 + 1 + 0.9) / 4, (1.5 + 1) / 2), strict=False):
         curves = {line.get_label(): np.transpose(line.get_data()) for line in axis.lines}
         assert len(curves) == 12 and curves["NPO β=0.5"][1] == pytest.approx((x, 0.15))
     refused(markov_grid.main, [tmp_path / "absent"], capsys, "absent", "--grid")
@@ -200,7 +206,9 @@ def further(part, nats):
 
 def both_by_hand(part):
     """TOFU's truth ratios, and one over those with the constant."""
-    pairs = [(sum(wrong) / 3, right) for wrong, right in zip(part["perturbed_loss"], part["paraphrased_loss"])]
+    pairs = [
+        (sum(wrong) / 3, right) for wrong, right in zip(part["perturbed_loss"], part["paraphrased_loss"], strict=False)
+    ]
     return (
         [math.exp(wrong - right) for wrong, right in pairs],
         [math.exp(-wrong) / (math.exp(-right) + 1e-10) for wrong, right in pairs],
@@ -214,9 +222,9 @@ def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys,
     write(far, "metrics.log.json", log | {"forget": further(log["forget"], 30)})
     constant.main(["runs", str(far), str(near), "--out", str(tmp_path / "c.png")])
     lines, found = capsys.readouterr().out.splitlines()[1:3], []
-    for line, folder in zip(lines, (near, far)):  # by loss
+    for line, folder in zip(lines, (near, far), strict=False):  # by loss
         parts = [read(folder, "metrics.log.json")["forget"], read(folder, "reference.log.json")["Retrain"]]
-        p_values = [scipy.stats.ks_2samp(*ratios).pvalue for ratios in zip(*map(both_by_hand, parts))]
+        p_values = [scipy.stats.ks_2samp(*ratios).pvalue for ratios in zip(*map(both_by_hand, parts), strict=False)]
         loss = np.mean(parts[0]["paraphrased_loss"])
         assert line.split() == [f"{loss:.2f}", *(f"{p:.2g}" for p in p_values), str(folder)]
         found += p_values
@@ -247,108 +255,72 @@ def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys,
         refused(constant.main, arguments, capsys, says)
 
 
-def hybrids(name="hybrids"):
-    """The script as a module, or run; METHODS must be put back afterwards."""
-    return runpy.run_path(str(Path(constant.__file__).with_name("hybrids.py")), run_name=name)
-
-
 @pytest.fixture
 def methods_put_back():
-    with unittest.mock.patch.dict(METHODS):
+    """METHODS, and what raw_logits.py replaces of train.py."""
+    with (
+        unittest.mock.patch.dict(METHODS),
+        unittest.mock.patch.multiple(train, train=train.train, respond=train.respond),
+    ):
         yield
 
 
-def test_hybrids_are_each_a_step_from_npo_and_from_simnpo(methods_put_back):
-    script, beta = hybrids(), 0.7
-    known = {
-        "logp": torch.linspace(-40, -0.5, 7, dtype=torch.float64).requires_grad_(),
-        "beta": beta,
-        "ref_logp": torch.linspace(-30, -3, 7, dtype=torch.float64),
-        "length": torch.tensor([30, 20, 10, 5, 4, 2, 1]),
-    }
-    for name in ("npo-mean", "simnpo-sum"):
-        given = [known[each] for each in METHODS[name].takes]
-        (gradient,) = torch.autograd.grad(METHODS[name].loss(*given).sum(), known["logp"])
-        assert gradient.dtype == torch.float64 and torch.allclose(
-            gradient, METHODS[name].weight(*given), rtol=1e-12, atol=0
-        )
-    logp, ref, length = (known[name].detach() for name in ("logp", "ref_logp", "length"))
-    by_hand = -2 / beta * torch.log(torch.sigmoid(-beta * (logp - ref) / length))
-    assert torch.allclose(script["npo_mean"](logp, ref, length, beta), by_hand)
-    assert torch.allclose(script["simnpo_sum"](logp, beta), -2 / beta * torch.log(torch.sigmoid(-beta * logp)))
+def test_hybrids_are_each_a_step_from_npo_and_from_simnpo():
+    args = argparse.Namespace(beta=0.7)
+    logp = torch.linspace(-40, -0.5, 7, dtype=torch.float64).requires_grad_()
+    ref = torch.linspace(-30, -3, 7, dtype=torch.float64)
+    length = torch.tensor([30, 20, 10, 5, 4, 2, 1])
+    y = data.Response(logp, length, None, ref)
+    for method in hybrids.HYBRIDS.values():
+        (gradient,) = torch.autograd.grad(method.loss(args, y).sum(), logp)
+        assert gradient.dtype == torch.float64
+        assert torch.allclose(gradient, method.weight(args, y), rtol=1e-12, atol=0)
+    by_hand = -2 / 0.7 * torch.log(torch.sigmoid(-0.7 * (logp - ref) / length))
+    assert torch.allclose(hybrids.npo_mean(args, y), by_hand)
+    assert torch.allclose(hybrids.simnpo_sum(args, y), -2 / 0.7 * torch.log(torch.sigmoid(-0.7 * logp)))
 
 
-def test_hybrids_go_through_the_loop_and_into_tables(methods_put_back, toy_model_folder, tmp_path, monkeypatch, capsys):
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hybrids.py", *map(str, arguments)])
-        hybrids("__main__")
-        return capsys.readouterr().out
+FLAGS = "--epochs 1 --max-length 60 --eval none --model".split()
 
-    command(
-        "train.py",
-        "--method",
-        "npo-mean",
-        "--model",
-        toy_model_folder,
-        "--epochs",
-        "1",
-        "--eval",
-        "none",
-        "--max-length",
-        "60",
-        "--out",
-        tmp_path / "run",
-    )
-    first = json.loads((tmp_path / "run" / "path.jsonl").read_text().splitlines()[0])
-    assert first["weight"] == pytest.approx([1 / n for n in first["length"]])
+
+def test_hybrids_go_through_the_loop_and_into_tables(methods_put_back, toy_model_folder, tmp_path, capsys):
+    hybrids.main(["--method", "npo-mean", *FLAGS, str(toy_model_folder), "--out", str(tmp_path / "run")])
+    (first,) = pictures_of(tmp_path / "run")
+    assert read_checked(tmp_path / "run", "run.json")["method"] == {"name": "NPO per token", "colour": "navy"}
+    met = read(tmp_path / "run", "log.jsonl")[0]["met"]
+    assert met["weight"] == pytest.approx([1 / n for n in met["length"]]) and len(first["row"]) == 40
     runs = [a_run(tmp_path / name, name) for name in ("simnpo", "npo-mean", "simnpo-sum")]
-    names = [line.split("|")[1].strip() for line in command("compare.py", "table", *runs).splitlines()[4:7]]
+    capsys.readouterr()
+    compare.main(["table", *map(str, runs)])
+    names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[4:7]]
     assert names == ["SimNPO", "NPO per token", "SimNPO by sum"]
-    for arguments in ([], ["evaluate.py"]):
-        with pytest.raises(SystemExit) as stop:
-            command(*arguments)
-        assert stop.value.code not in (None, 0)
+    refused(hybrids.main, ["--method", "npo-sum"], capsys, "npo-sum")
 
 
-def test_raw_logit_losses_are_against_what_the_model_said_before(monkeypatch):
-    monkeypatch.setattr(raw_logits, "REFERENCE", {})
+def test_hybrids_are_methods_only_where_they_are_asked_for():
+    assert not {*hybrids.HYBRIDS} & {*METHODS} and METHODS["npo"].loss is not raw_logits.npo
+
+
+def test_raw_logit_losses_are_against_what_the_model_said_before():
     before, after = tiny("gpt2"), tiny("gpt2", seed=1)
-    examples, beta, gamma = some_examples(4), 0.7, 0.3
-    for method in ("npo", "simnpo"):
-        args = argparse.Namespace(method=method, beta=beta, gamma=gamma)
-        raw_logits.forget_loss(before, {"answer": examples}, [0, 1, 2, 3], args)
-        loss, logit, length = raw_logits.forget_loss(after, {"answer": examples}, [2, 0], args)
+    examples, args = some_examples(4), argparse.Namespace(beta=0.7, gamma=0.3)
+    known = [raw_logits.logits_of(before, [example])[0] for example in (examples[2], examples[0])]
+    y = raw_logits.respond(after, [examples[2], examples[0]], known)
+    for method, entry in raw_logits.RAW.items():
+        loss, logit = entry.loss(args, y), entry.weight(args, y)
         for place, (prompt, response) in enumerate([examples[2], examples[0]]):
             ref, z = (
                 model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] for model in (before, after)
             )
-            margin = beta * (ref - z) if method == "npo" else -beta * z - gamma
-            assert loss[place].item() == pytest.approx(
-                (-2 / beta * torch.sigmoid(margin).log()).mean().item(), rel=1e-5
-            )
-            assert logit[place].item() == pytest.approx(z.mean().item(), rel=1e-4) and length[place] == len(response)
+            margin = 0.7 * (ref - z) if method == "npo" else -0.7 * z - 0.3
+            by_hand = (-2 / 0.7 * torch.sigmoid(margin).log()).mean().item()
+            assert loss[place].item() == pytest.approx(by_hand, rel=1e-5)
+            assert logit[place].item() == pytest.approx(z.mean().item(), rel=1e-4)
+            assert y.length[place] == len(response)
 
 
-def test_raw_logit_losses_run_in_the_loop(toy_model_folder, tmp_path, monkeypatch):
-    for name in ("train", "forget_loss"):
-        monkeypatch.setattr(raw_logits.train, name, getattr(raw_logits.train, name))  # put back afterwards
-    raw_logits.main(
-        [
-            "--method",
-            "npo",
-            "--model",
-            str(toy_model_folder),
-            "--epochs",
-            "1",
-            "--max-length",
-            "60",
-            "--beta",
-            "0.1",
-            "--eval",
-            "none",
-            "--out",
-            str(tmp_path / "run"),
-        ]
-    )
+def test_raw_logit_losses_run_in_the_loop(methods_put_back, toy_model_folder, tmp_path):
+    flags = ["--method", "npo", "--beta", "0.1", *FLAGS, str(toy_model_folder), "--out", str(tmp_path / "run")]
+    raw_logits.main(flags)
     first, *_, last = (line["forget"] for line in read(tmp_path / "run", "log.jsonl"))
     assert first == pytest.approx(20 * math.log(2)) and last < first - 1e-4  # -2/0.1 log σ(0), until it moves

@@ -334,8 +334,8 @@ def test_rouge_is_the_stemmed_recall_of_what_is_common(answer, said, rouge, toy_
     assert log["world_facts"]["rouge"] == pytest.approx([rouge])
 
 
-SHOWN = """0.001 forget quality ↑ main bold
--3.0 log10 of it ↑ main
+SHOWN = """0.0001 forget quality ↑ main bold
+-4.0 log10 of it ↑ main
 0.750 distance to Retrain ↓ main bold
 0.12 shortest half ↑ main
 0.5 longest half ↑ main
@@ -355,18 +355,18 @@ SHOWN = """0.001 forget quality ↑ main bold
 0.875 repeated 4-grams →R main
 2.00 answers under Retrain →R main
 0.625 model utility
-0.001 forget quality
--3 log10 forget quality
+0.0001 forget quality
+-4 log10 forget quality
 0.75 distance to Retrain
 0.625 model utility
 forget distance model forget set retain set real authors world facts
 quality to Retrain utility prob. ROUGE-L truth prob. ROUGE-L truth prob. ROUGE-L truth prob. ROUGE-L truth
-NPO 0.001 0.750 0.625 0.000 0.010 0.020 0.100 0.110 0.120 0.200 0.210 0.220 0.300 0.310 0.320
+NPO 0.0001 0.750 0.625 0.000 0.010 0.020 0.100 0.110 0.120 0.200 0.210 0.220 0.300 0.310 0.320
 """
 
 
 def test_what_tables_and_figures_show_of_a_model():
-    metrics = dict(forget_quality=1e-3, forget_quality_halves={"shortest": 0.12, "longest": 0.5}, distance=0.75)
+    metrics = dict(forget_quality=1e-4, forget_quality_halves={"shortest": 0.12, "longest": 0.5}, distance=0.75)
     metrics |= dict(model_utility=0.625, repetition=0.875, judged=2.0)
     for i, name in enumerate(tofu.SETS):
         metrics[name] = {part: i / 10 + j / 100 for j, part in enumerate(tofu.PARTS)}

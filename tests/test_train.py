@@ -498,6 +498,15 @@ def test_each_dtype_computes_in_its_own_precision(short_run):
     assert torch.equal(single, default)
 
 
+def test_a_run_prints_what_was_chosen_and_what_the_recipe_filled_in(short_run, capsys):
+    """What is chosen may be 0."""
+    short_run("--method", "simnpo", "--lr", 0, "--warmup", 0)
+    chosen, recipe = [line.split() for line in capsys.readouterr().out.splitlines() if ": " in line][:2]
+    assert chosen[0] == "chosen:" and {"method=simnpo", "lr=0.0", "warmup=0.0", "max_steps=1"} < {*chosen}
+    assert recipe[0] == "recipe:" and {"beta=2.5", "gamma=0.0", "weight_decay=0.01"} < {*recipe}
+    assert not {"lr=0.0", "warmup=0.0", "method=simnpo"} & {*recipe}
+
+
 @pytest.mark.parametrize("method, passes", [("simnpo", 2), ("npo", 2 + 4), ("dpo", 3 + 8)])
 def test_nothing_but_the_reference_is_scored_before_the_first_step(method, passes, short_run, monkeypatch):
     """Batches of two of seven: a step asks the model for two answers, refusals where it reads them, and two to keep."""
