@@ -195,7 +195,8 @@ class LM(NamedTuple):
             logits = self.model(input_ids.to(device), use_cache=False, logits_to_keep=last.to(device)).logits
             return logits.log_softmax(-1)[:, token_ids].float().tolist()
 
-        hook = self.model.get_output_embeddings().register_forward_hook(in_full)
+        # before other hooks, which so see what counts
+        hook = self.model.get_output_embeddings().register_forward_hook(in_full, prepend=True)
         try:
             prompts = [data.Example(example.prompt, []) for example in examples]
             return self.in_batches(answer, prompts, "answering")

@@ -321,10 +321,10 @@ def aligned(columns, where):
 
     Each column of a log may lack rows of its own; how many are left out for that is said on stderr.
     """
-    rows = sorted(set.intersection(*map(set, columns.values())))
-    lacking = len(set.union(*map(set, columns.values()))) - len(rows)
-    if lacking:
-        print(f"{where} leaves out {lacking} rows, which some columns lack", file=sys.stderr)
+    numbers = [set(column) for column in columns.values()]
+    rows, some = sorted(set.intersection(*numbers)), set.union(*numbers)
+    if len(rows) < len(some):
+        print(f"{where} lacks values in {len(some) - len(rows)} of {len(some)} rows, left out here", file=sys.stderr)
     return {"row": rows} | {field: [column[row] for row in rows] for field, column in columns.items()}
 
 

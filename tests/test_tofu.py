@@ -275,7 +275,7 @@ def test_columns_that_lack_different_rows_are_matched_by_row_number(layout, tmp_
         content["forget_Q_A_ROUGE"]["value_by_index"]["4"]["rougeL_recall"] = None
     path.write_text(json.dumps(content))
     part, rows = tofu.read_log(path)["forget"], [1, 2, 3, 5, 6, 7, 8, 9, 10]
-    assert "forget leaves out 3 rows" in capsys.readouterr().err
+    assert "forget lacks values in 3 of 12 rows" in capsys.readouterr().err
     assert part.pop("row") == rows and {"loss", "paraphrased_loss", "perturbed_loss", "rouge"} <= part.keys()
     for field in ("loss", "paraphrased_loss", "perturbed_loss", "rouge"):
         assert part[field] == [log["forget"][field][row] for row in rows]
