@@ -3,13 +3,15 @@
     python tests/mutants.py [WORD …]     slips whose file or text holds a WORD (default: all); --jobs N at a time
     python tests/mutants.py --stale      only say which slips of slips.txt the code has no place for any more
 
-The slips are in slips.txt beside this file. A slip finds its place by its text, so it follows code that moves. Prints
-each that no test notices, and a table by file: tried, noticed, equal (it changes nothing, and slips.txt says why), not
-noticed. POSIX only: each slip is tried in a forked process that has imported the libraries already.
+The slips are in slips.txt beside this file. A slip finds its place in its file by its text. Prints each that no test
+notices, and a table by file: tried, noticed, equal (it changes nothing, and slips.txt says why), not noticed. POSIX
+only: each slip is tried in a forked process that has imported the libraries already.
 """
 
 import argparse
+import ast
 import collections
+import importlib
 import os
 import re
 import shutil
@@ -24,7 +26,9 @@ from typing import NamedTuple
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 ROOT = Path(__file__).parents[1]
+LIBRARIES = "datasets", "matplotlib.figure", "pytest", "scipy.stats", "torch", "transformers"  # loaded before the forks
 LIMIT = 600  # seconds for the tests of one slip; a slip that makes them hang is noticed
+<<<<<<< HEAD
 # file, or folder: tests that cover it, the quickest first. What is not named here is covered by all of them.
 COVERS = {
     "losses.py": "losses data markov train",
@@ -51,6 +55,34 @@ COVERS = {
     "machinery/run.py": "faults bad_input train ranks",
     "machinery/statistics.py": "compare results markov",
     "results": "results bad_runs compare markov",
+=======
+# file or folder: tests that cover it, the quickest first. What is not named here is covered by all of them.
+COVERS = {
+    "losses.py": "losses data markov train",
+    "methods.py": "methods train losses",
+    "data.py": "data evaluate baselines losses robust/ranks train own muse wmdp tofu",
+    "train.py": "methods evaluate train robust/ranks own robust/bad_data robust/bad_input robust/faults",
+    "baselines.py": "baselines train robust/bad_input robust/ranks",
+    "evaluate.py": "evaluate own muse wmdp tofu train robust/bad_models robust/bad_input",
+    "markov.py": "markov results",
+    "compare.py": "compare results muse wmdp own train robust/bad_runs",
+    "benchmarks/tofu.py": "tofu benchmarks evaluate compare robust/bad_data train",
+    "benchmarks/toy.py": "toy tofu muse wmdp train",
+    "benchmarks/muse.py": "muse benchmarks evaluate robust/bad_input",
+    "benchmarks/wmdp.py": "wmdp benchmarks evaluate robust/bad_input",
+    "benchmarks/own.py": "own benchmarks evaluate robust/bad_input",
+    "benchmarks": "benchmarks evaluate muse tofu wmdp own",
+    "machinery/cache.py": "train robust/faults robust/bad_input",
+    "machinery/command.py": "compare robust/bad_input robust/bad_runs train",
+    "machinery/flags.py": "evaluate train robust/bad_input own muse wmdp",
+    "machinery/folder.py": "compare evaluate robust/bad_runs robust/faults train",
+    "machinery/inputs.py": "own robust/bad_data tofu muse wmdp robust/bad_input compare",
+    "machinery/models.py": "evaluate robust/bad_models toy train robust/bad_input",
+    "machinery/processes.py": "robust/ranks evaluate data",
+    "machinery/run.py": "robust/faults train robust/bad_input robust/ranks",
+    "machinery/statistics.py": "markov compare results",
+    "results": "results markov compare robust/bad_runs",
+>>>>>>> hS
 }
 
 
@@ -58,15 +90,21 @@ class Slip(NamedTuple):
     right: str
     wrong: str
     equal: str  # why it changes nothing; empty if it does
-    path: Path | None  # the one file that holds `right`, from the project's root
-    places: int  # how often the code holds it
+    path: Path  # the file that holds `right`, from the project's root
+    places: int  # how often it does: once, or the slip is stale
 
 
 def read_slips(code):
-    """Slips of slips.txt. code: {path: text}. Lines: `- right`, `+ wrong`, maybe `= why equal`; others are comments."""
-    slips, right, wrong, equal = [], [], [], []
-    for line in [*Path(__file__).with_name("slips.txt").read_text(encoding="utf-8").splitlines(), "- end"]:
+    """Slips of slips.txt. code: {path: text}.
+
+    Lines: the name of a file that is spoken of from here on; `- right`, `+ wrong`, maybe `= why equal`; others are
+    comments.
+    """
+    lines = [*Path(__file__).with_name("slips.txt").read_text(encoding="utf-8").splitlines(), "- end"]
+    slips, target, following, parts = [], None, None, {"-": [], "+": [], "=": []}
+    for line in lines:
         mark, text = line[:2].strip(), line[2:]
+<<<<<<< HEAD
         if mark == "-" and wrong:
             pattern = pattern_of("\n".join(right))
             places = [path for path, content in code.items() for _ in pattern.finditer(content)]
@@ -74,7 +112,35 @@ def read_slips(code):
             slips.append(Slip("\n".join(right), "\n".join(wrong), " ".join(equal), path, len(places)))
             right, wrong, equal = [], [], []
         {"-": right, "+": wrong, "=": equal}.get(mark, []).append(text)
+=======
+        if mark == "-" and parts["+"]:
+            slips.append(slip_of(target, code[target], *parts.values()))
+            parts = {"-": [], "+": [], "=": []}
+        if mark == "-":
+            target = following
+        if mark in parts:
+            parts[mark].append(text)
+        elif Path(line) in code:
+            following = Path(line)
+>>>>>>> hS
     return slips
+
+
+def slip_of(path, code, right, wrong, equal):
+    """A Slip from its lines; one that leaves no Python behind has no place."""
+    slip = Slip(
+        "\n".join(right), "\n".join(wrong), " ".join(equal), path, len(pattern_of("\n".join(right)).findall(code))
+    )
+    try:
+        ast.parse(changed(code, slip))
+    except SyntaxError:
+        return slip._replace(places=0)
+    return slip
+
+
+def changed(code, slip):
+    """The code with the slip made in it."""
+    return pattern_of(slip.right).sub(lambda _: slip.wrong, code)
 
 
 def pattern_of(text):
@@ -93,9 +159,15 @@ def noticed(copy, slip):
     """Whether a test fails in `copy`, a folder with the whole project, when the slip is made there."""
     target = copy / slip.path
     before = target.read_text(encoding="utf-8")
+<<<<<<< HEAD
     pattern = pattern_of(slip.right)
     target.write_text(pattern.sub(lambda _: slip.wrong, before), encoding="utf-8")
     tests = tests_of(slip.path)
+=======
+    target.write_text(changed(before, slip), encoding="utf-8")
+    names = COVERS.get(slip.path.as_posix()) or COVERS.get(slip.path.parts[0]) or ""
+    tests = [str(Path("tests", name).with_name(f"test_{Path(name).name}.py")) for name in names.split()] or ["tests"]
+>>>>>>> hS
     try:
         pid = os.fork()
         if pid == 0:
@@ -172,18 +244,25 @@ def main():
     }
     slips = read_slips(code)
 
-    stale = [slip for slip in slips if slip.path is None]
+    stale = [slip for slip in slips if slip.places != 1]
     for slip in stale:
-        print(f"stale, found {slip.places} times: {slip.right}")
+        print(f"stale, {slip.places} places in {slip.path}:\n  - {slip.right}\n  + {slip.wrong}")
     if args.stale:
         return len(stale)
 
-    chosen = [slip for slip in slips if slip.path and (not args.words or any(word in str(slip) for word in args.words))]
+    chosen = [
+        slip for slip in slips if slip.places == 1 and (not args.words or any(word in str(slip) for word in args.words))
+    ]
     equal = [slip for slip in chosen if slip.equal]
     counts = collections.defaultdict(collections.Counter)
     for slip in equal:
         counts[slip.path]["equal"] += 1
+<<<<<<< HEAD
     import datasets  # noqa: E401, F401  once, before the forks
+=======
+    for library in LIBRARIES:
+        importlib.import_module(library)
+>>>>>>> hS
 
     for slip, seen in in_parallel([slip for slip in chosen if not slip.equal], args.jobs):
         counts[slip.path]["noticed" if seen else "not noticed"] += 1
