@@ -62,7 +62,10 @@ CONVERSATION = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ad
         (
             "f.json",
             json.dumps([{"messages": CHAT}]),
-            [WHO | {"turns": CHAT[:1]}, WHERE | {"turns": CHAT[:3]}],
+            [
+                {"question": "System: Be brief.\nUser: Who?", "answer": "Ada."},
+                {"question": "System: Be brief.\nUser: Who?\nAssistant: Ada.\nUser: Where?", "answer": "In Lisbon."},
+            ],
             "every answer in 'messages' is a row",
         ),
         ("f.jsonl", '{"prompt": "Who?", "completion": "Ada."}', [WHO], "'prompt' is read as the question"),
