@@ -25,23 +25,32 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 600  # seconds for the tests of one slip; a slip that makes them hang is noticed
-# file: tests that cover it, the quickest first. What is not named here is covered by all of them.
+# file, or folder: tests that cover it, the quickest first. What is not named here is covered by all of them.
 COVERS = {
     "losses.py": "losses data markov train",
     "methods.py": "methods train losses",
     "data.py": "data losses train ranks muse wmdp own tofu",
-    "train.py": "train methods ranks bad_input own compare faults",
-    "runs.py": "faults evaluate bad_input compare own train",
-    "evaluate.py": "evaluate tofu muse wmdp own bad_input train",
-    "tofu.py": "tofu evaluate compare bad_input train",
-    "toy.py": "toy tofu muse wmdp train",
-    "muse.py": "muse bad_input",
-    "wmdp.py": "wmdp bad_input",
-    "own.py": "own bad_input",
-    "protocol.py": "benchmarks muse tofu wmdp own",
-    "markov.py": "markov compare results",
-    "compare.py": "compare results bad_input muse wmdp own",
-    "results": "results markov compare",
+    "train.py": "train methods evaluate bad_input own faults ranks",
+    "baselines.py": "baselines train bad_input ranks",
+    "evaluate.py": "evaluate tofu muse wmdp own bad_input bad_data train",
+    "compare.py": "compare results bad_runs train",
+    "markov.py": "markov results",
+    "benchmarks/protocol.py": "benchmarks tofu muse wmdp own compare",
+    "benchmarks/toy.py": "toy tofu muse wmdp train",
+    "benchmarks/tofu.py": "tofu benchmarks compare results bad_data evaluate train",
+    "benchmarks/muse.py": "muse benchmarks compare results",
+    "benchmarks/wmdp.py": "wmdp benchmarks compare",
+    "benchmarks/own.py": "own benchmarks compare bad_data fuzz",
+    "machinery/cache.py": "train faults",
+    "machinery/command.py": "bad_input markov compare train",
+    "machinery/flags.py": "train bad_input evaluate own muse wmdp",
+    "machinery/folder.py": "compare bad_runs faults train bad_input",
+    "machinery/inputs.py": "bad_data tofu own muse wmdp bad_models bad_input fuzz",
+    "machinery/models.py": "bad_models toy evaluate train",
+    "machinery/processes.py": "ranks",
+    "machinery/run.py": "faults bad_input train ranks",
+    "machinery/statistics.py": "compare results markov",
+    "results": "results bad_runs compare markov",
 }
 
 
@@ -60,9 +69,9 @@ def read_slips(code):
         mark, text = line[:2].strip(), line[2:]
         if mark == "-" and wrong:
             pattern = pattern_of("\n".join(right))
-            found = [path for path, content in code.items() for _ in pattern.finditer(content)]
-            path = found[0] if len(found) == 1 else None
-            slips.append(Slip("\n".join(right), "\n".join(wrong), " ".join(equal), path, len(found)))
+            places = [path for path, content in code.items() for _ in pattern.finditer(content)]
+            path = places[0] if len(places) == 1 else None
+            slips.append(Slip("\n".join(right), "\n".join(wrong), " ".join(equal), path, len(places)))
             right, wrong, equal = [], [], []
         {"-": right, "+": wrong, "=": equal}.get(mark, []).append(text)
     return slips
@@ -73,14 +82,20 @@ def pattern_of(text):
     return re.compile(r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", text))))
 
 
+def tests_of(path):
+    """Names of the tests that cover a file of the code, from the project's root."""
+    names = COVERS.get(path.as_posix()) or COVERS.get(path.parts[0]) or ""
+    files = {file.stem: str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")}
+    return [files[f"test_{name}"] for name in names.split()] or ["tests"]
+
+
 def noticed(copy, slip):
     """Whether a test fails in `copy`, a folder with the whole project, when the slip is made there."""
     target = copy / slip.path
     before = target.read_text(encoding="utf-8")
     pattern = pattern_of(slip.right)
     target.write_text(pattern.sub(lambda _: slip.wrong, before), encoding="utf-8")
-    names = COVERS.get(slip.path.name) or COVERS.get(slip.path.parts[0]) or ""
-    tests = [f"tests/test_{name}.py" for name in names.split()] or ["tests"]
+    tests = tests_of(slip.path)
     try:
         pid = os.fork()
         if pid == 0:
@@ -150,7 +165,11 @@ def main():
     parser.add_argument("--stale", action="store_true", help="try nothing; name the slips that have no place")
     args = parser.parse_args()
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    code = {Path(name): (ROOT / name).read_text(encoding="utf-8") for name in tracked.split() if "tests/" not in name}
+    code = {
+        Path(name): (ROOT / name).read_text(encoding="utf-8")
+        for name in tracked.split()
+        if not name.startswith("tests/")
+    }
     slips = read_slips(code)
 
     stale = [slip for slip in slips if slip.path is None]
@@ -164,7 +183,7 @@ def main():
     counts = collections.defaultdict(collections.Counter)
     for slip in equal:
         counts[slip.path]["equal"] += 1
-    import datasets, matplotlib.figure, pytest, scipy.stats, torch, transformers  # noqa: E401, F401  once, before the forks
+    import datasets  # noqa: E401, F401  once, before the forks
 
     for slip, seen in in_parallel([slip for slip in chosen if not slip.equal], args.jobs):
         counts[slip.path]["noticed" if seen else "not noticed"] += 1
