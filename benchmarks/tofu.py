@@ -220,7 +220,7 @@ def summarize(log, reference=None):
     if "forget_truth_ratio" in log:
         raise InputError(
             "the log holds truth ratios, which --retrain can use, but not the losses of the four sets; "
-            "give a TOFU_EVAL.json with losses, our metrics.log.json or TOFU's published log"
+            "give our metrics.log.json or TOFU's published log"
         )
     check(log, LOG, "the log's")
     forget = log["forget"]
@@ -486,8 +486,9 @@ def notes(metrics, log):
         return []
     if shared == FIRST_ROWS:
         return [f"forget quality is of the first {shared} of {n} forget examples, as TOFU's authors compute it"]
-    of = f"the first {FIRST_ROWS} of {n}" if n > FIRST_ROWS else n
-    return [f"forget quality is of the {shared} of {of} forget examples that the reference has"]
+    return [
+        f"forget quality is of the {shared} of {n} forget examples that the reference has, of the first {FIRST_ROWS}"
+    ]
 
 
 QUALITY = Column("forget quality", quality, ".2g", "↑", bold=True, screen=("forget", "quality"))

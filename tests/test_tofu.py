@@ -309,7 +309,7 @@ def test_forget_quality_is_of_the_first_300_rows(tmp_path):
         model | {"answer": ["a"] * 400}, {"truth_ratio": [1.0, 2.0], "row": [7, 350], "answer": ["a"] * 2}
     )
     assert lacking["forget_examples"] == 1
-    assert "the 1 of the first 300 of 400 forget examples that the reference has" in tofu.notes(lacking, log)[0]
+    assert "the 1 of 400 forget examples that the reference has" in tofu.notes(lacking, log)[0]
 
 
 # ------------------------------------------------------------------ the newer framework's TOFU_EVAL.json
