@@ -220,7 +220,7 @@ def summarize(log, reference=None):
     if "forget_truth_ratio" in log:
         raise InputError(
             "the log holds truth ratios, which --retrain can use, but not the losses of the four sets; "
-            "give our metrics.log.json or TOFU's published log"
+            "give a TOFU_EVAL.json with losses, our metrics.log.json or TOFU's published log"
         )
     check(log, LOG, "the log's")
     forget = log["forget"]
