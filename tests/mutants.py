@@ -32,23 +32,14 @@ LIMIT = 600  # seconds for the tests of one slip; a slip that makes them hang is
 COVERS = {
     "losses.py": "losses data markov train",
     "methods.py": "methods train losses",
-<<<<<<< HEAD
     "data.py": "data models evaluate baselines losses robust/ranks train own muse wmdp tofu",
     "train.py": "methods evaluate train robust/ranks own robust/bad_data robust/bad_input robust/faults",
     "baselines.py": "baselines train robust/bad_input robust/ranks",
     "evaluate.py": "evaluate models own muse wmdp tofu train robust/bad_models robust/bad_input",
-=======
-    "data.py": "data losses train ranks muse wmdp own tofu",
-    "train.py": "train methods evaluate bad_input own faults ranks",
-    "baselines.py": "baselines train bad_input ranks",
-    "evaluate.py": "evaluate tofu muse wmdp own files bad_input bad_data train",
-    "compare.py": "compare results bad_runs train",
->>>>>>> hD
     "markov.py": "markov results",
     "compare.py": "compare results muse wmdp own train robust/bad_runs",
     "benchmarks/tofu.py": "tofu benchmarks evaluate compare robust/bad_data train",
     "benchmarks/toy.py": "toy tofu muse wmdp train",
-<<<<<<< HEAD
     "benchmarks/muse.py": "muse benchmarks evaluate robust/bad_input",
     "benchmarks/wmdp.py": "wmdp benchmarks evaluate robust/bad_input",
     "benchmarks/own.py": "own benchmarks evaluate robust/bad_input",
@@ -65,24 +56,6 @@ COVERS = {
     "machinery/run.py": "robust/faults train robust/bad_input robust/ranks",
     "machinery/statistics.py": "markov compare results",
     "results": "results markov compare robust/bad_runs",
-=======
-    "benchmarks/tofu.py": "tofu benchmarks compare results bad_data evaluate train",
-    "benchmarks/muse.py": "muse benchmarks compare results",
-    "benchmarks/wmdp.py": "wmdp benchmarks compare",
-    "benchmarks/own.py": "own benchmarks files compare bad_data fuzz",
-    "benchmarks/files.py": "files own bad_data fuzz",
-    "benchmarks/rouge.py": "files tofu muse",
-    "machinery/cache.py": "train faults",
-    "machinery/command.py": "bad_input markov compare train",
-    "machinery/flags.py": "train bad_input evaluate own muse wmdp",
-    "machinery/folder.py": "compare bad_runs faults train bad_input",
-    "machinery/inputs.py": "bad_data tofu own muse wmdp bad_models bad_input fuzz",
-    "machinery/models.py": "bad_models toy evaluate train",
-    "machinery/processes.py": "ranks",
-    "machinery/run.py": "faults bad_input train ranks",
-    "machinery/statistics.py": "compare results markov",
-    "results": "results bad_runs compare markov",
->>>>>>> hD
 }
 
 
