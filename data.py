@@ -38,8 +38,8 @@ class Response(NamedTuple):
 # ------------------------------------------------------------------ text becomes tokens
 
 
-def encode(question, answer, tokenizer, template="auto"):
-    """An Example, of any length.
+def encode(question, answer, tokenizer, template="auto", before=()):
+    """An Example, of any length. before: what was said before the question, as messages of a chat.
 
     The response ends with the one token that ends a turn: under a chat template what the template itself writes after
     an answer (Gemma's <end_of_turn>, Phi-3's <|end|>), else EOS. White space that a template writes after it carries no
@@ -47,7 +47,7 @@ def encode(question, answer, tokenizer, template="auto"):
     encode a word differently at the start of a text.
     """
     template = resolve_template(template, tokenizer)
-    prompt, response, ending = turn_text(question, answer, tokenizer, template)
+    prompt, response, ending = turn_text(question, answer, tokenizer, template, before)
 
     # a chat template already spells out BOS
     ids, cut = tokens_and_cut(prompt, response + ending, tokenizer, add_special_tokens=template != "chat")
@@ -103,7 +103,7 @@ def pieces(text, tokenizer, length, cut=None):
 
 def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
     """Examples of rows: of `text`, and how it is `cut`, as in `pieces` of max_length; or, of any length, of `question`
-    and `answer`, or of an `answer` and the whole `prompt` before it."""
+    and `answer`, with the `turns` before, if any, or of an `answer` and the whole `prompt` before it."""
     examples = []
     for row in rows:
         if "text" in row:
@@ -113,7 +113,7 @@ def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row
             answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
             examples.append(Example(prompt, answer + [tokenizer.eos_token_id]))
         else:
-            examples.append(encode(row["question"], answer_of(row), tokenizer, template))
+            examples.append(encode(row["question"], answer_of(row), tokenizer, template, row.get("turns", ())))
     return examples
 
 
@@ -139,24 +139,28 @@ def resolve_template(template, tokenizer):
     return template
 
 
-def turn_text(question, answer, tokenizer, template):
+def turn_text(question, answer, tokenizer, template, before=()):
     """(prompt, response, ending) as text; template: chat, llama2 or plain. A prompt without an answer has no ending.
+
+    Messages `before` the question are turns of the chat; the others, which have one turn, get them as lines of it.
 
     `llama2` and `plain` have the text of TOFU's LLaMA-2 and Phi prompts, `chat` is the tokenizer's own.
     Only the text: others' code for Phi lets "Answer:" carry loss too (|y| + 2) or leaves out the first
     answer token (|y| - 1); here the loss covers exactly the response and its EOS, whatever the template.
     The space belongs to the response because most tokenizers glue it to the word that follows.
     """
+    turns = [*before, {"role": "user", "content": question}]
+    if before:
+        question = "\n".join(f"{turn['role'].title()}: {turn['content']}" for turn in turns)
     if template == "llama2":
         return f"[INST] {question} [/INST]", answer, ""
     if template == "plain":
         return f"Question: {question}\nAnswer:", f" {answer}" if answer else "", ""
 
-    system = {"role": "system", "content": SYSTEM_PROMPT}
-    turns = [{"role": "user", "content": question}]
+    system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": SYSTEM_PROMPT}]
     try:
-        prompt = render([system, *turns], tokenizer, add_generation_prompt=True)
-        turns.insert(0, system)
+        prompt = render([*system, *turns], tokenizer, add_generation_prompt=True)
+        turns = system + turns
     except Exception:  # Gemma's and others' templates refuse a system message
         try:
             prompt = render(turns, tokenizer, add_generation_prompt=True)

@@ -47,9 +47,9 @@ class LM(NamedTuple):
         """Most tokens that the model reads."""
         return getattr(self.model.config, "max_position_embeddings", sys.maxsize)
 
-    def encode(self, question, answer):
+    def encode(self, question, answer, before=()):
         """An Example of any length."""
-        return data.encode(question, answer, self.tokenizer, self.template)
+        return data.encode(question, answer, self.tokenizer, self.template, before)
 
     def examples(self, rows, **options):
         """Examples of rows (data.examples_of), of at most max_length tokens.
@@ -79,7 +79,7 @@ class LM(NamedTuple):
 
         def fits(row):  # running text, which is cut into pieces, always does
             texts = texts_of(row) if "question" in row else []
-            return not any(self.is_long(self.encode(row["question"], text)) for text in texts)
+            return not any(self.is_long(self.encode(row["question"], text, row.get("turns", ()))) for text in texts)
 
         fitting = [row for row in rows if fits(row)]
         skipped = f"{len(rows) - len(fitting)} of {len(rows)} rows take more than the limit of {self.max_length} tokens"

@@ -24,7 +24,7 @@ def names_in(fields):
 
 
 def read_file(path, fields=FIELDS):
-    """Rows of a file: {"question", "answer"} or {"text"}.
+    """Rows of a file: {"question", "answer"}, with `turns` if something was said before; or {"text"}.
 
     A .jsonl or .json may hold one list, or a value a line. The cells of a .csv lie between whichever of , ; | and tab
     its first line has most of. Text is UTF-8, or UTF-16 with a byte-order mark. InputError for anything else.
@@ -206,11 +206,7 @@ ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assi
 
 
 def conversation(turns, role, content):
-    """A row for every answer, with all that was said before it as its question.
-
-    One turn is the question as it is. Several are plain text, a line each, "User: …", "Assistant: …", "System: …": to a
-    chat template all of it is one turn of the user.
-    """
+    """A row for every answer: the question just before it, and what was said before that, if anything, as `turns`."""
     if not isinstance(turns, list):
         raise ValueError(f"has {shown(turns)} as its turns; they must be a list")
     said, rows = [], []
@@ -221,13 +217,13 @@ def conversation(turns, role, content):
             raise ValueError(
                 f"has {shown(turn.get(role))} as the '{role}' of a turn; it must be one of {', '.join(ROLES)}"
             )
-        said.append((speaker, text_in(turn, content)))
+        said.append({"role": speaker, "content": text_in(turn, content)})
         if speaker == "assistant":
-            if [name for name, _ in said[-2:-1]] != ["user"]:
+            if [turn["role"] for turn in said[-2:-1]] != ["user"]:
                 raise ValueError("has an answer without a question before it; let every answer follow one")
-            *before, (_, answer) = said
-            turns = [f"{name.title()}: {text}" for name, text in before] if len(before) > 1 else [before[0][1]]
-            rows.append({"question": "\n".join(turns), "answer": answer})
+            *before, asked, answered = said
+            row = {"question": asked["content"], "answer": answered["content"]}
+            rows.append(row | {"turns": before} if before else row)
     if not rows:
         raise ValueError("has no answer among its turns; give it one")
     return rows
@@ -237,12 +233,12 @@ FORMS = (
     (
         {"messages"},
         lambda values: conversation(values["messages"], "role", "content"),
-        "every answer in 'messages' is a row, and what was said before it the question",
+        "every answer in 'messages' is a row, what was said before it its prompt",
     ),
     (
         {"conversations"},
         lambda values: conversation(values["conversations"], "from", "value"),
-        "every answer in 'conversations' is a row, and what was said before it the question",
+        "every answer in 'conversations' is a row, what was said before it its prompt",
     ),
     (
         {"prompt", "completion"},

@@ -1,5 +1,6 @@
 """The user's own files in the forms that people have, ROUGE in any script, and what becomes of too long answers."""
 
+import copy
 import json
 import random
 import string
@@ -9,6 +10,7 @@ from conftest import lm_of, refused
 from rouge_score.tokenizers import DefaultTokenizer
 from test_own import a_file, a_part, asked, lines
 
+import data
 import train
 from benchmarks import muse, own, rouge, tofu
 from benchmarks.files import FIELDS, read_file
@@ -62,10 +64,7 @@ CONVERSATION = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ad
         (
             "f.json",
             json.dumps([{"messages": CHAT}]),
-            [
-                {"question": "System: Be brief.\nUser: Who?", "answer": "Ada."},
-                {"question": "System: Be brief.\nUser: Who?\nAssistant: Ada.\nUser: Where?", "answer": "In Lisbon."},
-            ],
+            [WHO | {"turns": CHAT[:1]}, WHERE | {"turns": CHAT[:3]}],
             "every answer in 'messages' is a row",
         ),
         ("f.jsonl", '{"prompt": "Who?", "completion": "Ada."}', [WHO], "'prompt' is read as the question"),
@@ -85,6 +84,34 @@ def test_a_file_gives_its_rows_and_what_was_recognized_is_said_once(name, conten
     assert read_file(path, FIELDS) == read_file(path, FIELDS) == rows
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == bool(says) and (not says or str(path) in said)
+
+
+def test_earlier_turns_are_part_of_the_prompt(toy_tokenizer):
+    tokenizer = copy.deepcopy(toy_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}" + (
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    row, eos = WHERE | {"turns": CHAT[1:3]}, tokenizer.eos_token
+    plain = "User: Who?\nAssistant: Ada.\nUser: Where?"
+    for template, turns, prompt in (
+        ("plain", CHAT[1:3], f"Question: {plain}\nAnswer:"),
+        ("llama2", CHAT[1:3], f"[INST] {plain} [/INST]"),
+        (
+            "chat",
+            CHAT[1:3],
+            f"<system>{data.SYSTEM_PROMPT}{eos}<user>Who?{eos}<assistant>Ada.{eos}<user>Where?{eos}<assistant>",
+        ),
+        ("chat", CHAT[:3], f"<system>Be brief.{eos}<user>Who?{eos}<assistant>Ada.{eos}<user>Where?{eos}<assistant>"),
+    ):
+        lm = lm_of(None, tokenizer, template=template)
+        ((ids, response),) = lm.examples([row | {"turns": turns}])
+        assert ids == tokenizer(prompt)["input_ids"] and response[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(response, skip_special_tokens=True).strip() == "In Lisbon."
+        limit = lm._replace(too_long="skip", max_length=len(ids + response))
+        assert (
+            limit.fitting([row | {"turns": turns}])
+            and len(limit._replace(max_length=len(ids)).fitting([WHERE, row])) == 1
+        )
 
 
 CHATS = [

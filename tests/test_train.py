@@ -554,7 +554,8 @@ def test_the_reference_pass_and_the_loop_show_a_bar_on_a_terminal(stream, method
 def examples_for(tokenizer, *arguments):
     """(forget, retain) examples of a command."""
     args = resolved(*arguments)
-    return train.load_examples(args, lm_of(None, tokenizer, template=args.template, max_length=args.max_length))
+    lm = lm_of(tiny("llama", vocab=len(tokenizer)), tokenizer, template=args.template, max_length=args.max_length)
+    return train.load_examples(args, lm)
 
 
 def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
@@ -648,7 +649,7 @@ def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesso
     with monkeypatch.context() as patch:
         patch.setattr(folders, "FORMAT", 9)
         others.append(lesson("full")[0])
-    assert len({folder, *others}) == 13
+    assert len({folder, *others}) == 14
 
 
 @pytest.mark.parametrize("split, count, dropped", [("forget05", 20, 10), ("forget10", 40, 20)])
