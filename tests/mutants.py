@@ -26,7 +26,17 @@ from typing import NamedTuple
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = "datasets", "matplotlib.figure", "pytest", "scipy.stats", "torch", "transformers"  # loaded before the forks
+LIBRARIES = (  # loaded before the forks
+    "datasets",
+    "hypothesis",
+    "matplotlib.figure",
+    "pytest",
+    "rouge_score.rouge_scorer",
+    "scipy.stats",
+    "torch",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+)
 LIMIT = 600  # seconds for the tests of one slip; a slip that makes them hang is noticed
 # file or folder: tests that cover it, the quickest first. What is not named here is covered by all of them.
 COVERS = {

@@ -84,8 +84,9 @@ def test_running_text_is_cut_into_pieces_after_one_token_that_begins_each(bos, b
         data.pieces("abc", tokenizer, 5, "fill")
 
 
-def test_an_answer_after_a_whole_prompt_ends_with_eos_and_begins_without_bos():
-    tokenizer = letters()
+@pytest.mark.parametrize("ends", [0, 1])
+def test_an_answer_after_a_whole_prompt_ends_with_one_eos_and_begins_without_bos(ends):
+    tokenizer = letters(ends=ends)
     a, b, c = tokenizer.convert_tokens_to_ids(["a", "b", "c"])
     assert data.examples_of([{"prompt": "ab", "answer": "ca"}], tokenizer, "plain", 500) == [([0, a, b], [c, a, 1])]
 
