@@ -16,7 +16,7 @@ import torch
 
 import losses
 from machinery import processes
-from machinery.inputs import InputError
+from machinery.inputs import InputError, note
 
 
 class Example(NamedTuple):
@@ -169,6 +169,8 @@ def turn_text(question, answer, tokenizer, template, before=()):
                 f"the tokenizer's chat template fails ({textwrap.shorten(str(error), 160)}); mend "
                 "it, or use --template plain"
             ) from None
+    if prompt.rstrip().endswith("<think>"):
+        note("the chat template opens a thought: answers are taught and measured right after it")
     response, ending = rendered_answer(prompt, turns, answer, tokenizer) if answer else ("", "")
     return prompt, response, ending
 

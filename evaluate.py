@@ -236,11 +236,7 @@ def load(args, name):
         model, tokenizer = models.load_model(name, device, dtype, args.tokenizer)
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", math.inf))
     lengths = limit, args.max_new_tokens, args.eval_batch_size
-    lm = LM(model, tokenizer, dtype, args.template, *lengths, args.too_long)
-    prompt = tokenizer.decode(lm.encode("Who?", "").prompt)
-    if prompt.rstrip().endswith("<think>"):
-        print("this model's chat template opens a thought: answers are taught and measured after it", file=sys.stderr)
-    return lm
+    return LM(model, tokenizer, dtype, args.template, *lengths, args.too_long)
 
 
 # ------------------------------------------------------------------ a model's log, and what it is compared with

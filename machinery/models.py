@@ -120,6 +120,11 @@ def check_weights(name, model, report):
     made_for, weights = model.config.architectures, dict(model.named_parameters())
     if made_for is not None and type(model).__name__.lower() not in str(made_for).lower():
         raise InputError(f"model '{name}' is a {type(model).__name__}, but its architectures are {made_for}; {mend}")
+    check_numbers(name, model, weights)
+
+
+def check_numbers(name, model, weights):
+    """InputError unless a model's weights are finite numbers to train. weights: {name: parameter}."""
     if getattr(model.config, "quantization_config", None):
         raise InputError(f"model '{name}' is quantized, as its config.json says; give one that is not")
     for path in Path(name).glob("*.safetensors"):
@@ -135,8 +140,8 @@ def check_weights(name, model, report):
 def check_tokenizer(name, model, tokenizer):
     """InputError unless a tokenizer can be the model's; a padding token that the model does not embed is replaced.
 
-    Neither has to have as many tokens as the other: models pad their embedding to a round number (by 2.4% the widest
-    known to us), and tokenizers hold tokens that no text gives. `check_ids` looks at those that data do give.
+    Neither has to have exactly as many tokens as the other: models pad their embedding to a round number (by 2.4% the
+    widest known to us), and tokenizers hold tokens that no text gives. `check_ids` looks at those that data do give.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.eos_token_id is None:
@@ -147,7 +152,7 @@ def check_tokenizer(name, model, tokenizer):
                 f"model '{name}' embeds {rows} tokens but its tokenizer's {tokenizer.decode([token])} is number "
                 f"{token}; give it the tokenizer it was trained with"
             )
-    if rows > 1.1 * len(tokenizer):
+    if not 0.9 * len(tokenizer) < rows < 1.1 * len(tokenizer):
         raise InputError(
             f"model '{name}' embeds {rows} tokens but its tokenizer has {len(tokenizer)}; "
             "give it the tokenizer it was trained with"

@@ -217,6 +217,14 @@ def test_a_response_is_what_the_template_writes_through_its_end_of_turn(family):
         assert not tokenizer.decode(whole[len(prompt + response) :], skip_special_tokens=True).strip()
 
 
+def test_a_template_that_opens_a_thought_is_said_once(capsys):
+    data.note.cache_clear()
+    for _ in range(2):
+        data.encode("Where?", "In Rome.", chat_tokenizer("R1"))
+        data.encode("Where?", "In Rome.", chat_tokenizer("Qwen3"))
+    assert capsys.readouterr().err.count("opens a thought") == 1
+
+
 def test_generation_stops_at_the_templates_end_and_at_all_that_generation_config_lists():
     tokenizer = chat_tokenizer("Gemma")
     model = transformers.LlamaForCausalLM(
@@ -304,6 +312,7 @@ def test_tokenizer_and_embedding_need_not_be_of_one_size(folder, extra):
         max_length=50,
         max_new_tokens=2,
         eval_batch_size=2,
+        too_long="refuse",
     )
     lm = evaluate.load(args, str(folder))
     assert len(lm.generate([lm.encode("w5", "w7")])) == 1

@@ -519,9 +519,10 @@ def test_a_run_prints_what_was_chosen_and_what_the_recipe_filled_in(short_run, c
     assert not {"lr=0.0", "warmup=0.0", "method=simnpo"} & {*recipe}
 
 
-@pytest.mark.parametrize("method, passes", [("simnpo", 2), ("npo", 2 + 4), ("dpo", 3 + 8)])
+@pytest.mark.parametrize("method, passes", [("simnpo", 2 + 2), ("npo", 2 + 2 + 4), ("dpo", 2 + 3 + 8)])
 def test_nothing_but_the_reference_is_scored_before_the_first_step(method, passes, short_run, monkeypatch):
-    """Batches of two of seven: a step asks the model for two answers, refusals where it reads them, and two to keep."""
+    """One example twice, to see that the model is not random. Then batches of two of seven: a step asks for two
+    answers, refusals where the method reads them, and two to keep."""
     forward, calls = transformers.LlamaForCausalLM.forward, []
 
     def counted(*arguments, **options):
