@@ -185,9 +185,11 @@ def response_logits(model, examples):
     targets = labels.roll(-1, 1)  # the position before a token predicts it
     predicts = targets != -100
 
-    where = predicts.to(model.device, non_blocking=True)
-    logits = model(input_ids.to(model.device), use_cache=False, logits_to_keep=where).logits
-    return logits, targets[predicts].to(model.device), predicts.sum(1)
+    def on_device(tensor):
+        return tensor.to(model.device, non_blocking=True)  # does not wait for what a GPU is at
+
+    logits = model(on_device(input_ids), use_cache=False, logits_to_keep=on_device(predicts)).logits
+    return logits, on_device(targets[predicts]), predicts.sum(1)
 
 
 def respond(model, examples, ref_logp=None):
@@ -195,7 +197,7 @@ def respond(model, examples, ref_logp=None):
     logits, targets, length = response_logits(model, examples)
     token_logp = losses.token_logp(logits, targets).split(length.tolist())
     logp = torch.stack([tokens.sum() for tokens in token_logp])
-    return Response(logp, length.to(logp.device), token_logp, ref_logp)
+    return Response(logp, length.to(logp.device, non_blocking=True), token_logp, ref_logp)
 
 
 def disable_dropout(model):

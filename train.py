@@ -91,7 +91,7 @@ def reference_logp(model, forget, args):
                 response = data.respond(model, [forget[side][i] for i in places])
             if math.isfinite(divisor):  # else it is there for the other processes' sake
                 logp[places] = response.logp
-        ref_logp[side] = processes.add_up(logp)
+        ref_logp[side] = processes.add_up(logp).cpu()
     return ref_logp
 
 
@@ -99,7 +99,7 @@ def respond(model, forget, ref_logp, rows, method):
     """[Response] of the forget sequences `rows`, one for each side that the method reads."""
     responses = []
     for side in method.reads:
-        ref = ref_logp[side][rows] if method.needs_reference else None
+        ref = ref_logp[side][rows].to(model.device, non_blocking=True) if method.needs_reference else None
         responses.append(data.respond(model, [forget[side][row] for row in rows], ref))
     return responses
 

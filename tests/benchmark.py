@@ -4,8 +4,8 @@
     python tests/benchmark.py --size 1b --device cuda     of Llama-3.2-1B's shape; 7b: LLaMA-2 7B's; random weights
 
 One effective batch, 32 forget and 32 retain examples, with AdamW's step. Same model, same examples, in turns; what is
-printed are medians, and of ratios the median of each round's. Examples are TOFU's forget05 and retain95 from the folder in
-TOFU_DIR, or else the toy's.
+printed are medians, and of ratios the median of each round's. Examples are TOFU's forget05 and retain95 from the folder
+in TOFU_DIR, or else the toy's.
 """
 
 import argparse
@@ -26,14 +26,19 @@ from tqdm import tqdm
 import data
 import evaluate
 import losses
-import runs
 import train
+from benchmarks import BENCHMARKS
+from machinery import run as runs
+from machinery.command import OneLineParser, number, run_command
+from machinery.inputs import InputError
+from methods import METHODS
 
 SIZES = {  # as LlamaConfig has it: width, of the MLP, layers, heads, key-value heads, vocabulary
     "tiny": (256, 688, 4, 4, 4, 32000),
     "1b": (2048, 8192, 16, 32, 8, 128256),
     "7b": (4096, 11008, 32, 32, 32, 32000),
 }
+BETA = {"simnpo": 2.5, "npo": 0.1, "graddiff": None}
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense, as their maker states them
 
 
@@ -56,16 +61,17 @@ def new_model(size, vocab=None):
 
 def some_examples(count):
     """(forget, retain, tokenizer): `count` of each, evenly out of all."""
-    task, folder, split = (
-        ("tofu", os.environ["TOFU_DIR"], "forget05") if os.environ.get("TOFU_DIR") else ("toy", None, "forget10")
-    )
-    benchmark, tokenizer = evaluate.BENCHMARKS[task], evaluate.new_model(task, folder, 0)[1]
-    found = []
+    folder = os.environ.get("TOFU_DIR") or None
+    if folder and not os.path.isdir(folder):
+        raise InputError(f"TOFU_DIR: '{folder}' is no folder; name the one that holds TOFU, or none for the toy")
+    task, split = ("tofu", "forget05") if folder else ("toy", "forget10")
+    benchmark, tokenizer = BENCHMARKS[task], evaluate.new_model(task, folder, 0)[1]
+    samples = []
     for name in (split, benchmark.retain_split(split)):
-        rows = benchmark.training_rows(task, folder, name)
+        rows = benchmark.training_rows(folder, name)
         examples = data.examples_of(rows, tokenizer, "plain", 500)
-        found.append([examples[i * len(examples) // count] for i in range(count)])
-    return *found, tokenizer
+        samples.append([examples[i * len(examples) // count] for i in range(count)])
+    return *samples, tokenizer
 
 
 # ------------------------------------------------------------------ ways to take a step
@@ -91,42 +97,42 @@ def plain(model, forget, retain, method, micro, logp_of, frozen, dtype):
                 if examples is retain:
                     loss = losses.nll(logp, length)
                 elif method == "simnpo":
-                    loss = losses.simnpo(logp, length, 2.5)
+                    loss = losses.simnpo(logp, length, BETA[method])
                 else:
                     with torch.no_grad():
                         ref_logp, _ = logp_of(frozen, some)
-                    loss = losses.npo(logp, ref_logp, 0.1)
+                    loss = losses.npo(logp, ref_logp, BETA[method])
             (loss.sum() / len(examples)).backward()
 
 
-def ours(model, forget, retain, method, micro, ref, dtype):
+def ours(model, forget, retain, method, micro, ref_logp, dtype):
     """The loop's own functions."""
-    args = argparse.Namespace(method=method, beta=2.5, gamma=0.0, retain="nll", layer=None)
-    sides = {"answer": forget, "answer_ref": ref}
-    loss, *_ = train.add_gradient(
-        forget, 1.0, lambda group: train.forget_loss(model, sides, group, args), micro, model.device, dtype
-    )
-    train.check_finite(1, "forget", loss.mean(), model)
-    (loss,) = train.add_gradient(
-        retain,
-        1.0,
-        lambda group: (train.retain_loss(model, None, [retain[i] for i in group], args),),
-        micro,
-        model.device,
-        dtype,
-    )
-    train.check_finite(1, "retain", loss.mean(), model)
+    args = argparse.Namespace(method=method, beta=BETA[method], gamma=0.0, retain="nll")
+    method, notebook = METHODS[method], runs.Run()
+    for places, divisor in data.microbatches(forget, micro):
+        with data.autocast(model.device, dtype):
+            (response,) = train.respond(model, {"answer": forget}, {"answer": ref_logp}, places, method)
+            loss, weight = method.loss(args, response), method.weight(args, response)
+        (loss.sum() / divisor).backward()
+        notebook.add("forget", places, divisor, loss, weight, response.length, response.logp)
+    notebook.check_finite(1, "forget", len(forget), model)
+    for places, divisor in data.microbatches(retain, micro):
+        with data.autocast(model.device, dtype):
+            loss = train.retain_loss(model, None, [retain[i] for i in places], args)
+        (loss.sum() / divisor).backward()
+        notebook.add("retain", places, divisor, loss)
+    notebook.check_finite(1, "retain", len(retain), model)
 
 
 def floor(model, forget, retain, micro, dtype):
     """A bare forward and backward pass: no padding, a micro-batch's tokens in one row, token cross-entropy."""
     for examples in (forget, retain):
-        for group in data.by_length(examples, micro):
+        for group in data.by_length(examples, micro)[0]:
             ids, labels, places = [], [], []
             for prompt, response in (examples[i] for i in group):
                 ids, labels = ids + prompt + response, labels + [-100] * (len(prompt) - 1) + response + [-100]
                 places += range(len(prompt) + len(response))
-            ids, labels, places = (torch.tensor(each, device=model.device) for each in (ids, labels, places))
+            ids, labels, places = (torch.tensor(values, device=model.device) for values in (ids, labels, places))
             chosen = (labels != -100).nonzero()[:, 0]
             with data.autocast(model.device, dtype):
                 hidden = model.model(ids[None], position_ids=places[None], use_cache=False).last_hidden_state[0]
@@ -172,7 +178,7 @@ def table(title, measured, base, tokens=None, flops=None):
     """ratio: to `base`, the median of each round's."""
     print(f"\n{title}\n{'ratio':>7s} {'seconds':>9s} {'+ MB':>8s}{'tokens/s':>10s}{'MFU':>6s}")
     for name, (seconds, memory) in measured.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, measured[base][0]))
+        ratio = statistics.median(a / b for a, b in zip(seconds, measured[base][0], strict=True))
         median = statistics.median(seconds)
         print(
             f"{ratio:7.3f} {median:9.3f} {memory / 1e6:8.0f}"
@@ -182,26 +188,12 @@ def table(title, measured, base, tokens=None, flops=None):
         )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--micro", type=int, default=8, help="micro-batch size (default: %(default)s)")
-    args = parser.parse_args()
-    device, dtype = runs.resolve_device(argparse.Namespace(device=args.device, dtype=None))
-    on = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    forget, retain, tokenizer = some_examples(32)
-    tokens = sum(len(each.prompt) + len(each.response) for each in forget + retain)
-    answers = sum(len(each.response) for each in forget + retain)
-    print(
-        f"{on}, {str(dtype).removeprefix('torch.')}, {args.size}, {args.rounds} rounds; {len(forget)} + {len(retain)} examples, "
-        f"{tokens} tokens, {answers} of them in responses"
-    )
-
-    model = new_model(args.size).to(device)
+def steps_of(args, model, forget, retain, dtype):
+    """(ours of a method, size of micro-batches and examples; {name: a step}, ours first)"""
     frozen = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
+    ref_logp = data.respond(frozen, forget).logp.detach().cpu()  # where the loop keeps it
+    to_500 = functools.partial(padded_logp, pad_to=500)
 
     def step(gradient, *given):
         def take():
@@ -211,69 +203,86 @@ def main():
 
         return take
 
-    ref = data.response_logp(frozen, forget)[0].cpu()  # where the loop keeps it
-    everywhere, to_500 = padded_logp, functools.partial(padded_logp, pad_to=500)
-    ours_is = f"SimNPO, ours: micro-batch {args.micro}"
-    ways = {
-        ours_is: step(ours, forget, retain, "simnpo", args.micro, ref, dtype),
-        "NPO, ours": step(ours, forget, retain, "npo", args.micro, ref, dtype),
-        "GradDiff, ours": step(ours, forget, retain, "graddiff", args.micro, ref, dtype),
-        "SimNPO, ours, micro-batch 4": step(ours, forget, retain, "simnpo", 4, ref, dtype),
-        "SimNPO, ours, micro-batch 32": step(ours, forget, retain, "simnpo", 32, ref, dtype),
+    def by_us(method, micro, forget=forget, retain=retain):
+        return step(ours, forget, retain, method, micro, ref_logp, dtype)
+
+    def plainly(method, micro, logp_of, frozen=None):
+        return step(plain, forget, retain, method, micro, logp_of, frozen, dtype)
+
+    return by_us, {
+        f"SimNPO, ours: micro-batch {args.micro}": by_us("simnpo", args.micro),
+        "NPO, ours": by_us("npo", args.micro),
+        "GradDiff, ours": by_us("graddiff", args.micro),
+        "SimNPO, ours, micro-batch 4": by_us("simnpo", 4),
+        "SimNPO, ours, micro-batch 32": by_us("simnpo", 32),
         "floor: tokens packed, bare cross-entropy": step(floor, forget, retain, args.micro, dtype),
-        "SimNPO, padded to the longest of 8, all logits": step(
-            plain, forget, retain, "simnpo", 8, everywhere, None, dtype
-        ),
-        "NPO, the same, with a reference model": step(plain, forget, retain, "npo", 8, everywhere, frozen, dtype),
-        "SimNPO, published: padded to 500, one at a time": step(
-            plain, forget, retain, "simnpo", 1, to_500, None, dtype
-        ),
-        "NPO, published: with a reference model": step(plain, forget, retain, "npo", 1, to_500, frozen, dtype),
+        "SimNPO, padded to the longest of 8, all logits": plainly("simnpo", 8, padded_logp),
+        "NPO, the same, with a reference model": plainly("npo", 8, padded_logp, frozen),
+        "SimNPO, published: padded to 500, one at a time": plainly("simnpo", 1, to_500),
+        "NPO, published: with a reference model": plainly("npo", 1, to_500, frozen),
     }
-    # 6 per weight and token that meets it, attention's products left out (they are below 2% at these lengths).
-    layers = sum(p.numel() for name, p in model.named_parameters() if "layers" in name)
-    head = model.lm_head.weight.numel()
-    roof = next((value for card, value in PEAK_FLOPS.items() if card in on), None)
-    table(
-        "a step",
-        in_turns(ways, args.rounds, device),
-        ours_is,
-        tokens,
-        roof and 6 * (layers * tokens + head * answers) / roof,
+
+
+def flops_of(model, tokens, answers):
+    """Of a step: 6 per weight and token that meets it; attention's products, below 2% at these lengths, left out."""
+    layers = sum(parameter.numel() for name, parameter in model.named_parameters() if "layers" in name)
+    return 6 * (layers * tokens + model.lm_head.weight.numel() * answers)
+
+
+def run(args):
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    card = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    forget, retain, tokenizer = some_examples(32)
+    tokens = sum(len(example.prompt) + len(example.response) for example in forget + retain)
+    answers = sum(len(example.response) for example in forget + retain)
+    print(
+        f"{card}, {str(dtype).removeprefix('torch.')}, {args.size}, {args.rounds} rounds; "
+        f"{len(forget)} + {len(retain)} examples, {tokens} tokens, {answers} of them in responses"
     )
 
-    model.eval()
+    # a step
+    model = new_model(args.size).to(device)
+    by_us, ways = steps_of(args, model, forget, retain, dtype)
+    roof = next((value for name, value in PEAK_FLOPS.items() if name in card), None)
+    flops = roof and flops_of(model, tokens, answers) / roof
+    table("a step", in_turns(ways, args.rounds, device), next(iter(ways)), tokens, flops)
 
+    # measuring
     def scoring(size):
-        return lambda: data.token_logps(model, forget + retain, size, dtype)
+        lm = evaluate.LM(model, tokenizer, dtype, "plain", 500, 16, size)
+        return lambda: lm.token_logps(forget + retain)
 
     def generating(size):
-        return lambda: data.generate(model, tokenizer, forget, size, dtype, 16)
+        lm = evaluate.LM(model, tokenizer, dtype, "plain", 500, 16, size)
+        return lambda: lm.generate(forget)
 
-    table(
-        "scoring 64 responses",
-        in_turns({"32 at a time": scoring(32), "one at a time": scoring(1)}, args.rounds, device),
-        "32 at a time",
-    )
-    table(
-        "generating 32 × 16 tokens",
-        in_turns({"32 at a time": generating(32), "one at a time": generating(1)}, args.rounds, device),
-        "32 at a time",
-    )
+    for title, way in (("scoring 64 responses", scoring), ("generating 32 × 16 tokens", generating)):
+        ways = {"32 at a time": way(32), "one at a time": way(1)}
+        table(title, in_turns(ways, args.rounds, device), "32 at a time")
 
-    many = some_examples(256)[:2]
-    growth = {
-        f"{times}×": step(ours, many[0][: 32 * times], many[1][: 32 * times], "simnpo", args.micro, ref, dtype)
-        for times in (1, 2, 4, 8)
-    }
+    # more data, more tokens to choose from
+    more_forget, more_retain, _ = some_examples(256)
+    sizes = {f"{times}×": 32 * times for times in (1, 2, 4, 8)}
+    growth = {name: by_us("simnpo", args.micro, more_forget[:n], more_retain[:n]) for name, n in sizes.items()}
     table("a step of SimNPO with more data", in_turns(growth, args.rounds, device), "1×")
-    if args.size != "7b":
+    if args.size == "7b":
+        return
 
-        def of(other):
-            return lambda: (ours(other, forget, retain, "simnpo", args.micro, ref, dtype), other.zero_grad())
+    def gradient_of(other):
+        return lambda: (ours(other, forget, retain, "simnpo", args.micro, None, dtype), other.zero_grad())
 
-        ways = {f"{vocab:,} tokens": of(new_model(args.size, vocab).to(device)) for vocab in (8192, 32768, 131072)}
-        table("gradient of SimNPO by vocabulary", in_turns(ways, args.rounds, device), "32,768 tokens")
+    ways = {f"{vocab:,} tokens": gradient_of(new_model(args.size, vocab).to(device)) for vocab in (8192, 32768, 131072)}
+    table("gradient of SimNPO by vocabulary", in_turns(ways, args.rounds, device), "32,768 tokens")
+
+
+def main(argv=None):
+    parser = OneLineParser(prog="benchmark.py", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="default: %(default)s")
+    parser.add_argument("--rounds", type=number(int, 1), default=5, help="default: %(default)s")
+    parser.add_argument("--micro", type=number(int, 1), default=8, help="micro-batch size (default: %(default)s)")
+    run_command(parser, run, argv=argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Whatever a file holds, it is read or refused with one line. FUZZ=10000 pytest tests/test_fuzz.py tries that many.
+"""Whatever a file holds, it is read or refused with one line.
 
-Valid files are made from the shapes that they must have; then a value somewhere in them is replaced, dropped or
-renamed, or the text is cut, joined with other text or made of arbitrary bytes.
+FUZZ=10000 pytest tests/robust/test_fuzz.py tries that many. Valid files are made from the shapes that they must have;
+then a value somewhere in them is replaced, dropped or renamed, or the text is cut, joined with other text or made of
+arbitrary bytes.
 """
 
 import contextlib
@@ -10,18 +11,21 @@ import json
 import os
 import shutil
 
+import claims
 import hypothesis
-import own
+import paths
 import pytest
-import runs
-import tofu
+from fixtures_runs import a_run, change
 from hypothesis import strategies as st
-from test_compare import a_run
 from test_tofu import a_log, published
 
 import compare
-import evaluate
-from data import InputError
+from benchmarks import BENCHMARKS, own, tofu
+from benchmarks.protocol import table
+from machinery import folder as run_folder
+from machinery import run as runs
+from machinery.command import OneLineParser
+from machinery.inputs import InputError
 
 CASES = os.environ.get("FUZZ")  # without it the same few each time, so that the suite does not fail by chance
 few = hypothesis.settings(
@@ -43,7 +47,7 @@ JSON = st.recursive(
 
 
 def example(shape):
-    """The simplest value of a shape of runs.py, with all that may be missing."""
+    """The simplest value of a shape of machinery/inputs.py, with all that may be missing."""
     if isinstance(shape, dict):
         return {key.removesuffix("?").replace("*", "Retrain"): example(inner) for key, inner in shape.items()}
     if isinstance(shape, list):
@@ -91,7 +95,7 @@ def read_or_refused(read):
             return read()
         except InputError as error:
             with pytest.raises(SystemExit):
-                runs.OneLineParser(prog="fuzz").exit(2, f"fuzz: {error}\n")
+                OneLineParser(prog="fuzz").exit(2, f"fuzz: {error}\n")
         except SystemExit as stop:
             assert stop.code == 2
     line, end = said.getvalue()[:-1], said.getvalue()[-1:]
@@ -112,57 +116,64 @@ def test_own_files(tmp_path_factory, data):
         assert row.keys() in ({"question", "answer"}, {"text"}) and all(value.encode() for value in row.values())
 
 
-LOGS = {task: example(evaluate.BENCHMARKS[task].LOG) for task in ("tofu", "muse-news", "wmdp", "own")}
-RATIOS = {"0": {"score": 1}, "1": {"score": 2}}
-REFERENCES = {"tofu": [tofu.reference_of(a_log()), {"forget_truth_ratio": {"value_by_index": RATIOS}}]}
+LOGS = {task: example(BENCHMARKS[task].log) for task in ("tofu", "muse-news", "wmdp", "own")}
+NEWER = {"forget_truth_ratio": {"value_by_index": {"0": {"score": 1}, "1": {"score": 2}}}}
+# what else may stand in a file that is named as a log, and as one of the retrained model
+LAYOUTS = {"tofu": [a_log(), published(a_log(), "list"), published(a_log(), "dict")]}
+REFERENCES = {"tofu": [tofu.reference_of(a_log()), NEWER]}
 
 
 @few
 @hypothesis.given(st.data())
 def test_logs(tmp_path_factory, data):
     folder, task = tmp_path_factory.getbasetemp(), data.draw(st.sampled_from([*LOGS]))
-    benchmark, log = evaluate.BENCHMARKS[task], LOGS[task]
-    logs = [log] if task != "tofu" else [log, a_log(), published(a_log(), "list"), published(a_log(), "dict")]
-    paths = folder / "log.json", folder / "retrain.json"
+    benchmark = BENCHMARKS[task]
+    logs = [LOGS[task], *LAYOUTS.get(task, [])]
+    retrained = [*logs, *REFERENCES.get(task, []), {"Retrain": benchmark.reference_of(LOGS[task])}]
+    files = folder / "log.json", folder / "retrain.json"
     which = data.draw(st.integers(0, 1))
-    for i, path in enumerate(paths):
-        content = data.draw(
-            st.sampled_from(
-                logs
-                + (
-                    REFERENCES.get(task, []) + [{"Retrain": example(benchmark.FILES["reference.log.json"]["*"])}]
-                    if i
-                    else []
-                )
-            )
-        )
+    for i, (path, contents) in enumerate(zip(files, (logs, retrained), strict=True)):
+        content = data.draw(st.sampled_from(contents))
         path.write_bytes(damaged(data.draw, content) if i == which else json.dumps(content).encode())
 
     def read():
-        reference = None if task == "wmdp" else benchmark.read_reference(str(paths[1]))
-        metrics = benchmark.summarize((tofu if benchmark is tofu else runs).read_log(str(paths[0])), reference)
+        reference = None if task == "wmdp" else benchmark.read_reference(str(files[1]))
+        metrics = benchmark.summarize(benchmark.read_log(str(files[0])), reference)
         runs.write_json(folder / "metrics.json", metrics)
-        benchmark.table({"model": metrics})
+        table(benchmark.columns, {"model": metrics})
 
     read_or_refused(read)
 
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
+    """Folders of two runs, with the digests that train.py leaves in run.json."""
     folder = tmp_path_factory.mktemp("runs")
-    return a_run(folder / "good"), a_run(folder / "bad", "simnpo")
+    ended = a_run(folder / "good"), a_run(folder / "bad", "simnpo")
+    for run in ended:
+        change(run, "run.json", sums=run_folder.sums_of(run))
+    return ended
+
+
+COMMANDS = (
+    (compare.main, "table"),
+    (compare.main, "table", "--columns", "all"),
+    (compare.main, "answers"),
+    (claims.main,),
+    (paths.main,),
+)
 
 
 @few
 @hypothesis.given(st.data())
 def test_runs(two_runs, data):
-    names = "run.json metrics.json metrics.log.json reference.log.json path.jsonl epochs.jsonl".split()
+    names = "run.json metrics.json metrics.log.json reference.log.json log.jsonl epochs.jsonl".split()
     path = two_runs[1] / data.draw(st.sampled_from(names))
     whole = path.read_bytes()
     try:
         path.write_bytes(damaged(data.draw, *map(json.loads, whole.splitlines())))
-        command = data.draw(st.sampled_from(["table", "table --columns all", "answers", "claims", "paths"]))
-        read_or_refused(lambda: compare.main([*command.split(), *map(str, two_runs)]))
+        main, *words = data.draw(st.sampled_from(COMMANDS))
+        read_or_refused(lambda: main([*words, *map(str, two_runs)]))
     finally:
         path.write_bytes(whole)
 
@@ -174,5 +185,5 @@ def test_data_sets(tmp_path_factory, data):
     rows = [{"question": "Who?", "answer": "Ada."}, {"question": "What?", "answer": "It."}]
     whole = data.draw(st.sampled_from([rows, [rows], [None], [{"a": None}]]))
     (folder / "train.json").write_bytes(damaged(data.draw, *whole))
-    read_or_refused(lambda: tofu.load_rows("tofu", str(folder), "default"))
+    read_or_refused(lambda: tofu.load_rows(str(folder), "default"))
     shutil.rmtree(folder)
