@@ -38,34 +38,32 @@ LIBRARIES = (  # loaded before the forks
     "transformers.models.llama.modeling_llama",
 )
 LIMIT = 600  # seconds for the tests of one slip; a slip that makes them hang is noticed
-# file or folder: tests that cover it, the quickest first. What is not named here is covered by all of them.
+# file, or folder: tests that cover it, the quickest first. What is not named here is covered by all of them.
 COVERS = {
     "losses.py": "losses data markov train",
     "methods.py": "methods train losses",
-    "data.py": "data models evaluate baselines losses robust/ranks train own muse wmdp tofu",
-    "train.py": "methods evaluate train robust/ranks own robust/bad_data robust/bad_input robust/faults",
-    "baselines.py": "baselines train robust/bad_input robust/ranks",
-    "evaluate.py": "evaluate models own muse wmdp tofu train robust/bad_models robust/bad_input",
+    "data.py": "data losses train ranks muse wmdp own tofu",
+    "train.py": "train methods evaluate bad_input own faults ranks",
+    "baselines.py": "baselines train bad_input ranks",
+    "evaluate.py": "evaluate tofu muse wmdp own bad_input bad_data train",
+    "compare.py": "compare results bad_runs train",
     "markov.py": "markov results",
-    "compare.py": "compare results muse wmdp own train robust/bad_runs",
-    "benchmarks/tofu.py": "tofu benchmarks evaluate compare robust/bad_data train",
+    "benchmarks/protocol.py": "benchmarks tofu muse wmdp own compare",
     "benchmarks/toy.py": "toy tofu muse wmdp train",
-    "benchmarks/muse.py": "muse benchmarks evaluate robust/bad_input",
-    "benchmarks/wmdp.py": "wmdp benchmarks evaluate robust/bad_input",
-    "benchmarks/own.py": "own benchmarks evaluate robust/bad_input",
-    "benchmarks/files.py": "files own robust/bad_data",
-    "benchmarks/rouge.py": "files own tofu muse",
-    "benchmarks": "benchmarks evaluate muse tofu wmdp own",
-    "machinery/cache.py": "train robust/faults robust/bad_input",
-    "machinery/command.py": "compare robust/bad_input robust/bad_runs train",
-    "machinery/flags.py": "evaluate train robust/bad_input own muse wmdp",
-    "machinery/folder.py": "compare evaluate robust/bad_runs robust/faults train",
-    "machinery/inputs.py": "own robust/bad_data tofu muse wmdp robust/bad_input compare",
-    "machinery/models.py": "models evaluate robust/bad_models toy train robust/bad_input",
-    "machinery/processes.py": "robust/ranks evaluate data",
-    "machinery/run.py": "robust/faults train robust/bad_input robust/ranks",
-    "machinery/statistics.py": "markov compare results",
-    "results": "results markov compare robust/bad_runs",
+    "benchmarks/tofu.py": "tofu benchmarks compare results bad_data evaluate train",
+    "benchmarks/muse.py": "muse benchmarks compare results",
+    "benchmarks/wmdp.py": "wmdp benchmarks compare",
+    "benchmarks/own.py": "own benchmarks compare bad_data fuzz",
+    "machinery/cache.py": "train faults",
+    "machinery/command.py": "bad_input markov compare train",
+    "machinery/flags.py": "train bad_input evaluate own muse wmdp",
+    "machinery/folder.py": "compare bad_runs faults train bad_input",
+    "machinery/inputs.py": "bad_data tofu own muse wmdp bad_models bad_input fuzz",
+    "machinery/models.py": "bad_models toy evaluate train",
+    "machinery/processes.py": "ranks",
+    "machinery/run.py": "faults bad_input train ranks",
+    "machinery/statistics.py": "compare results markov",
+    "results": "results bad_runs compare markov",
 }
 
 
@@ -121,13 +119,19 @@ def pattern_of(text):
     return re.compile(r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", text))))
 
 
+def tests_of(path):
+    """Names of the tests that cover a file of the code, from the project's root."""
+    names = COVERS.get(path.as_posix()) or COVERS.get(path.parts[0]) or ""
+    files = {file.stem: str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")}
+    return [files[f"test_{name}"] for name in names.split()] or ["tests"]
+
+
 def noticed(copy, slip):
     """Whether a test fails in `copy`, a folder with the whole project, when the slip is made there."""
     target = copy / slip.path
     before = target.read_text(encoding="utf-8")
     target.write_text(changed(before, slip), encoding="utf-8")
-    names = COVERS.get(slip.path.as_posix()) or COVERS.get(slip.path.parts[0]) or ""
-    tests = [str(Path("tests", name).with_name(f"test_{Path(name).name}.py")) for name in names.split()] or ["tests"]
+    tests = tests_of(slip.path)
     try:
         pid = os.fork()
         if pid == 0:
@@ -197,7 +201,11 @@ def main():
     parser.add_argument("--stale", action="store_true", help="try nothing; name the slips that have no place")
     args = parser.parse_args()
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    code = {Path(name): (ROOT / name).read_text(encoding="utf-8") for name in tracked.split() if "tests/" not in name}
+    code = {
+        Path(name): (ROOT / name).read_text(encoding="utf-8")
+        for name in tracked.split()
+        if not name.startswith("tests/")
+    }
     slips = read_slips(code)
 
     stale = [slip for slip in slips if slip.places != 1]
