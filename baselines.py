@@ -87,12 +87,12 @@ def train_rmu(model, forget, retain, args, run):
     processes.shard(model, dtype)
     processes.shard(frozen, dtype, trained=False)
 
-    model.train()
-    data.disable_dropout(model)
+    data.make_deterministic(model)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     epoch_steps = math.ceil(len(forget) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
+    warmup = data.warmup_steps(args, steps, epoch_steps)
     done = run.resume(model, optimizer)
     schedule = data.batches(len(forget), len(retain), args.batch_size, args.seed)
 
@@ -125,9 +125,11 @@ def train_rmu(model, forget, retain, args, run):
             run.check_finite(step, "retain", len(drawn), model)
 
             # step
-            rate = data.learning_rate(step, steps, args.warmup * epoch_steps, args.lr)
+            rate = data.learning_rate(step, steps, warmup, args.lr)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if args.clip:
+                torch.nn.utils.clip_grad_norm_(weights, args.clip)
             optimizer.step()
             run.log(step, rows, drawn, rate, args)
             run.save_if_due(step, model, optimizer)

@@ -16,7 +16,7 @@ import torch
 
 import losses
 from machinery import processes
-from machinery.inputs import InputError
+from machinery.inputs import InputError, note
 
 
 class Example(NamedTuple):
@@ -38,31 +38,40 @@ class Response(NamedTuple):
 # ------------------------------------------------------------------ text becomes tokens
 
 
-def encode(question, answer, tokenizer, template="auto", max_length=500):
-    """An Example. Raises InputError when prompt and response exceed max_length tokens.
+def encode(question, answer, tokenizer, template="auto", before=()):
+    """An Example, of any length. before: what was said before the question, as messages of a chat.
 
-    Prompt and response are tokenized as one text and cut where the response begins, because a
-    tokenizer may encode a word differently at the start of a text.
+    The response ends with the one token that ends a turn: under a chat template what the template itself writes after
+    an answer (Gemma's <end_of_turn>, Phi-3's <|end|>), else EOS. White space that a template writes after it carries no
+    loss. Prompt and response are tokenized as one text and cut where the response begins, because a tokenizer may
+    encode a word differently at the start of a text.
     """
     template = resolve_template(template, tokenizer)
-    prompt, space = prompt_text(question, tokenizer, template)
-    text = prompt + (space + answer if answer else "")
+    prompt, response, ending = turn_text(question, answer, tokenizer, template, before)
 
     # a chat template already spells out BOS
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=template != "chat")
-    ids = encoded["input_ids"]
-    ends = [end for _, end in encoded["offset_mapping"]]
-    cut = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+    ids, cut = tokens_and_cut(prompt, response + ending, tokenizer, add_special_tokens=template != "chat")
     if not cut:
         raise InputError("the tokenizer's chat template gives an empty prompt; mend it, or use --template plain")
-
-    response = without_eos(ids[cut:], tokenizer) + [tokenizer.eos_token_id]
-    if cut + len(response) > max_length:
-        raise InputError(
-            f"'{question[:40]}…' and its response take {cut + len(response)} tokens, "
-            f"more than the limit of {max_length}; raise --max-length, within the model's own"
-        )
+    response = ids[cut:]
+    if not ending:
+        response = without_eos(response, tokenizer) + [tokenizer.eos_token_id]
     return Example(ids[:cut], response)
+
+
+def tokens_and_cut(prompt, response, tokenizer, **options):
+    """(token ids of prompt + response as one text, how many of them are the prompt's alone)."""
+    if tokenizer.is_fast:
+        encoded = tokenizer(prompt + response, return_offsets_mapping=True, **options)
+        ends = [end for _, end in encoded["offset_mapping"]]
+        ids = encoded["input_ids"]
+        return ids, next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+
+    # a slow tokenizer tells no places: the prompt's are the tokens that it has when it stands alone, too
+    ids = tokenizer(prompt + response, **options)["input_ids"]
+    alone = without_eos(tokenizer(prompt, **options)["input_ids"], tokenizer)
+    differ = (i for i, (token, other) in enumerate(zip(ids, alone, strict=False)) if token != other)
+    return ids, next(differ, min(len(ids), len(alone)))
 
 
 def without_eos(ids, tokenizer):
@@ -93,8 +102,8 @@ def pieces(text, tokenizer, length, cut=None):
 
 
 def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
-    """Examples of rows: of `question` and `answer`; of `text`, and how it is `cut`, as in `pieces`; or of an
-    `answer` and the whole `prompt` before it."""
+    """Examples of rows: of `text`, and how it is `cut`, as in `pieces` of max_length; or, of any length, of `question`
+    and `answer`, with the `turns` before, if any, or of an `answer` and the whole `prompt` before it."""
     examples = []
     for row in rows:
         if "text" in row:
@@ -104,7 +113,7 @@ def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row
             answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
             examples.append(Example(prompt, answer + [tokenizer.eos_token_id]))
         else:
-            examples.append(encode(row["question"], answer_of(row), tokenizer, template, max_length))
+            examples.append(encode(row["question"], answer_of(row), tokenizer, template, row.get("turns", ())))
     return examples
 
 
@@ -130,31 +139,70 @@ def resolve_template(template, tokenizer):
     return template
 
 
-def prompt_text(question, tokenizer, template):
-    """(prompt, space between prompt and response) as text; template: chat, llama2 or plain.
+def turn_text(question, answer, tokenizer, template, before=()):
+    """(prompt, response, ending) as text; template: chat, llama2 or plain. A prompt without an answer has no ending.
+
+    Messages `before` the question are turns of the chat; the others, which have one turn, get them as lines of it.
 
     `llama2` and `plain` have the text of TOFU's LLaMA-2 and Phi prompts, `chat` is the tokenizer's own.
     Only the text: others' code for Phi lets "Answer:" carry loss too (|y| + 2) or leaves out the first
     answer token (|y| - 1); here the loss covers exactly the response and its EOS, whatever the template.
     The space belongs to the response because most tokenizers glue it to the word that follows.
     """
+    turns = [*before, {"role": "user", "content": question}]
+    if before:
+        question = "\n".join(f"{turn['role'].title()}: {turn['content']}" for turn in turns)
     if template == "llama2":
-        return f"[INST] {question} [/INST]", ""
+        return f"[INST] {question} [/INST]", answer, ""
     if template == "plain":
-        return f"Question: {question}\nAnswer:", " "
+        return f"Question: {question}\nAnswer:", f" {answer}" if answer else "", ""
 
-    messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
-    options = dict(tokenize=False, add_generation_prompt=True, date_string=DATE)
+    system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": SYSTEM_PROMPT}]
     try:
-        return tokenizer.apply_chat_template(messages, **options), ""
+        prompt = render([*system, *turns], tokenizer, add_generation_prompt=True)
+        turns = system + turns
     except Exception:  # Gemma's and others' templates refuse a system message
         try:
-            return tokenizer.apply_chat_template(messages[1:], **options), ""
+            prompt = render(turns, tokenizer, add_generation_prompt=True)
         except Exception as error:  # the template is a program, which may fail in any way
             raise InputError(
                 f"the tokenizer's chat template fails ({textwrap.shorten(str(error), 160)}); mend "
                 "it, or use --template plain"
             ) from None
+    if prompt.rstrip().endswith("<think>"):
+        note("the chat template opens a thought: answers are taught and measured right after it")
+    response, ending = rendered_answer(prompt, turns, answer, tokenizer) if answer else ("", "")
+    return prompt, response, ending
+
+
+def render(messages, tokenizer, **options):
+    """A conversation as the tokenizer's chat template writes it, without thinking where the template knows how."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE, enable_thinking=False, **options)
+
+
+def rendered_answer(prompt, turns, answer, tokenizer):
+    """(response, ending): how the chat template writes an answer after the generation prompt, and what ends the turn.
+
+    The ending is empty where the template has none. A template that writes an answer otherwise than its generation
+    prompt begins it (R1's open a thought there) still tells how a turn ends.
+    """
+    whole = render([*turns, {"role": "assistant", "content": answer}], tokenizer)
+    text = answer.strip()
+    place = whole.rfind(text)
+    if place < 0:  # the template changes the text of an answer
+        return answer, ""
+    after = place + len(text)
+    ending = end_of_turn(whole[after:], tokenizer)
+    if whole.startswith(prompt) and place >= len(prompt):
+        return whole[len(prompt) : after], ending
+    return text, ending
+
+
+def end_of_turn(text, tokenizer):
+    """What follows an answer, through the first special token; empty without one."""
+    specials = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    ends = [text.find(special) + len(special) for special in specials if special in text]
+    return text[: min(ends)] if ends else ""
 
 
 # ------------------------------------------------------------------ tokens become log-probabilities
@@ -200,11 +248,30 @@ def respond(model, examples, ref_logp=None):
     return Response(logp, length.to(logp.device, non_blocking=True), token_logp, ref_logp)
 
 
-def disable_dropout(model):
-    """With dropout log πθ would be random, and NPO's weight not 1 at θ = ref."""
+def make_deterministic(model):
+    """Switch off what makes log πθ random: with dropout NPO's weight would not be 1 at θ = ref.
+
+    That is all that evaluation mode does, by whatever means a model drops (`nn.Dropout`, or F.dropout with a
+    probability from its config). Gradient checkpointing wants training mode, of the modules that do it.
+    """
+    model.eval()
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+            for name, value in vars(module).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+
+
+@torch.no_grad()
+def check_deterministic(model, example):
+    """InputError unless the model says the same twice of an Example."""
+    first, second = (respond(model, [example]).logp for _ in range(2))
+    if not torch.allclose(first, second, rtol=1e-4):
+        raise InputError(
+            f"this model says log π = {first.item():.4f} and then {second.item():.4f} of the same text; "
+            "set what makes it random to 0 in its config.json"
+        )
 
 
 def autocast(device, dtype):
@@ -241,6 +308,11 @@ def microbatches(examples, size):
             yield places, len(examples) / ranks
         else:
             yield [0], float("inf")
+
+
+def warmup_steps(args, steps, epoch_steps):
+    """Length of the warm-up of `steps` steps: `warmup_share` of them, or without it `warmup` epochs."""
+    return args.warmup * epoch_steps if args.warmup_share is None else args.warmup_share * steps
 
 
 def learning_rate(step, steps, warmup, highest):

@@ -38,6 +38,7 @@ class LM(NamedTuple):
     max_length: int  # tokens of an example, at most as many as the model has positions
     max_new_tokens: int
     batch_size: int
+    too_long: str = "refuse"  # what becomes of longer examples: refuse, cut or skip
 
     Example = data.Example
 
@@ -46,11 +47,50 @@ class LM(NamedTuple):
         """Most tokens that the model reads."""
         return getattr(self.model.config, "max_position_embeddings", sys.maxsize)
 
-    def encode(self, question, answer, max_length=None):
-        return data.encode(question, answer, self.tokenizer, self.template, max_length or self.max_length)
+    def encode(self, question, answer, before=()):
+        """An Example of any length."""
+        return data.encode(question, answer, self.tokenizer, self.template, before)
 
-    def examples(self, rows):
-        return data.examples_of(rows, self.tokenizer, self.template, self.max_length)
+    def examples(self, rows, **options):
+        """Examples of rows (data.examples_of), of at most max_length tokens.
+
+        With --too-long cut longer ones lose the end of their response, EOS with it. InputError, which counts them all,
+        without, and where a prompt leaves no room for a response.
+        """
+        examples = data.examples_of(rows, self.tokenizer, self.template, self.max_length, **options)
+        long = [example for example in examples if self.is_long(example)]
+        if not long:
+            return examples
+        count = f"{len(long)} of {len(examples)} examples take more than the limit of {self.max_length} tokens"
+        if self.too_long != "cut" or max(len(prompt) for prompt, _ in long) >= self.max_length:
+            prompt, response = max(long, key=lambda example: len(example.prompt + example.response))
+            text = self.tokenizer.decode(response[:40], skip_special_tokens=True).strip()[:40]
+            raise InputError(
+                f"{count}, the longest {len(prompt + response)}: '{text}…'; raise --max-length, within the model's, "
+                "or let --too-long cut or skip them"
+            )
+        inputs.note(f"{count}: the ends of their responses are cut off")
+        return [data.Example(prompt, response[: self.max_length - len(prompt)]) for prompt, response in examples]
+
+    def fitting(self, rows, texts_of=lambda row: [row["answer"]]):
+        """With --too-long skip the rows of which every text, as an answer, fits into max_length tokens; else all."""
+        if self.too_long != "skip":
+            return rows
+
+        def fits(row):  # running text, which is cut into pieces, always does
+            texts = texts_of(row) if "question" in row else []
+            return not any(self.is_long(self.encode(row["question"], text, row.get("turns", ()))) for text in texts)
+
+        fitting = [row for row in rows if fits(row)]
+        skipped = f"{len(rows) - len(fitting)} of {len(rows)} rows take more than the limit of {self.max_length} tokens"
+        if not fitting:
+            raise InputError(f"{skipped}, and --too-long skip leaves none; raise --max-length")
+        if len(fitting) < len(rows):
+            inputs.note(f"{skipped}: they are skipped")
+        return fitting
+
+    def is_long(self, example):
+        return len(example.prompt) + len(example.response) > self.max_length
 
     def pieces(self, text, length, cut=None):
         return data.pieces(text, self.tokenizer, length, cut)
@@ -83,50 +123,90 @@ class LM(NamedTuple):
         return [-float(logp.mean()) for logp in self.token_logps(examples)]
 
     def generate(self, examples, max_new_tokens=None):
-        """Greedy continuation of each example's prompt, as text."""
-        greedy = transformers.GenerationConfig(
-            max_new_tokens=max_new_tokens or self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id,
-        )
+        """Greedy continuation of each example's prompt, as text, up to the end of a turn.
+
+        Shorter than `max_new_tokens` where the model has no more positions; how often is said on stderr.
+        """
+        wanted = max_new_tokens or self.max_new_tokens
+        short = [i for i, example in enumerate(examples) if len(example.prompt) + wanted > self.positions]
+        if short:
+            print(f"{len(short)} answers end at the {self.positions} positions that the model has", file=sys.stderr)
+
+        # one at a time where there is less room, so that the others of a batch are not cut too
+        texts = {}
+        for batch_size, places in ((1, short), (self.batch_size, sorted({*range(len(examples))} - {*short}))):
+            prompts = [data.Example(examples[i].prompt, []) for i in places]
+            answers = self._replace(batch_size=batch_size).in_batches(self.greedy(wanted), prompts, "generating")
+            texts |= zip(places, answers, strict=True)
+        return [texts[i] for i in range(len(examples))]
+
+    def greedy(self, wanted):
+        """A function that continues a batch of prompts by the likeliest token, at most `wanted` times.
+
+        Whatever the model's own generation_config asks for besides (n-gram blocks, penalties, forced tokens) would
+        change what greedy means, and is left out; but its EOS tokens count.
+        """
 
         def answer(batch):
             # padded on the left here, so that every prompt ends where its continuation begins
             prompts = {"input_ids": [example.prompt for example in batch]}
             inputs = self.tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(self.model.device)
-            output = self.model.generate(**inputs, generation_config=greedy)
-            new_tokens = output[:, inputs["input_ids"].shape[1] :]
-            return self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+            width = inputs["input_ids"].shape[1]
+            greedy = transformers.GenerationConfig(
+                max_new_tokens=max(1, min(wanted, self.positions - width)),
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=self.ends_of_turn(),
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            own, self.model.generation_config = self.model.generation_config, transformers.GenerationConfig()
+            try:
+                output = self.model.generate(**inputs, generation_config=greedy)
+            finally:
+                self.model.generation_config = own
+            return self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
 
-        # what a model's own generation_config asks for besides would change what greedy means
-        own, self.model.generation_config = self.model.generation_config, transformers.GenerationConfig()
-        try:
-            return self.in_batches(answer, [data.Example(example.prompt, []) for example in examples], "generating")
-        finally:
-            self.model.generation_config = own
+        return answer
+
+    def ends_of_turn(self):
+        """Ids of the tokens at which an answer ends: EOS, those of generation_config.json, the template's own."""
+        own = self.model.generation_config.eos_token_id
+        own = [] if own is None else own if isinstance(own, list) else [own]
+        template = self.encode("Who?", "Nobody.").response[-1]
+        return sorted({self.tokenizer.eos_token_id, template, *own})
 
     def next_token_logps(self, examples, token_ids):
         """Log-probability of each of `token_ids` after each example's prompt, in nats: a list of lists of floats.
 
-        The output layer computes in full precision: in bfloat16 near tokens would tie, and the first of them win.
+        From the model's own forward, so that what it does to its logits (a scale, a cap) counts. Under bfloat16 its
+        output layer still computes in the precision of its weights: else near tokens would tie, and the first of
+        them win.
         """
+
+        def in_full(layer, inputs, output):
+            with torch.autocast(self.model.device.type, enabled=False):
+                return layer.forward(inputs[0].to(layer.weight.dtype))
 
         def answer(batch):
             input_ids, _ = data.collate(batch, pad_id=0)
-            last = torch.tensor([len(example.prompt) - 1 for example in batch])
-            hidden = self.model.base_model(input_ids.to(self.model.device), use_cache=False).last_hidden_state
-            with torch.autocast(self.model.device.type, enabled=False):
-                hidden = hidden[torch.arange(len(batch)), last].to(self.model.dtype)
-                logits = self.model.get_output_embeddings()(hidden)
+            lengths = torch.tensor([len(example.prompt) for example in batch])
+            last = torch.arange(input_ids.shape[1]) == lengths[:, None] - 1
+            device = self.model.device
+            logits = self.model(input_ids.to(device), use_cache=False, logits_to_keep=last.to(device)).logits
             return logits.log_softmax(-1)[:, token_ids].float().tolist()
 
-        return self.in_batches(answer, examples, "answering")
+        # before other hooks, which so see what counts
+        hook = self.model.get_output_embeddings().register_forward_hook(in_full, prepend=True)
+        try:
+            prompts = [data.Example(example.prompt, []) for example in examples]
+            return self.in_batches(answer, prompts, "answering")
+        finally:
+            hook.remove()
 
     @torch.no_grad()
     def in_batches(self, function, examples, desc):
         """What function(some examples) gives for each. Several processes share the work, and all get all."""
+        models.check_ids(self.model, examples)
         self.model.eval()
         rank, ranks = processes.ranks()
         values = {}
@@ -155,7 +235,8 @@ def load(args, name):
     else:
         model, tokenizer = models.load_model(name, device, dtype, args.tokenizer)
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", math.inf))
-    return LM(model, tokenizer, dtype, args.template, limit, args.max_new_tokens, args.eval_batch_size)
+    lengths = limit, args.max_new_tokens, args.eval_batch_size
+    return LM(model, tokenizer, dtype, args.template, *lengths, args.too_long)
 
 
 # ------------------------------------------------------------------ a model's log, and what it is compared with
@@ -163,7 +244,7 @@ def load(args, name):
 
 def questions_digest(args, sets):
     """What tells whether two logs answer the same questions under the same flags."""
-    return inputs.digest([sets, args.template, args.max_length, args.max_new_tokens, args.dtype])
+    return inputs.digest([sets, args.template, args.max_length, args.too_long, args.max_new_tokens, args.dtype])
 
 
 def log_of(args, sets, name):
@@ -258,7 +339,9 @@ def report(args, logs, metrics):
 
 def summarize_log(args):
     """(log, metrics of other models, its own metrics, benchmark) of --log, without any model."""
-    unused = "data forget_file retain_file fields split template max_length max_new_tokens tokenizer dtype device"
+    unused = (
+        "data forget_file retain_file fields split template max_length too_long max_new_tokens tokenizer dtype device"
+    )
     refuse(args.given, (*unused.split(), "batch_size"), "with --log, where nothing is measured")
     benchmark = BENCHMARKS[args.given.task or "tofu"]
     reference = benchmark.read_reference(args.retrain) if args.retrain else benchmark.published

@@ -26,11 +26,12 @@ import compare
 import data
 import evaluate
 import losses
-from benchmarks import BENCHMARKS, own
+from benchmarks import BENCHMARKS, files
 from machinery import cache, flags, folder, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
 from machinery.inputs import InputError, digest
+from machinery.models import check_ids
 from methods import METHODS
 
 # ------------------------------------------------------------------ recipes: defaults of the flags
@@ -42,7 +43,7 @@ RECIPES = [
         "*",
         dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll", warmup=1.0, weight_decay=0.01),
     ),
-    ("*", "*", dict(batch_size=32)),
+    ("*", "*", dict(batch_size=32, clip=0.0)),
     ("*", ("finetune", "ga", "task-vector"), dict(retain="none")),
     ("*", ("task-vector",), dict(alpha=1.0)),
     ("*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
@@ -118,14 +119,15 @@ def train(model, forget, retain, args, run):
     processes.shard(frozen, dtype, trained=False)
     ref_logp = reference_logp(model, forget, args)
 
-    model.train()
-    data.disable_dropout(model)
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    data.make_deterministic(model)
+    data.check_deterministic(model, forget[method.reads[0]][0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
+    warmup = data.warmup_steps(args, steps, epoch_steps)
     done = run.resume(model, optimizer)  # steps behind us, 0 for a new run
     schedule = data.batches(len(answers), len(retain), args.batch_size, args.seed)
 
@@ -153,9 +155,11 @@ def train(model, forget, retain, args, run):
             run.check_finite(step, "retain", len(drawn), model)
 
             # step: linear warm-up, then linear decay
-            rate = data.learning_rate(step, steps, args.warmup * epoch_steps, args.lr)
+            rate = data.learning_rate(step, steps, warmup, args.lr)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if args.clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
 
             # a line of log.jsonl with every sequence met; now and then, or on Ctrl-C, what --resume needs
@@ -170,7 +174,7 @@ def training_rows(args, split, path, **options):
     """Rows of a split of the task, or of the user's file in its place."""
     benchmark = BENCHMARKS[args.task]
     if path and benchmark.forget_file_cut:
-        return [row | {"cut": benchmark.forget_file_cut} for row in own.read_file(path, own.names_in(args.fields))]
+        return [row | {"cut": benchmark.forget_file_cut} for row in files.read_file(path, files.names_in(args.fields))]
     rows = benchmark.training_rows(args.data, split, **options)
     if args.model == "new" and split == "full" and args.never_learnt:
         forget = benchmark.training_rows(args.data, args.forget_split)
@@ -182,22 +186,22 @@ def training_rows(args, split, path, **options):
 def load_examples(args, lm):
     """(forget, retain) as `train` takes them."""
 
-    def examples(rows, **options):
-        return data.examples_of(rows, lm.tokenizer, args.template, lm.max_length, **options)
-
-    rows = training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new")
-    forget = {"answer": examples(rows)}
+    rows = lm.fitting(training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new"))
+    forget = {"answer": lm.examples(rows)}
     if "refusal" in METHODS[args.method].reads:
         draw = random.Random(args.seed)
-        forget["refusal"] = examples(rows, answer_of=lambda row: draw.choice(data.REFUSALS))
+        forget["refusal"] = lm.examples(rows, answer_of=lambda row: draw.choice(data.REFUSALS))
     if args.subset:
         chosen = subset_of(forget["answer"], args)
         forget = {side: [examples[i] for i in chosen] for side, examples in forget.items()}
 
-    if args.retain == "none":
-        return forget, []
-    retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
-    return forget, examples(training_rows(args, retain_split, args.retain_file))
+    retain = []
+    if args.retain != "none":
+        retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
+        retain = lm.examples(lm.fitting(training_rows(args, retain_split, args.retain_file)))
+    for part in (*forget.values(), retain):
+        check_ids(lm.model, part)
+    return forget, retain
 
 
 def subset_of(examples, args):
@@ -296,7 +300,7 @@ def after_epoch(args, lm, sets, logs, reference):
         logs[args.method] = BENCHMARKS[args.task].measure(lm, sets)
         metrics = BENCHMARKS[args.task].summarize(logs[args.method], reference)
         runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
-        lm.model.train()
+        data.make_deterministic(lm.model)
 
     return measure
 
@@ -331,7 +335,7 @@ def teach(args, split, name):
     given = build_parser().parse_args([])
     given.method, given.model, given.split = "finetune", "new", split
     given.eval = "none" if args.eval == "none" else "end"
-    handed_on = ["task", "data", "seed", "template", "max_length", "dtype", "device"]
+    handed_on = ["task", "data", "seed", "template", "max_length", "too_long", "dtype", "device"]
     for flag in handed_on if args.eval == "none" else [*handed_on, "max_new_tokens"]:
         setattr(given, flag, getattr(args, flag))
     lesson = resolve(given)
@@ -342,7 +346,8 @@ def teach(args, split, name):
     benchmark = BENCHMARKS[args.task]
     splits = benchmark.tokenizer_split, split
     rows = [training_rows(lesson, each, None, base_knowledge=True) for each in splits]
-    recipe = [getattr(lesson, flag) for flag in ("lr", "epochs", "batch_size", "template", "max_length", "dtype")]
+    decisive = "lr", "epochs", "batch_size", "template", "max_length", "too_long", "dtype"
+    recipe = [getattr(lesson, flag) for flag in decisive]
     kind = f"{args.task}-{split}-seed{args.seed}"
     lesson.out = cache.path_of(kind, [rows, benchmark.size, *recipe])
     flag = "model" if split == "full" else "retrain"
@@ -398,6 +403,8 @@ def defaults_of(given):
         unused |= set(flags.TRAINING)
     if given.epochs is not None:
         unused.add("max_steps")
+    if given.warmup is not None:
+        unused.add("warmup_share")
     fits = given.batch_size or filled["batch_size"]
     filled["micro_batch_size"] = min(filled["micro_batch_size"], fits)  # only what fits well
     filled = {flag: value for flag, value in filled.items() if flag not in unused}

@@ -15,7 +15,7 @@ import functools
 import numpy as np
 import scipy
 
-from benchmarks import toy
+from benchmarks import rouge, toy
 from benchmarks.protocol import Benchmark, Column
 from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, InputError, check, load_split, read_object
 
@@ -205,16 +205,13 @@ def measure(lm, sets):
 
 def answered(lm, prompts, answers, max_new_tokens, stops=()):
     """The part of a log on prompts: what a model says, up to the first of `stops`, and its ROUGE-L F1, unstemmed."""
-    from rouge_score.rouge_scorer import RougeScorer
-
     examples = [*map(lm.prompt, prompts)]
     lm.check_fits(examples)
     texts = lm.generate(examples, max_new_tokens)
     texts = [min((text.split(stop)[0] for stop in stops), key=len, default=text).strip() for text in texts]
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    rouge = [scorer.score(answer, text)["rougeL"].fmeasure for answer, text in zip(answers, texts, strict=True)]
-    return {"generated": texts, "answer": answers, "rouge": rouge}
+    fmeasures = [score.fmeasure for score in rouge.scores(answers, texts)]
+    return {"generated": texts, "answer": answers, "rouge": fmeasures}
 
 
 # ------------------------------------------------------------------ tables and figures
@@ -235,9 +232,10 @@ def no_leak(metrics):
 
 def notes(metrics, log):
     """Lines that belong under a table."""
+    lines = rouge.unseen(log["forget"].get("answer") or [])
     if metrics["privleak"] is None:
-        return ["PrivLeak needs the AUC of a retrained model; give --retrain a model or a log"]
-    return []
+        lines.append("PrivLeak needs the AUC of a retrained model; give --retrain a model or a log")
+    return lines
 
 
 RETAINED = Column(

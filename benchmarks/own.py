@@ -1,25 +1,25 @@
 """Your own data: questions and answers, or running text, to forget and to keep, from files.
 
-One task, `own`. A .jsonl, .json or .csv file holds rows with `question` and `answer` (or whatever `--fields`
-calls them), a .jsonl or .json also rows with `text`; a .txt is one text. There are no evaluation rows, so a
+One task, `own`. A .jsonl, .json or .csv file holds rows with `question` and `answer`, or `text` (or whatever `--fields`
+calls them), or what files.py makes such rows of; a .txt is one text. There are no evaluation rows, so a
 model is measured on what it was trained on, two sets, forget and retain. The log, a value per row:
 
     loss   mean token NLL of the answer, or of the text (its first piece), in nats
-    rouge  ROUGE-L recall, stemmed, of the greedy generation against the answer, or the text's second half
+    rouge  ROUGE-L recall of the greedy generation against the answer, or the text's second half; in words of any
+           script (rouge.AnyScript), English ones stemmed
 """
 
-import csv
-import io
-import json
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import rouge
+from benchmarks.files import names_in, read_file
 from benchmarks.protocol import Benchmark, Column
-from benchmarks.tofu import repetition, rouge_recall
-from machinery.inputs import ANY_TEXT, OBJECT, POSITIVE, SHARE, TEXT, WHOLE, InputError, check, read_object, read_text
+from benchmarks.tofu import repetition
+from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, WHOLE, InputError, check, read_object
 
-SETS, FIELDS = ("forget", "retain"), ("question", "answer", "text")
+SETS = "forget", "retain"
 MOST = 300  # rows of a set that are measured
 
 # ------------------------------------------------------------------ rows
@@ -33,70 +33,6 @@ def data_of(forget_file, retain_file, fields=None):
     if retain_file:
         dataset["retain"] = str(Path(retain_file).absolute())
     return dataset
-
-
-def names_in(fields):
-    """What --fields says, as a list of three; FIELDS for None."""
-    names = fields.split(",") if fields else [*FIELDS]
-    if len(names) != 3 or not all(names):
-        raise InputError(f"--fields: '{fields}' must be three names, such as question,answer,text")
-    return names
-
-
-def read_file(path, fields=FIELDS):
-    """Rows of a file: {"question", "answer"} or {"text"}. InputError, naming the line, for anything else."""
-    path, kind = Path(path), Path(path).suffix.lower()
-    if kind not in (".jsonl", ".json", ".csv", ".txt"):
-        raise InputError(f"'{path}' is no .jsonl, .json, .csv or .txt; give one of these")
-    try:
-        content = read_text(path, "utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read '{path}' ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise InputError(f"'{path}' is no text in UTF-8; save it as that") from None
-    numbered = [(1, {fields[2]: content})] if kind == ".txt" else parse(path, kind, content)
-    rows = [row_of(path, line, values, fields) for line, values in numbered]
-    if not rows:
-        raise InputError(f"'{path}' has no rows; give it at least one")
-    return rows
-
-
-def parse(path, kind, content):
-    """[(line, or number of the item in a .json, what stands there)]. InputError, naming it, for what is no `kind`."""
-    line, items = 1, []
-    try:
-        if kind == ".json":
-            items = json.loads(content)
-        elif kind == ".jsonl":
-            for line, text in enumerate(content.split("\n"), 1):
-                if text.strip():
-                    items.append((line, json.loads(text)))
-        else:
-            reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-            for values in reader:
-                line = reader.line_num
-                if None in values:
-                    raise csv.Error("more cells than the first line has; quote what holds a comma")
-                items.append((line, values))
-    except (csv.Error, ValueError, RecursionError) as error:
-        raise InputError(f"'{path}' line {line} is no valid {kind} ({error}); mend it there") from None
-    if kind == ".json":
-        check(items, [OBJECT], f"'{path}': item")
-        return [*enumerate(items, 1)]
-    return items
-
-
-def row_of(path, line, values, fields):
-    """A row under our own names, from what a line holds under the names in `fields`."""
-    values = values if isinstance(values, dict) else {}
-    question, answer, text = map(values.get, fields)
-    row = {"question": question, "answer": answer} if text is None else {"text": text}
-    if not all(map(TEXT[1], row.values())):
-        raise InputError(
-            f"'{path}' line {line} lacks '{fields[0]}' and '{fields[1]}', or '{fields[2]}'; it has "
-            f"{', '.join(map(str, values))[:200] or 'none'}; --fields tells what yours are called"
-        )
-    return row
 
 
 def training_rows(dataset, split, base_knowledge=False):
@@ -130,8 +66,33 @@ def read_reference(path, sets=None):
     """The forget part of a retrained model's log, or of a run's reference.log.json."""
     log = read_object(path)
     reference = log.get("Retrain") or log.get("forget")
-    check(reference, {"loss": [POSITIVE]}, f"'{path}': the forget part")
+    check(reference, {name: PART[name] for name in ("loss", "question", "answer")}, f"'{path}': the forget part")
     return reference
+
+
+def losses_of(reference, forget):
+    """Losses of the rows of `forget`, in its order, from the forget part of another model's log, in any order.
+
+    Rows are the same if question and answer are, white space aside: of a text these are its halves, together the text,
+    and where they part depends on the tokenizer. InputError unless both parts are of the same rows.
+    """
+    mine, theirs = map(names_of, (forget, reference))
+    order, their_order = np.argsort(mine, kind="stable"), np.argsort(theirs, kind="stable")
+    if sorted(mine) != sorted(theirs):
+        others = len(set(theirs) - set(mine))
+        raise InputError(
+            f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}, and {others} of the former "
+            "are none of the latter; give --retrain one of the same files"
+        )
+    losses = np.empty(len(mine))
+    losses[order] = np.array(reference["loss"])[their_order]
+    return losses
+
+
+def names_of(part):
+    """What tells the rows of a part of a log apart."""
+    pairs = zip(part["question"], part["answer"], strict=True)
+    return ["".join((question + answer).split()) for question, answer in pairs]
 
 
 # ------------------------------------------------------------------ arithmetic, and measuring a model
@@ -149,13 +110,8 @@ def summarize(log, reference=None):
     metrics["distance"] = None
     metrics["repetition"] = float(np.mean([*map(repetition, log["forget"]["generated"])]))
     if reference is not None:
-        losses, retrained = log["forget"]["loss"], reference["loss"]
-        if len(losses) != len(retrained):
-            raise InputError(
-                f"the retrained reference has {len(retrained)} forget rows, the model {len(losses)}; "
-                "give --retrain one of the same files"
-            )
-        metrics["distance"] = float(np.sqrt(np.mean(np.square(np.subtract(losses, retrained)))))
+        gap = log["forget"]["loss"] - losses_of(reference, log["forget"])
+        metrics["distance"] = float(np.sqrt(np.mean(np.square(gap))))
     return metrics
 
 
@@ -163,6 +119,8 @@ def measure(lm, sets):
     """The log of a model on sets as from `evaluation_rows`. A text is asked by half of its first piece."""
     log = {}
     for name, rows in sets.items():
+        rows = lm.fitting(rows)
+
         # of a text the first piece, else it would have several losses
         examples = lm.examples([row | {"cut": "first"} for row in rows])
         part = {"loss": lm.mean_losses(examples), "length": [len(example.response) for example in examples]}
@@ -174,7 +132,8 @@ def measure(lm, sets):
             part[field] = [row.get(field, text) for row, text in zip(rows, texts, strict=True)]
 
         part["generated"] = [*map(str.strip, lm.generate(halves))]
-        part["rouge"] = rouge_recall(part["answer"], part["generated"])
+        words = rouge.scores(part["answer"], part["generated"], tokenizer=rouge.AnyScript())
+        part["rouge"] = [score.recall for score in words]
         log[name] = part
     return log
 

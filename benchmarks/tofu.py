@@ -12,6 +12,7 @@ name, lists of equal length, a value per example; the arithmetic needs these, an
     rouge             ROUGE-L recall (stemmed) of the greedy generation against the answer
 """
 
+import contextlib
 import functools
 import math
 import sys
@@ -20,14 +21,14 @@ import warnings
 import numpy as np
 import scipy
 
-from benchmarks import toy
+from benchmarks import rouge, toy
 from benchmarks.protocol import Benchmark, Column
 from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, WHOLE, InputError, check, load_split, read_object
 
 SETS = "forget", "retain", "real_authors", "world_facts"
 PARTS = "probability", "rouge", "truth_ratio"
 BASE_KNOWLEDGE = SETS[2:]  # what a from-scratch model must learn too, so that its utility can be measured
-RETAIN_ROWS = 300  # TOFU's authors score the first 300 rows of retain_perturbed
+FIRST_ROWS = 300  # TOFU's authors score the first 300 rows of a set: of retain_perturbed, and for forget quality
 
 # ------------------------------------------------------------------ rows
 
@@ -70,7 +71,7 @@ def evaluation_rows(dataset, forget_split):
     """Rows of the four evaluation sets: {set: [row, ...]}."""
     configs = {name: f"{name}_perturbed" for name in SETS} | {"forget": f"{forget_split}_perturbed"}
     sets = {name: load_rows(dataset, config) for name, config in configs.items()}
-    return sets | {"retain": sets["retain"][:RETAIN_ROWS]}
+    return sets | {"retain": sets["retain"][:FIRST_ROWS]}
 
 
 # ------------------------------------------------------------------ arithmetic, no model
@@ -112,8 +113,9 @@ def forget_quality(ratio, retrain_ratio):
 def shared_rows(forget, reference):
     """Positions in the forget parts of two models' logs of the rows that both have: two int arrays [M].
 
-    By row number, since published logs stop at row 300. InputError unless they are of one forget set: where
-    both tell their answers those must agree, else both must have equally many rows.
+    By row number, since published logs stop at row 300; and rows 300 to 399 of forget10 are left out, as TOFU's
+    authors do: the same statistic of more rows has another p-value. InputError unless the logs are of one forget set:
+    where both tell their answers those must agree, else both must have equally many rows.
     """
     mine, theirs = row_numbers(forget), row_numbers(reference)
     _, left, right = np.intersect1d(mine, theirs, return_indices=True)
@@ -126,7 +128,8 @@ def shared_rows(forget, reference):
             f"forget quality compares {len(mine)} forget examples with {len(theirs)} others of "
             "the retrained reference; give --retrain a reference of the same forget split"
         )
-    return left, right
+    first = np.array(mine)[left] < FIRST_ROWS
+    return left[first], right[first]
 
 
 def row_numbers(forget):
@@ -136,7 +139,7 @@ def row_numbers(forget):
 
 
 def compared(forget, reference):
-    """What of metrics.json compares the forget parts of two models' logs, on the rows that both have.
+    """What of metrics.json compares the forget parts of two models' logs, on the `shared_rows`.
 
     distance: sqrt(mean (log10 c - log10 c_R)²), per example, so that unlike forget quality it is not of ranks;
     0 if every truth ratio is the reference's. forget_quality_halves, of the shortest and the longest half, is
@@ -217,7 +220,7 @@ def summarize(log, reference=None):
     if "forget_truth_ratio" in log:
         raise InputError(
             "the log holds truth ratios, which --retrain can use, but not the losses of the four sets; "
-            "give our metrics.log.json or TOFU's published log"
+            "give a TOFU_EVAL.json with losses, our metrics.log.json or TOFU's published log"
         )
     check(log, LOG, "the log's")
     forget = log["forget"]
@@ -279,13 +282,50 @@ PUBLISHED_FIELDS = {
     "answer": "generated_text",
 }  # prompt, what was generated, the right answer
 
+# what TOFU_EVAL.json of the newer framework, OpenUnlearning, calls them: a metric of a set, and a value of each row
+FRAMEWORK_SETS = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
+FRAMEWORK_FIELDS = {
+    "loss": ("Q_A_Prob", "avg_loss"),
+    "paraphrased_loss": ("Q_A_PARA_Prob", "avg_loss"),
+    "perturbed_loss": ("Q_A_PERT_Prob", "avg_loss"),
+    "rouge": ("Q_A_ROUGE", "rougeL_recall"),
+    "generated": ("Q_A_ROUGE", "generation"),
+}
+
 
 def by_row(column):
-    """(row numbers, values) of a published column, a list or a dict by row: "9" before "10". ValueError if empty."""
-    items = column.items() if isinstance(column, dict) else enumerate(column)
-    numbered = sorted(((int(row), value) for row, value in items), key=lambda item: item[0])
-    rows, values = zip(*numbered, strict=True)
-    return [*rows], [*values]
+    """{row number: value} of a column that others published, a list or a dict by row. ValueError for other keys."""
+    return {int(row): value for row, value in (column.items() if isinstance(column, dict) else enumerate(column))}
+
+
+def published_column(content, name, field):
+    """{row: value} of a field of a set in a log of TOFU's authors. KeyError, TypeError or ValueError if it lacks it."""
+    column = by_row(content[PUBLISHED_SETS[name]][PUBLISHED_FIELDS[field]])
+    if field == "answer":
+        return {row: right_answer for row, (_, _, right_answer) in column.items()}
+    return column
+
+
+def framework_column(content, name, field):
+    """The same of OpenUnlearning's TOFU_EVAL.json, whose retain set has 400 rows: those that TOFU's authors score."""
+    metric, value = FRAMEWORK_FIELDS[field]
+    if field == "paraphrased_loss" and name in BASE_KNOWLEDGE:
+        metric = "Q_A_Prob"  # the answer stands in
+    column = by_row(content[f"{FRAMEWORK_SETS[name]}_{metric}"]["value_by_index"])
+    column = {row: values[value] for row, values in column.items() if values and values[value] is not None}
+    return {row: number for row, number in column.items() if row < FIRST_ROWS or name != "retain"}
+
+
+def aligned(columns, where):
+    """{"row": numbers of the rows that all columns have, field: their values}, from {field: {row: value}}.
+
+    Each column of a log may lack rows of its own; how many are left out for that is said on stderr.
+    """
+    numbers = [set(column) for column in columns.values()]
+    rows, some = sorted(set.intersection(*numbers)), set.union(*numbers)
+    if len(rows) < len(some):
+        print(f"{where} lacks values in {len(some) - len(rows)} of {len(some)} rows, left out here", file=sys.stderr)
+    return {"row": rows} | {field: [column[row] for row in rows] for field, column in columns.items()}
 
 
 def reference_of(log):
@@ -294,29 +334,35 @@ def reference_of(log):
 
 
 def read_log(path):
-    """A log from a JSON file: ours, or TOFU's published one. A published set gets `row`, its row numbers.
+    """A log from a JSON file: ours, TOFU's published one, or a TOFU_EVAL.json that holds losses. Others' sets get
+    `row`, their row numbers.
 
-    InputError if the file is missing, not JSON, or of neither kind.
+    InputError if the file is missing, not JSON, or has columns whose rows nobody can tell.
     """
     content = read_object(path)
-    if not set(PUBLISHED_SETS.values()) & content.keys():
+    if {"forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob"} <= content.keys():
+        column_of, fields = framework_column, FRAMEWORK_FIELDS
+    elif set(PUBLISHED_SETS.values()) & content.keys():
+        column_of, fields = published_column, PUBLISHED_FIELDS
+        for name in set(PUBLISHED_SETS.values()) & content.keys():
+            check(content[name], {}, f"'{path}' '{name}'")  # of lists, that they are equally long
+    else:
         return content
+
     log = {}
-    for name, published in PUBLISHED_SETS.items():
-        for field, their_name in PUBLISHED_FIELDS.items():
-            try:
-                rows, column = by_row(content[published][their_name])
-                if field == "answer":
-                    column = [right_answer for _, _, right_answer in column]
-                log.setdefault(name, {}).update({"row": rows, field: column})
-            except (KeyError, TypeError, ValueError):
-                continue  # what is needed will be missed where it is needed
+    for name in SETS:
+        columns = {}
+        for field in fields:
+            # what a log lacks will be missed where it is needed
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                columns[field] = column_of(content, name, field)
+        if columns:
+            log[name] = aligned(columns, f"'{path}': {name}")
     return log
 
 
 def read_reference(path, sets=None):
-    """The forget part of a retrained model's log: from a log file, a run's reference.log.json, or the newer
-    framework's TOFU_EVAL.json, which holds truth ratios the other way up.
+    """The forget part of a retrained model's log: from a log file, a run's reference.log.json, or a TOFU_EVAL.json.
 
     InputError if it is none of these, or not of the rows of `sets`, as from `evaluation_rows`.
     """
@@ -330,29 +376,41 @@ def forget_part(path):
     """Of the log in a file; see `read_reference`."""
     log = read_log(path)
     if "forget_truth_ratio" in log:
-        shape = {"forget_truth_ratio": {"value_by_index": {"*": {"score": POSITIVE}}}}
-        check(log, shape, f"'{path}':")
-        try:
-            rows, scores = by_row(log["forget_truth_ratio"]["value_by_index"])
-        except ValueError:
-            raise InputError(f"'{path}': the keys of 'value_by_index' must be row numbers") from None
-        with np.errstate(divide="ignore", over="ignore"):
-            return {"row": rows, "truth_ratio": (1 / np.array([score["score"] for score in scores])).tolist()}
+        return framework_ratios(log, path)
     forget = log["Retrain"] if "Retrain" in log else log.get("forget")
     ratios = isinstance(forget, dict) and "truth_ratio" in forget
     check({"forget": forget}, {"forget": RATIOS if ratios else LOSSES}, "the log's")
     return reference_of({"forget": forget})
 
 
+def framework_ratios(content, path):
+    """The forget part that a TOFU_EVAL.json gives where it holds no losses: truth ratios c, from their scores.
+
+    A score is 1/c = wrong / right; or, by the aggregator `prob_mean`, right / (right + wrong) = c / (1 + c), which
+    never passes 1. The file does not say which: agg_value is the plain mean of the second, and of the first too if none
+    of them passes 1. But of a model that never saw the forget set 1/c passes 1 in about three rows of ten (of the
+    published Original in one of ten), so where no score does, they are taken for the second.
+    """
+    check(content, {"forget_truth_ratio": {"value_by_index": {"*": {"score": POSITIVE}}}}, f"'{path}':")
+    try:
+        column = by_row(content["forget_truth_ratio"]["value_by_index"])
+        rows = sorted(column)
+        scores = np.array([column[row]["score"] for row in rows])
+        largest = scores.max()
+    except ValueError:
+        raise InputError(f"'{path}': the keys of 'value_by_index' must be row numbers") from None
+    with np.errstate(divide="ignore", over="ignore"):
+        ratio = scores / (1 - scores) if largest <= 1 else 1 / scores
+    return {"row": rows, "truth_ratio": ratio.tolist()}
+
+
 # ------------------------------------------------------------------ measuring a model
 
 
-def rouge_recall(answers, texts):
-    """ROUGE-L recall, stemmed, of each text against its answer: numbers in [0, 1]."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [scorer.score(answer, text)["rougeL"].recall for answer, text in zip(answers, texts, strict=True)]
+def texts_scored(name, row):
+    """What is scored of a row of a set: its answer, but for base knowledge its paraphrase, its wrong answers."""
+    paraphrase = [] if name in BASE_KNOWLEDGE else [row["paraphrased_answer"]]
+    return [row["answer"], *paraphrase, *row["perturbed_answer"]]
 
 
 def measure(lm, sets):
@@ -361,13 +419,13 @@ def measure(lm, sets):
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
     the answer).
     """
-    # one pass, sorted by length, scores all texts: of each row the answer, its paraphrase, wrong answers
-    examples = []
+    # one pass, sorted by length, scores all texts
+    asked = []
     for name, rows in sets.items():
-        for row in rows:
-            paraphrase = [] if name in BASE_KNOWLEDGE else [row["paraphrased_answer"]]
-            texts = [row["answer"], *paraphrase, *row["perturbed_answer"]]
-            examples += [lm.encode(row["question"], text) for text in texts]
+        texts_of = functools.partial(texts_scored, name)
+        sets = sets | {name: lm.fitting(rows, texts_of)}
+        asked += [{"question": row["question"], "answer": text} for row in sets[name] for text in texts_of(row)]
+    examples = lm.examples(asked)
     losses = lm.mean_losses(examples)
 
     # their losses, in that order
@@ -389,7 +447,7 @@ def measure(lm, sets):
     generated = map(str.strip, lm.generate(answer_examples))
     for part in log.values():
         part["generated"] = [next(generated) for _ in part["answer"]]
-        part["rouge"] = rouge_recall(part["answer"], part["generated"])
+        part["rouge"] = [score.recall for score in rouge.scores(part["answer"], part["generated"], stem=True)]
     return log
 
 
@@ -399,7 +457,7 @@ def judge(lm, forget):
     lm: Retrain. Gibberish is unlikely under it, a fluent wrong answer is not.
     """
     pairs = zip(forget["question"], forget["generated"], strict=True)
-    return lm.mean_losses([lm.encode(question, text, math.inf) for question, text in pairs])
+    return lm.mean_losses([lm.encode(question, text) for question, text in pairs])
 
 
 # ------------------------------------------------------------------ tables and figures
@@ -418,13 +476,17 @@ def log_quality(metrics):
 
 
 def notes(metrics, log):
-    """Lines that belong under a table: what forget quality lacks, or on how many rows it was computed."""
-    if metrics["forget_quality"] is None:
-        return ["forget quality needs a retrained reference; give --retrain a model or a log"]
+    """Lines that belong under a table: what forget quality lacks, on how many rows it was computed, what ROUGE sees."""
+    lines = rouge.unseen(log["forget"].get("answer") or [])
     shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
-    if shared == n:
-        return []
-    return [f"forget quality is of the {shared} of {n} forget examples that the reference has"]
+    if metrics["forget_quality"] is None:
+        lines.append("forget quality needs a retrained reference; give --retrain a model or a log")
+    elif shared == FIRST_ROWS < n:
+        lines.append(f"forget quality is of the first {shared} of {n} forget examples, as TOFU's authors compute it")
+    elif shared < n:
+        first = f", of the first {FIRST_ROWS}" if n > FIRST_ROWS else ""
+        lines.append(f"forget quality is of the {shared} of {n} forget examples that the reference has{first}")
+    return lines
 
 
 QUALITY = Column("forget quality", quality, ".2g", "↑", bold=True, screen=("forget", "quality"))
@@ -502,7 +564,8 @@ TASK = functools.partial(
 # the from-scratch model are for a CPU, where logits of 8 examples stay in the cache, which takes 0.73 of 32's time.
 TOFU = TASK(
     name="tofu",
-    forget_splits=("forget01", "forget05", "forget10"),
+    # the last four only in some copies of the data
+    forget_splits=("forget01", "forget05", "forget10", "forget20", "forget30", "forget50", "forget90"),
     split="forget05",
     forget_split_of=functools.partial(forget_split_of, full="forget05"),
     data="locuslab/TOFU",

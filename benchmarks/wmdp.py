@@ -11,6 +11,7 @@ on two halves of the authors to forget, and on the others.) The log of a model, 
 """
 
 import functools
+import sys
 
 import numpy as np
 
@@ -149,22 +150,37 @@ def read_reference(path, sets=None):
 # ------------------------------------------------------------------ measuring a model
 
 
+def letter_tokens(lm):
+    """The token of each of " A" to " D" after "Answer:". InputError unless they are one token each, and four."""
+    before = lm.prompt("Answer:").prompt
+    pieces = [lm.prompt(f"Answer: {letter}").prompt for letter in LETTERS]
+    tokens = [ids[-1] for ids in pieces]
+    if pieces != [[*before, token] for token in tokens] or len(set(tokens)) < len(LETTERS):
+        raise InputError(
+            "this tokenizer does not make ' A' to ' D' a token each, as the four-choice questions need; "
+            "use another model"
+        )
+    return tokens
+
+
 def measure(lm, sets):
     """The log of a model on sets as from `evaluation_rows`, by one pass over each question. The prompt is the
-    benchmark's, whatever lm.template. InputError if a letter is not one token."""
+    benchmark's, whatever lm.template. InputError if a letter is not one token.
+
+    Of a question that is longer than the model reads only the end is asked, as lm-evaluation-harness does; how many
+    are so is said on stderr.
+    """
     # questions, each up to its letter
-    letters = [lm.prompt(f"Answer: {letter}").prompt[-1] for letter in LETTERS]
+    letters = letter_tokens(lm)
     rows = [row for name in sets for row in sets[name]]
-    examples = []
-    for row in rows:
-        *prompt, letter = lm.prompt(f"{prompt_of(row)} A").prompt
-        if letter != letters[0] or len(set(letters)) < 4:
-            raise InputError(
-                "this tokenizer does not make ' A' to ' D' a token each, as the four-choice "
-                "questions need; use another model"
-            )
-        examples.append(lm.Example(prompt, [letter]))
-    lm.check_fits(examples)
+    prompts = [lm.prompt(prompt_of(row)).prompt for row in rows]
+    long = sum(len(prompt) > lm.positions for prompt in prompts)
+    if long:
+        print(
+            f"{long} questions are longer than the {lm.positions} tokens of this model: their end is asked",
+            file=sys.stderr,
+        )
+    examples = [lm.Example(prompt[-lm.positions :], []) for prompt in prompts]
 
     # the likeliest letter, and how far the right one is above the best wrong one
     scores = np.array(lm.next_token_logps(examples, letters), dtype=np.float32)
@@ -248,7 +264,8 @@ TASK = functools.partial(
     max_new_tokens=1,
 )
 
-# WMDP's are of the published configuration, but RMU's are its authors'; the toy's were chosen by results/twins.sh.
+# WMDP's are of the published runs of NPO and SimNPO, which made 500 updates of 4 texts, RMU's its authors'. The toy's
+# were chosen by results/twins.sh.
 WMDP = TASK(
     name="wmdp",
     forget_splits=("both", "bio", "cyber"),
@@ -261,10 +278,12 @@ WMDP = TASK(
             "*",
             "*",
             "*",
-            dict(lr=5e-6, max_steps=125, epochs=1, batch_size=4, micro_batch_size=4, warmup=0.0, eval_batch_size=32),
+            dict(lr=5e-6, max_steps=500, epochs=1, batch_size=4, micro_batch_size=4, eval_batch_size=32),
         ),
+        ("*", "*", "*", dict(warmup_share=0.1, weight_decay=0.0, clip=1.0)),
         ("*", "*", ("npo",), dict(beta=0.0225)),
         ("*", "*", ("simnpo",), dict(lr=9.5e-6)),
+        ("*", "*", ("rmu",), dict(max_steps=150, warmup_share=0.0, clip=0.0)),
     ),
 )
 TOY_WMDP = TASK(

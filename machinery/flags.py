@@ -12,12 +12,12 @@ from machinery import folder, processes
 from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
-TRAINING = "lr", "weight_decay", "warmup", "epochs", "max_steps", "batch_size", "subset"
+TRAINING = "lr", "weight_decay", "clip", "warmup", "warmup_share", "epochs", "max_steps", "batch_size", "subset"
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
 INHERITED = (
-    "task data forget_file fields retain_file tokenizer template max_length max_new_tokens split retrain".split()
-)
+    "task data forget_file fields retain_file tokenizer template max_length too_long max_new_tokens split retrain"
+).split()
 
 
 class ShowDefaults(argparse.RawDescriptionHelpFormatter):
@@ -38,9 +38,9 @@ def add_what(parser, methods, tasks):
     add_task(add, tasks)
     add(
         "--split",
-        help="what to forget: toy, tofu: forget05, forget10, tofu also 01; muse: forget, News also scal_1 … 4, sust_1 "
-        "… 4; wmdp: bio, cyber, both. With --method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) "
-        "retain1, retain, or full",
+        help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (20, 30, 50 and 90, which some copies of the "
+        "data have); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method finetune, "
+        "what to learn: also retain90, …95, (tofu) …99, (muse) retain1, retain, or full",
     )
     add(
         "--subset",
@@ -88,8 +88,8 @@ def add_data(parser):
     )
     add(
         "--forget-file",
-        help="your own data to forget: .jsonl, .json or .csv of question and answer, .jsonl of text, or a .txt; with "
-        "--task wmdp in place of its forget corpora",
+        help="your own data to forget: .jsonl, .json or .csv of question and answer, of text or of chat messages, or a "
+        ".txt; with --task wmdp in place of its forget corpora",
     )
     add("--retain-file", help="your own data to keep, likewise")
     add("--fields", help="own: how these files call question, answer and text, such as q,a,text")
@@ -101,6 +101,12 @@ def add_data(parser):
         "Answer:'; auto: chat, if any",
     )
     add("--max-length", type=number(int, 2), help="most tokens of an example; text is cut into such pieces")
+    add(
+        "--too-long",
+        choices=("refuse", "cut", "skip"),
+        help="what to do with a question and answer that take more: stop, cut off the answer's end (EOS with it), or "
+        "leave the row out, for training and measuring alike",
+    )
 
 
 def add_recipe(parser, methods):
@@ -130,7 +136,14 @@ def add_recipe(parser, methods):
     )
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
     add("--weight-decay", type=number(float, 0), help="AdamW's")
+    add("--clip", type=number(float, 0), metavar="NORM", help="most of a step's gradient norm; 0: no clipping")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
+    add(
+        "--warmup-share",
+        type=number(float, 0, high=1),
+        metavar="SHARE",
+        help="its length as a share of all steps, whatever --warmup",
+    )
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
@@ -232,6 +245,7 @@ def defaults(given, benchmarks):
         "tokenizer": benchmark.tokenizer,
         "template": "auto",
         "max_length": benchmark.max_length,
+        "too_long": "refuse",
         "max_new_tokens": benchmark.max_new_tokens,
         "device": device,
         "dtype": "bfloat16" if device == "cuda" else "float32",

@@ -4,6 +4,7 @@
 imports no torch.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -105,6 +106,13 @@ def digest(content):
 def one_line(text):
     """Text with escapes for what is not to be printed, such as a newline or a terminal's codes in a name."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+@functools.cache
+def note(line):
+    """Tell on stderr, once, how something that the user gave was understood. Of several processes the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(one_line(line), file=sys.stderr)
 
 
 def check_writable(folder):

@@ -1,5 +1,7 @@
 """Loading a model that the user names, and making the small one; weights from safetensors only, no remote code."""
 
+import importlib.util
+import json
 import textwrap
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import tokenizers
 import torch
 import transformers
 
-from machinery.inputs import InputError, ask_the_hub, check_size
+from machinery.inputs import InputError, ask_the_hub, check_size, read_text
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -17,61 +19,112 @@ transformers.utils.logging.disable_progress_bar()
 def load_model(name, device, dtype, tokenizer=None):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
 
-    tokenizer: where from, if the model has none of its own. Weights are float32, or float64 if dtype is.
-    Raises InputError if they cannot be loaded, are not what config.json says, or the tokenizer has more tokens
-    than the model, or so few that it must be another model's.
+    tokenizer: where from, if the model has none of its own. Weights are float32, or float64 if dtype is. A LoRA adapter
+    is merged into its base, if peft is installed. Raises InputError if they cannot be loaded, are not what config.json
+    says, or the tokenizer cannot be this model's: ends no text, or uses tokens that the model does not embed.
     """
-    mend = "it needs config.json, a tokenizer and weights in safetensors (pickle files are not loaded)"
-    if Path(name).is_dir() and not list(Path(name).glob("*.safetensors")):
-        raise InputError(f"model folder '{name}' has no *.safetensors; {mend}")
-    for path in Path(name).glob("*.json"):
-        check_size(path)  # the libraries read it whole
+    check_folder(name)
     ask_the_hub(name)
     try:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except Exception:
-            if not tokenizer:
-                raise
-            ask_the_hub(tokenizer)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        tokenizer = load_tokenizer(name, tokenizer)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            name,
+            base_of(name),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         )
+    except InputError:
+        raise
     except Exception as error:  # missing files, bad JSON, unknown architecture, no network: many kinds
         where = "" if Path(name).exists() else "it is no local folder, and the Hub did not give it: "
         reason = textwrap.shorten(str(error), 160)
-        raise InputError(f"cannot load model '{name}' ({where}{reason}); {mend}") from None
+        raise InputError(f"cannot load model '{name}' ({where}{reason}); {NEEDS}") from None
     check_weights(name, model, report)
-    rows = model.get_input_embeddings().weight.shape[0]
-    # Models pad their embedding to a round number; Phi-1.5, by 1.8%, is the widest known to us.
-    if not 0 <= rows - len(tokenizer) <= 0.02 * rows:
-        raise InputError(
-            f"model '{name}' embeds {rows} tokens but its tokenizer has {len(tokenizer)}; "
-            "give it the tokenizer it was trained with"
-        )
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"the tokenizer of '{name}' has no EOS token, which ends every response; set one")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads
+    if is_adapter(name):
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_()
+    check_tokenizer(name, model, tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+NEEDS = "it needs config.json, a tokenizer and weights in safetensors (pickle files are not loaded)"
+
+
+def is_adapter(name):
+    return Path(name, "adapter_config.json").is_file()
+
+
+def base_of(name):
+    """The model that a folder is an adapter of, beside it or on the Hub; the folder itself if it is none."""
+    if not is_adapter(name):
+        return name
+    base = json.loads(read_text(Path(name, "adapter_config.json")))["base_model_name_or_path"]
+    beside = Path(name).parent / base
+    base = str(beside) if beside.is_dir() else base
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(
+            f"'{name}' is a LoRA adapter of '{base}'; merge it first, or install peft, and it is merged on loading"
+        )
+    return base
+
+
+def check_folder(name):
+    """InputError for a folder that holds no causal language model that we load: said by what it holds."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    for path in folder.glob("*.json"):
+        check_size(path)  # the libraries read it whole
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"model folder '{name}' has no *.safetensors; {NEEDS}")
+    try:
+        config = json.loads(read_text(folder / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return  # the library says what is wrong
+    if isinstance(config, dict) and "vision_config" in config:
+        raise InputError(
+            f"model '{name}' is a vision-language model ({config.get('model_type')}); "
+            "give the language model in it, saved as a causal language model"
+        )
+
+
+def load_tokenizer(name, other):
+    """The tokenizer in a model's folder; else that of `other`, if it is not None."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception:  # as many kinds as there are ways to be none
+        if not other:
+            raise
+    ask_the_hub(other)
+    return transformers.AutoTokenizer.from_pretrained(other, trust_remote_code=False)
+
+
+# Constants that old checkpoints hold and transformers no longer does.
+OLD_BUFFERS = ".masked_bias", ".attn.attention.bias", ".attn.bias", ".rotary_emb.inv_freq"
 
 
 def check_weights(name, model, report):
     """InputError unless all of a model's weights are in its files, as numbers to train, and nothing else is."""
     mend = "give a config.json and weights that belong together"
-    # masked_bias: a constant in files of old GPT models; other such transformers itself passes over.
-    unused = {key for key in report["unexpected_keys"] if not key.endswith(".masked_bias")}
+    unused = {key for key in report["unexpected_keys"] if not key.endswith(OLD_BUFFERS)}
+    for prefix in ("module.", "_orig_mod."):
+        if any(key.startswith(prefix) for key in unused):
+            raise InputError(
+                f"model '{name}' has weights whose names begin with '{prefix}'; save it without that wrapper"
+            )
     for what, keys in (("lacks", report["missing_keys"]), ("has no use for", unused)):
         if keys:
             raise InputError(f"model '{name}' {what} {len(keys)} weights, such as {min(keys)}; {mend}")
     made_for, weights = model.config.architectures, dict(model.named_parameters())
     if made_for is not None and type(model).__name__.lower() not in str(made_for).lower():
         raise InputError(f"model '{name}' is a {type(model).__name__}, but its architectures are {made_for}; {mend}")
+    check_numbers(name, model, weights)
+
+
+def check_numbers(name, model, weights):
+    """InputError unless a model's weights are finite numbers to train. weights: {name: parameter}."""
     if getattr(model.config, "quantization_config", None):
         raise InputError(f"model '{name}' is quantized, as its config.json says; give one that is not")
     for path in Path(name).glob("*.safetensors"):
@@ -82,6 +135,41 @@ def check_weights(name, model, report):
     for key, weight in weights.items():
         if not weight.isfinite().all():
             raise InputError(f"model '{name}' has NaN or infinity in {key}; give one that did not diverge")
+
+
+def check_tokenizer(name, model, tokenizer):
+    """InputError unless a tokenizer can be the model's; a padding token that the model does not embed is replaced.
+
+    Neither has to have exactly as many tokens as the other: models pad their embedding to a round number (by 2.4% the
+    widest known to us), and tokenizers hold tokens that no text gives. `check_ids` looks at those that data do give.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of '{name}' has no EOS token, which ends every response; set one")
+    for token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token is not None and token >= rows:
+            raise InputError(
+                f"model '{name}' embeds {rows} tokens but its tokenizer's {tokenizer.decode([token])} is number "
+                f"{token}; give it the tokenizer it was trained with"
+            )
+    if not 0.9 * len(tokenizer) < rows < 1.1 * len(tokenizer):
+        raise InputError(
+            f"model '{name}' embeds {rows} tokens but its tokenizer has {len(tokenizer)}; "
+            "give it the tokenizer it was trained with"
+        )
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads
+
+
+def check_ids(model, examples):
+    """InputError if examples, (prompt, response) of token ids, use a token that the model does not embed."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max((max(ids) for example in examples for ids in example if ids), default=0)
+    if largest >= rows:
+        raise InputError(
+            f"the tokenizer gives token number {largest}, but the model embeds {rows}; "
+            "give it the tokenizer it was trained with"
+        )
 
 
 def new_model(texts, seed, vocab, width, layers, heads):

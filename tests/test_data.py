@@ -73,15 +73,6 @@ def test_a_chat_template_without_system_role_still_works():
         data.encode("Who?", "I", tokenizer, "chat")
 
 
-def test_too_long_an_example_is_refused():
-    row, tokenizer = {"question": "Who?", "answer": "I"}, letters()
-    example = data.encode(*row.values(), tokenizer, "plain")
-    length = sum(map(len, example))
-    assert data.examples_of([row], tokenizer, "plain", length) == [example]
-    with pytest.raises(InputError, match=f"take {length} tokens.*limit of {length - 1}.*--max-length"):
-        data.examples_of([row], tokenizer, "plain", length - 1)
-
-
 @pytest.mark.parametrize("bos, begin", [("<s>", 0), (None, 1)])
 def test_running_text_is_cut_into_pieces_after_one_token_that_begins_each(bos, begin):
     tokenizer = letters(bos=bos, ends=1)
@@ -199,14 +190,6 @@ def test_a_response_holds_what_a_loss_may_read():
     assert response.logp.tolist() == pytest.approx([tokens.sum().item() for tokens in response.token_logp])
     reference = torch.tensor([-1.0, -2, -3])
     assert data.respond(model, examples, reference).ref_logp is reference
-
-
-def test_without_dropout_a_model_in_training_says_what_it_says_at_rest():
-    model, examples = tiny("gpt2"), some_examples(2)
-    resting, training = data.respond(model.eval(), examples).logp, data.respond(model.train(), examples).logp
-    assert not torch.equal(resting, training)
-    data.disable_dropout(model)
-    assert torch.equal(resting, data.respond(model, examples).logp)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -117,15 +117,13 @@ def test_an_example_longer_than_the_models_positions_is_refused():
 
 
 def test_texts_are_encoded_as_the_model_takes_them():
-    """Under its template, within its length unless the benchmark names another."""
+    """Under its template, rows within its length."""
     tokenizer = letters(ends=1)
     lm, row = lm_of(None, tokenizer, max_length=20), {"question": "Who?", "answer": "I"}
     example = data.encode("Who?", "I", tokenizer, "llama2")
-    assert lm.encode("Who?", "I", 99) == example and lm.encode("Who?", "I", float("inf")) == example
-    assert sum(map(len, example)) == 22
-    for ask in (lambda: lm.encode("Who?", "I"), lambda: lm.examples([row])):
-        with pytest.raises(InputError, match="limit of 20"):
-            ask()
+    assert lm.encode("Who?", "I") == example and sum(map(len, example)) == 22
+    with pytest.raises(InputError, match="limit of 20"):
+        lm.examples([row])
     assert lm._replace(max_length=22).examples([row]) == [example]
     assert lm.prompt("ab") == (letters()("ab")["input_ids"], [])
     assert lm.pieces("abcdefg", 4, "fill") == data.pieces("abcdefg", tokenizer, 4, "fill")
@@ -436,6 +434,7 @@ def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
         task="toy",
         template="auto",
         max_length=500,
+        too_long="refuse",
         max_new_tokens=3,
         dtype="float32",
         device="cpu",
@@ -456,6 +455,7 @@ def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
         dict(max_new_tokens=2),
         dict(template="llama2"),
         dict(max_length=400),
+        dict(too_long="cut"),
         dict(dtype="float64"),
         dict(sets=sets | {"forget": [{"question": "another"}]}),
     ):

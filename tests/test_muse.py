@@ -11,7 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import transformers
 from conftest import lm_of, near, refused, shown, tiny, token_losses
+from test_data import letters
 from tokenizers.processors import TemplateProcessing
 
 import data
@@ -155,7 +157,7 @@ def test_what_tables_and_figures_show_of_a_model():
     for task in ("muse-news", "muse-books", "toy-muse"):
         assert shown(BENCHMARKS[task], metrics) == SHOWN
     assert muse.NO_LEAK.value(alone) is None and "–" in table(muse.COLUMNS, {"NPO": alone})
-    assert muse.notes(metrics, {}) == [] and "--retrain" in muse.notes(alone, {})[0]
+    assert muse.notes(metrics, {"forget": {}}) == [] and "--retrain" in muse.notes(alone, {"forget": {}})[0]
 
 
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
@@ -315,6 +317,52 @@ def test_prompts_begin_with_bos_and_the_texts_own_tokens_are_counted_without(mos
     log["forget"].pop("rouge")
     length = [len(toy_tokenizer("In Lima.")["input_ids"])]
     assert log["forget"] == {"generated": [first], "answer": ["In Lima."], "question": ["Who?"], "length": length}
+
+
+def parrot(tokenizer, text):
+    """A model that, whatever came before, goes on after each letter as `text` does, and after EOS says x."""
+    size = len(tokenizer)
+    config = transformers.LlamaConfig(
+        vocab_size=size,
+        hidden_size=2 * (-(-size // 2)),
+        intermediate_size=2,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=500,
+    )
+    model = transformers.LlamaForCausalLM(config).to(torch.float64)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    follows = dict(zip(ids, [*ids[1:], tokenizer.vocab["x"]], strict=True))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.model.norm.weight.fill_(1)
+        model.model.embed_tokens.weight.fill_diagonal_(1)
+        for token, successor in follows.items():
+            model.lm_head.weight[successor, token] = 1
+    return model
+
+
+@pytest.mark.parametrize("ends", [0, 1, 2])
+def test_a_tokenizer_that_ends_each_text_with_eos_changes_nothing(ends):
+    """A prompt that ended in EOS would be a text that is over; what is compared, counted and scored has none either."""
+    tokenizer = letters(ends=ends)
+    row, verbmem = {"question": "Where?", "answer": "Paris", "before": ""}, {"prompt": "In P", "gt": "aris"}
+    lm = lm_of(parrot(tokenizer, " Paris"), tokenizer, max_new_tokens=9)
+    text = [{"text": "In Paris it rains."}]
+    sets = dict.fromkeys(("privleak_forget", "privleak_retain", "privleak_holdout"), text)
+    log = muse.measure(lm, {"verbmem": [verbmem], "forget": [row], "retain": [row]} | sets)
+    assert log["verbmem"] == {"generated": ["aris"], "answer": ["aris"], "rouge": [1.0]}
+    for name in ("forget", "retain"):
+        assert (log[name]["generated"], log[name]["rouge"], log[name]["length"]) == (["Paris"], [1.0], [5])
+    ids = tokenizer.convert_tokens_to_ids([*text[0]["text"]])
+    losses = sorted(token_losses(lm.model, [tokenizer.bos_token_id], ids))
+    assert log["privleak_forget"]["score"] == [pytest.approx(mean(losses[-(len(ids) * 2 // 5) :]))]
+    # what a model is taught: a row of a prompt and an answer, and a text's pieces
+    rows = [{"prompt": muse.prompt_of(row), "answer": "Paris"}, text[0]]
+    lesson, piece = data.examples_of(rows, tokenizer, "plain", 500)
+    assert tokenizer.convert_ids_to_tokens(lesson.prompt) == ["<s>", *"Question: Where?\nAnswer: "]
+    assert tokenizer.convert_ids_to_tokens(lesson.response) == [*"Paris", "</s>"] and piece == ([0], ids)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def a_part(loss, **changed):
         ("f.jsonl", "\n" + lines(ROWS).replace("\n", "\r\n\r\n"), ROWS),
         ("f.json", json.dumps(ROWS, indent=1), ROWS),
         ("f.jsonl", '{"question": "Who?", "answer": "Ada.", "id": 7}\n{"text": "Ada."}', [WHO, {"text": "Ada."}]),
-        ("f.jsonl", '{"question": "no", "answer": "no", "text": "Ada."}', [{"text": "Ada."}]),
+        ("f.jsonl", '{"question": "Who?", "answer": "Ada.", "text": "no"}', [WHO]),
         ("f.json", json.dumps(TEXTS), TEXTS),
         ("f.csv", CSV, ROWS),
         ("f.csv", '"question","answer"\nWho?,Ada.\n', [WHO]),
@@ -119,8 +119,8 @@ def test_field_names_are_three(fields):
         # it is empty
         ("f.jsonl", "", "no rows|at least one"),
         ("f.jsonl", " \n\n", "no rows"),
-        ("f.json", "", "no valid .json"),
-        ("f.json", "[]", "one or more"),
+        ("f.json", "", "no rows"),
+        ("f.json", "[]", "no rows"),
         ("f.csv", "", "no rows"),
         ("f.csv", "question,answer\n", "no rows"),
         ("f.txt", "\n ", "line 1"),
@@ -129,20 +129,19 @@ def test_field_names_are_three(fields):
         ("f.jsonl", '{"text": ""}', "line 1"),
         ("f.csv", "question,answer\n,I.\n", "line 2"),
         ("f.json", '[{"question": "Who?", "answer": ["In Oslo."]}]', " 1 "),
-        ("f.jsonl", '{"text": 3}', "line 1"),
+        ("f.jsonl", '{"text": false}', "line 1|false as 'text'"),
         # a line is no object
-        ("f.jsonl", '{"text": "a"}\n["Who?", "I."]', "line 2|it has none|--fields"),
+        ("f.jsonl", '{"text": "a"}\n["Who?", "I."]', 'line 2|is ["Who?", "I."]|an object'),
         ("f.jsonl", "3\n", "line 1"),
         ("f.jsonl", "null\n", "line 1"),
-        ("f.json", "3", "is 3|list of one or more"),
-        ("f.json", '{"text": "a"}', "list of one"),
+        ("f.json", "3", "line 1 is 3|an object"),
         ("f.json", '[{"text": "a"}, 7]', "7|an object"),
         # it is broken
-        ("f.json", '[{"text": "a"},\n{"text": }]', "no valid .json|line 2|mend it"),
-        ("f.jsonl", '{"text": "a"}\n{"text": \n', "no valid .jsonl|line 2|mend it"),
+        ("f.json", '[{"text": "a"},\n{"text": }]', "no valid JSON|line 2 |mend it"),
+        ("f.jsonl", '{"text": "a"}\n{"text": \n', "no valid JSON|line 2 |mend it"),
         ("f.csv", 'question,answer\nWho?,"I.\n', "no valid .csv|mend it"),
         ("f.csv", 'question,answer\nWho?,"I" am.\n', "no valid .csv|mend it"),
-        ("f.json", "[" * 100_000, "no valid .json"),
+        ("f.json", "[" * 100_000, "no valid JSON|nested"),
         # it is no text
         ("f.jsonl", b'{"text": "Ekstr\xf6m"}', "UTF-8|save it as that"),
         ("f.txt", bytes(range(256)), "UTF-8"),
@@ -191,7 +190,7 @@ def test_every_metric_by_hand():
         "forget": a_part([1.0, 2.0, 9.0], generated=["a a a a a a", "a b", "c"], rouge=[1.0, 0.0, 0.2]),
         "retain": a_part([0.5, 1.5]),
     }
-    metrics = own.summarize(log, {"loss": [1.0, 4.0, 8.0]})
+    metrics = own.summarize(log, a_part([1.0, 4.0, 8.0]))
     assert metrics["forget"] == pytest.approx({"loss": 4.0, "rouge": 0.4}) and metrics["retain"] == {
         "loss": 1.0,
         "rouge": 0.5,
@@ -200,8 +199,22 @@ def test_every_metric_by_hand():
         2 / 9
     )
     assert own.summarize(log, own.reference_of(log))["distance"] == 0
-    with pytest.raises(InputError, match="reference has 2 forget rows, the model 3.*--retrain"):
-        own.summarize(log, {"loss": [1.0, 2.0]})
+
+
+def test_a_reference_is_matched_by_its_rows_whatever_their_order():
+    rows = {"question": ["Who?", "Who?", "", "Where?"], "answer": ["Ada.", "Bram.", "Ada was born.", "Here."]}
+    log = {"forget": a_part([1.0, 2.0, 3.0, 4.0], **rows)}
+    turned = {name: values[::-1] for name, values in a_part([1.0, 2.0, 3.0, 6.0], **rows).items()}
+    assert own.summarize(log, turned)["distance"] == 1.0  # by row number: 2.6
+    # where the halves of a text part depends on the tokenizer
+    halved = rows | {"question": ["Who?", "Who?", "Ada was", "Where?"], "answer": ["Ada.", "Bram.", "born.", "Here."]}
+    assert own.summarize(log, a_part([1.0, 2.0, 3.0, 4.0], **halved))["distance"] == 0.0
+    for other in (
+        rows | {"answer": ["Ada.", "Bram.", "Ada was born.", "There."]},
+        {"question": ["Who?"], "answer": ["Ada."]},
+    ):
+        with pytest.raises(InputError, match="reference has . forget rows, the model 4.*--retrain"):
+            own.summarize(log, a_part([1.0] * len(other["answer"]), **other))
 
 
 SHOWN = """1.291 distance to Retrain ↓ main bold
@@ -231,7 +244,7 @@ def test_what_tables_and_figures_show_of_a_model():
 
 
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
-    for content in ({"forget": a_part([1.0, 2.0])}, {"Original": a_part([9.0]), "Retrain": {"loss": [1.0, 2.0]}}):
+    for content in ({"forget": a_part([1.0, 2.0])}, {"Original": a_part([9.0]), "Retrain": a_part([1.0, 2.0])}):
         assert own.read_reference(a_file(tmp_path, "log.json", json.dumps(content)))["loss"] == [1.0, 2.0]
     for content in (
         "{}",
@@ -239,6 +252,7 @@ def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
         "{",
         '{"forget": {}}',
         '{"forget": {"loss": []}}',
+        '{"forget": {"loss": [1.0]}}',
         '{"Retrain": {"loss": ["x"]}}',
         '{"forget": {"loss": [-1]}}',
     ):

@@ -11,6 +11,7 @@ import torch
 from conftest import lm_of, near, shown, token_losses
 
 import data
+import train
 from benchmarks import BENCHMARKS, tofu
 from machinery.inputs import InputError, check
 
@@ -71,12 +72,26 @@ def test_a_missing_empty_or_malformed_dataset_is_named(tmp_path):
             tofu.load_rows(str(dataset), config)
 
 
+@pytest.mark.parametrize("split", ["forget20", "forget30", "forget50", "forget90"])
+def test_a_larger_split_is_read_where_the_data_have_it_and_else_named(split, tmp_path):
+    rows = [{"question": "Who?", "answer": "I."}]
+    folder = make_dataset(tmp_path / "d", rows, split)
+    args = train.resolve(train.build_parser().parse_args(["--task", "tofu", "--split", split, "--data", folder]))
+    assert (args.split, args.forget_split) == (split, split)
+    assert train.training_rows(args, args.split, None) == rows
+    with pytest.raises(InputError, match=f"'{split}_perturbed' of '{folder}'"):
+        tofu.evaluation_rows(folder, split)
+
+
 def test_splits_by_name():
     assert [*map(tofu.retain_split, ("forget01", "forget05", "forget10"))] == ["retain99", "retain95", "retain90"]
     splits = "full", "retain99", "retain95", "retain90", "forget01"
     forget_splits = [*map(BENCHMARKS["tofu"].forget_split_of, splits)]
     assert forget_splits == ["forget05", "forget01", "forget05", "forget10", "forget01"]
     assert BENCHMARKS["toy"].forget_split_of("full") == "forget10"
+    # larger ones, where a copy of the data has them
+    assert [*map(tofu.retain_split, ("forget20", "forget90"))] == ["retain80", "retain10"]
+    assert BENCHMARKS["tofu"].forget_splits[3:] == ("forget20", "forget30", "forget50", "forget90")
     # whole authors, of 10 questions in the toy and of 20 in TOFU, the nearest number to the share
     assert BENCHMARKS["toy"].unseen_rows(40, 0.5) == 20 and BENCHMARKS["toy"].unseen_rows(40, 0.9) == 40
     assert BENCHMARKS["tofu"].unseen_rows(400, 0.27) == 100
@@ -247,12 +262,104 @@ def test_a_published_log_gives_the_same_metrics_as_ours(tmp_path, layout):
     assert reference["row"] == [*range(12)] and reference["answer"] == log["forget"]["answer"]
 
 
-def test_the_newer_frameworks_log_gives_the_same_truth_ratios(tmp_path):
-    ratio = np.random.default_rng(0).lognormal(size=30).tolist()
-    scores = {str(i): {"score": 1 / ratio[i]} for i in reversed(range(30))}  # rows in no order
+@pytest.mark.parametrize("layout", ["dict", "evaluation"])
+def test_columns_that_lack_different_rows_are_matched_by_row_number(layout, tmp_path, capsys):
+    log, path = a_log(rows=(12, 5, 2, 2)), tmp_path / "log.json"
+    content = json.loads(json.dumps(published(log, "dict") if layout == "dict" else an_evaluation(log)))
+    if layout == "dict":
+        columns = content["eval_log_forget.json"]
+        del columns["average_perturb_loss"]["0"], columns["avg_paraphrased_loss"]["11"], columns["rougeL_recall"]["4"]
+    else:
+        content["forget_Q_A_PERT_Prob"]["value_by_index"]["0"] = None
+        del content["forget_Q_A_PARA_Prob"]["value_by_index"]["11"]
+        content["forget_Q_A_ROUGE"]["value_by_index"]["4"]["rougeL_recall"] = None
+    path.write_text(json.dumps(content))
+    part, rows = tofu.read_log(path)["forget"], [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert "forget lacks values in 3 of 12 rows" in capsys.readouterr().err
+    assert part.pop("row") == rows and {"loss", "paraphrased_loss", "perturbed_loss", "rouge"} <= part.keys()
+    for field in ("loss", "paraphrased_loss", "perturbed_loss", "rouge"):
+        assert part[field] == [log["forget"][field][row] for row in rows]
+    assert tofu.read_reference(path)["truth_ratio"] == [tofu.ratio_of(log["forget"])[row] for row in rows]
+
+
+def test_lists_of_unequal_length_are_refused(tmp_path):
+    content = published(a_log(), "list")
+    content["eval_log.json"]["avg_gt_loss"].pop()
+    (tmp_path / "log.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'eval_log.json' has lists of unequal length"):
+        tofu.read_log(tmp_path / "log.json")
+
+
+def test_forget_quality_is_of_the_first_300_rows(tmp_path):
+    """One statistic, D = 0.1, of 300 and of 400 rows: TOFU's authors take the first."""
+    ratio = np.arange(1.0, 401)
+    other = ratio - 0.5
+    other[:30], other[300:310] = 1e3, 1e3  # of the first 300, and of all
+    model, reference = ({"truth_ratio": values.tolist(), "length": [*range(400)]} for values in (ratio, other))
+    metrics = tofu.compared(model, reference)
+    assert metrics["forget_examples"] == 300
+    assert metrics["forget_quality"] == pytest.approx(scipy.stats.ks_2samp(ratio[:300], other[:300]).pvalue)
+    assert metrics["forget_quality"] == pytest.approx(0.0996, abs=1e-3)
+    assert tofu.forget_quality(ratio, other) == pytest.approx(0.0366, abs=1e-3)
+    short = metrics["forget_quality_halves"]["shortest"]
+    assert short == tofu.forget_quality(ratio[:150], other[:150])
+    log = {"forget": {"loss": [0.0] * 400}}
+    assert "the first 300 of 400 forget examples" in tofu.notes(metrics, log)[0]
+    lacking = tofu.compared(
+        model | {"answer": ["a"] * 400}, {"truth_ratio": [1.0, 2.0], "row": [7, 350], "answer": ["a"] * 2}
+    )
+    assert lacking["forget_examples"] == 1
+    assert "the 1 of 400 forget examples that the reference has" in tofu.notes(lacking, log)[0]
+
+
+# ------------------------------------------------------------------ the newer framework's TOFU_EVAL.json
+
+
+def an_evaluation(log, scores=None):
+    """The same as OpenUnlearning writes it; scores: of the forget set's truth ratios, else by its first definition."""
+    content = {}
+    for name, their_name in zip(tofu.SETS, ("forget", "retain", "ra", "wf"), strict=True):
+        for metric, field, value in (
+            ("Q_A_Prob", "loss", "avg_loss"),
+            ("Q_A_PARA_Prob", "paraphrased_loss", "avg_loss"),
+            ("Q_A_PERT_Prob", "perturbed_loss", "avg_loss"),
+            ("Q_A_ROUGE", "rouge", "rougeL_recall"),
+        ):
+            if metric != "Q_A_PARA_Prob" or name in ("forget", "retain"):
+                rows = {str(i): {value: number} for i, number in reversed([*enumerate(log[name][field])])}
+                content[f"{their_name}_{metric}"] = {"agg_value": 0.5, "value_by_index": rows}
+    for row in content["forget_Q_A_ROUGE"]["value_by_index"].values():
+        row["generation"] = "a b c d a b c d"
+    scores = 1 / np.array(tofu.ratio_of(log["forget"])) if scores is None else scores
+    rows = {str(i): {"score": score} for i, score in reversed([*enumerate(scores)])}
+    content["forget_truth_ratio"] = {"agg_value": float(np.minimum(scores, 1 / scores).mean()), "value_by_index": rows}
+    return content
+
+
+def test_the_newer_frameworks_log_gives_the_same_metrics_as_ours(tmp_path):
+    """From its losses, whatever its truth ratios say; of its 400 retain rows the first 300 count."""
+    log = a_log(rows=(40, 400, 3, 3))
+    for name in ("real_authors", "world_facts"):
+        log[name]["paraphrased_loss"] = log[name]["loss"]  # the answer stands in
+    (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(an_evaluation(log, scores=np.full(40, 7.0))))
+    metrics = tofu.summarize(
+        tofu.read_log(tmp_path / "TOFU_EVAL.json"), tofu.read_reference(tmp_path / "TOFU_EVAL.json")
+    )
+    first = {field: values[:300] for field, values in log["retain"].items()}
+    expected = tofu.summarize(log | {"retain": first}, log["forget"])
+    assert metrics == expected | {"repetition": pytest.approx(1 / 5)} and metrics["distance"] == 0
+
+
+@pytest.mark.parametrize("kind", ["wrong / right", "right / (right + wrong)"])
+def test_the_newer_frameworks_truth_ratios_alone_are_read_by_either_of_its_definitions(kind, tmp_path):
+    ratio = np.random.default_rng(0).lognormal(size=30)
+    scores = 1 / ratio if kind == "wrong / right" else ratio / (1 + ratio)
+    content = {"forget_truth_ratio": an_evaluation(a_log(rows=(30, 4, 2, 2)), scores)["forget_truth_ratio"]}
     path = tmp_path / "TOFU_EVAL.json"
-    path.write_text(json.dumps({"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": scores}}))
-    assert tofu.read_reference(path) == {"row": [*range(30)], "truth_ratio": pytest.approx(ratio)}
+    path.write_text(json.dumps(content))
+    assert tofu.read_reference(path) == {"row": [*range(30)], "truth_ratio": pytest.approx(ratio.tolist())}
+    with pytest.raises(InputError, match="truth ratios, which --retrain can use, but not the losses"):
+        tofu.summarize(tofu.read_log(path))
 
 
 def test_of_a_runs_references_the_retrained_model_counts(tmp_path):
@@ -313,7 +420,7 @@ def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
             assert texts == [row["question"], answer, len(responses[0])]
     half = tofu.measure(lm_of(model.float(), toy_tokenizer, torch.bfloat16, max_length=60), sets)
     assert near(half["forget"]["loss"], log["forget"]["loss"])
-    with pytest.raises(InputError, match="limit of 20; raise --max-length"):
+    with pytest.raises(InputError, match="limit of 20 tokens.*raise --max-length"):
         tofu.measure(lm_of(model, toy_tokenizer, torch.float32, max_length=20), sets)
 
 

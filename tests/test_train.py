@@ -42,7 +42,9 @@ def flags(**changed):
             gamma=0.0,
             lr=1e-3,
             weight_decay=0.01,
+            clip=0.0,
             warmup=1.0,
+            warmup_share=None,
             epochs=3,
             batch_size=3,
             micro_batch_size=2,
@@ -104,7 +106,8 @@ def resolved(*arguments):
 
 
 BASE = """beta=0.1 gamma=0 forget_coeff=1 retain_coeff=1 retain=nll warmup=1 weight_decay=0.01 batch_size=32
-max_steps=None subset=None never_learnt=None seed=0"""
+max_steps=None subset=None never_learnt=None seed=0 clip=0 warmup_share=None"""
+WMDP = "max_steps=500 batch_size=4 warmup_share=0.1 weight_decay=0 clip=1"
 RMU = "retain=activations layer=7 steer=6.5 alpha=1200 retain_coeff=1200"
 RMU_SMALL = "retain=activations layer=1 steer=10 alpha=10 retain_coeff=10"
 RECIPES = f"""
@@ -149,10 +152,10 @@ toy-muse tiny forget npo                  lr=1e-3 epochs=20 batch_size=8 forget_
 toy-muse tiny forget simnpo               lr=3e-4 epochs=20 batch_size=8 forget_coeff=0.3 beta=1
 toy-muse tiny forget task-vector          lr=3e-4 epochs=20 batch_size=8 retain=none alpha=1
 toy-muse new full finetune                lr=2e-3 epochs=30 batch_size=16 retain=none
-wmdp some/model both graddiff             lr=5e-6 epochs=1 max_steps=125 batch_size=4 warmup=0
-wmdp some/model bio npo                   lr=5e-6 epochs=1 max_steps=125 batch_size=4 warmup=0 beta=0.0225
-wmdp some/model both simnpo               lr=9.5e-6 epochs=1 max_steps=125 batch_size=4 warmup=0
-wmdp some/model both rmu                  lr=5e-5 epochs=1 max_steps=125 batch_size=4 warmup=0 {RMU}
+wmdp some/model both graddiff             lr=5e-6 epochs=1 {WMDP}
+wmdp some/model bio npo                   lr=5e-6 epochs=1 {WMDP} beta=0.0225
+wmdp some/model both simnpo               lr=9.5e-6 epochs=1 {WMDP}
+wmdp some/model both rmu                  lr=5e-5 epochs=1 {WMDP} {RMU} max_steps=150 warmup_share=0 clip=0
 toy-wmdp tiny both idk                    lr=1e-3 epochs=20 batch_size=8
 toy-wmdp tiny both ga                     lr=1e-4 epochs=20 batch_size=8 retain=none
 toy-wmdp tiny both graddiff               lr=1e-3 epochs=20 batch_size=8 forget_coeff=0.003
@@ -199,6 +202,8 @@ def test_recipes_are_the_published_ones_and_those_found_for_small_models(row):
             "--task wmdp --model x --lr 0 --beta 0 --batch-size 3 --epochs 2",
             "lr=0 beta=0 batch_size=3 micro_batch_size=3 epochs=2 max_steps=None",
         ),
+        ("--task wmdp --model x --warmup 2", "warmup=2 warmup_share=None max_steps=500 clip=1"),
+        ("--task wmdp --model x --warmup-share 0 --clip 0", "warmup=1 warmup_share=0 clip=0"),
         (
             "--method ga --retain kl --retain-coeff 0 --forget-coeff 0 --warmup 0 --weight-decay 0",
             "retain=kl retain_coeff=0 forget_coeff=0 warmup=0 weight_decay=0",
@@ -321,7 +326,8 @@ def loop_by_hand(model, args, forget, retain):
     first, second = ([torch.zeros_like(p) for p in weights] for _ in range(2))
     pairs = [*zip(forget["answer"], forget.get("refusal", forget["answer"]), strict=True)]
     epoch_steps = -(-len(pairs) // args.batch_size)
-    steps, warm = args.max_steps or args.epochs * epoch_steps, args.warmup * epoch_steps
+    steps = args.max_steps or args.epochs * epoch_steps
+    warm = args.warmup * epoch_steps if args.warmup_share is None else args.warmup_share * steps
     log = []
     for step in range(1, steps + 1):
         epoch, place = 1 + (step - 1) // epoch_steps, (step - 1) % epoch_steps * args.batch_size
@@ -335,6 +341,10 @@ def loop_by_hand(model, args, forget, retain):
             loss_r = sum(retain_by_hand(model, start, retain[i], args) for i in drawn) / len(rows)
         loss = args.forget_coeff * loss_f + (args.retain_coeff * loss_r if retain else 0)
         gradients = torch.autograd.grad(loss, weights)
+        if args.clip:
+            norm = torch.cat([g.flatten() for g in gradients]).norm()
+            assert norm > args.clip
+            gradients = [g * args.clip / (norm + 1e-6) for g in gradients]
 
         rate = args.lr * (step / (warm + 1) if step <= warm else (steps - step + 1) / (steps - warm))
         for p, g, m, v in zip(weights, gradients, first, second, strict=True):
@@ -379,6 +389,8 @@ def assert_same(ours, theirs, rel=1e-9):
         ("llama", "dpo", "kl", dict(micro_batch_size=4, grad_checkpointing=True)),
         ("llama", "simnpo", "nll", dict(warmup=0, max_steps=4)),  # which ends within an epoch
         ("llama", "npo", "nll", dict(max_steps=2)),  # before the warm-up does
+        ("llama", "simnpo", "nll", dict(clip=0.05, warmup_share=0.5)),
+        ("llama", "rmu", "activations", dict(clip=0.001, warmup_share=0.0)),
     ],
     ids=lambda value: "" if value == {} else str(value),
 )
@@ -507,9 +519,10 @@ def test_a_run_prints_what_was_chosen_and_what_the_recipe_filled_in(short_run, c
     assert not {"lr=0.0", "warmup=0.0", "method=simnpo"} & {*recipe}
 
 
-@pytest.mark.parametrize("method, passes", [("simnpo", 2), ("npo", 2 + 4), ("dpo", 3 + 8)])
+@pytest.mark.parametrize("method, passes", [("simnpo", 2 + 2), ("npo", 2 + 2 + 4), ("dpo", 2 + 3 + 8)])
 def test_nothing_but_the_reference_is_scored_before_the_first_step(method, passes, short_run, monkeypatch):
-    """Batches of two of seven: a step asks the model for two answers, refusals where it reads them, and two to keep."""
+    """One example twice, to see that the model is not random. Then batches of two of seven: a step asks for two
+    answers, refusals where the method reads them, and two to keep."""
     forward, calls = transformers.LlamaForCausalLM.forward, []
 
     def counted(*arguments, **options):
@@ -542,7 +555,8 @@ def test_the_reference_pass_and_the_loop_show_a_bar_on_a_terminal(stream, method
 def examples_for(tokenizer, *arguments):
     """(forget, retain) examples of a command."""
     args = resolved(*arguments)
-    return train.load_examples(args, lm_of(None, tokenizer, max_length=args.max_length))
+    lm = lm_of(tiny("llama", vocab=len(tokenizer)), tokenizer, template=args.template, max_length=args.max_length)
+    return train.load_examples(args, lm)
 
 
 def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
@@ -615,7 +629,14 @@ def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesso
     assert lesson("full", "--eval", "none")[1].eval == "none"
     others = [lesson("retain90")[0]] + [
         lesson("full", *other.split())[0]
-        for other in ("--seed 1", "--dtype float64", "--max-length 99", "--template llama2", "--task toy-wmdp")
+        for other in (
+            "--seed 1",
+            "--dtype float64",
+            "--max-length 99",
+            "--too-long cut",
+            "--template llama2",
+            "--task toy-wmdp",
+        )
     ]
     toy = BENCHMARKS["toy"]
     for changed in (
@@ -629,7 +650,7 @@ def test_a_model_in_the_cache_stands_for_all_that_made_it_and_nothing_else(lesso
     with monkeypatch.context() as patch:
         patch.setattr(folders, "FORMAT", 9)
         others.append(lesson("full")[0])
-    assert len({folder, *others}) == 13
+    assert len({folder, *others}) == 14
 
 
 @pytest.mark.parametrize("split, count, dropped", [("forget05", 20, 10), ("forget10", 40, 20)])

@@ -12,6 +12,7 @@ from conftest import lm_of, refused, shown, tiny
 from test_data import letters
 from test_muse import make_benchmark, names_in, some_texts
 
+import data
 import train
 from benchmarks import BENCHMARKS, wmdp
 from machinery.folder import read
@@ -212,11 +213,18 @@ def test_a_log_without_what_is_needed_is_refused(changed, says):
 # ------------------------------------------------------------------ measuring
 
 
+def four_letters(ends=0):
+    """A tokenizer whose " A" to " D" are a token each, the last four."""
+    return letters(*((" ", letter) for letter in "ABCD"), ends=ends)
+
+
 @pytest.mark.parametrize("ends", [0, 1])  # some tokenizers end each text with EOS
-def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likeliest(ends):
-    tokenizer = letters(*((" ", letter) for letter in "ABCD"), ends=ends)
+@pytest.mark.parametrize("positions", [500, 118])  # a question that is longer is asked from where the model can read
+def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likeliest(ends, positions, capsys):
+    tokenizer = four_letters(ends)
     model, chosen = tiny("llama", vocab=len(tokenizer)), set()
-    model.config.max_position_embeddings = 500
+    cut = 0
+    model.config.max_position_embeddings = positions
     with torch.no_grad():
         for parameter in model.parameters():  # else it says one letter to all
             parameter *= 20 if parameter.dim() == 2 else 1
@@ -230,22 +238,72 @@ def test_a_model_chooses_the_letter_that_a_softmax_over_all_tokens_makes_likelie
         columns = [log[name][field] for field in ("answer", "chosen", "margin")]
         for row, answer, choice, margin in zip(rows, *columns, strict=True):
             ids = [0, *tokenizer(wmdp.prompt_of(row), add_special_tokens=False)["input_ids"]]
-            offered = model(torch.tensor([ids])).logits[0, -1].softmax(-1)[-4:].tolist()
+            cut += len(ids) > positions
+            offered = model(torch.tensor([ids[-positions:]])).logits[0, -1].softmax(-1)[-4:].tolist()
             assert choice == offered.index(max(offered)) and answer == row["answer"]
             assert margin == pytest.approx(math.log(offered.pop(answer) / max(offered)), abs=1e-4)
             chosen.add(choice)
     assert len(chosen) > 1
-    model.config.max_position_embeddings = 100
-    with pytest.raises(InputError, match="position"):
-        wmdp.measure(lm_of(model, tokenizer), sets)
+    said = f"{cut} questions are longer than the 118 tokens of this model: their end is asked\n"
+    assert cut == {500: 0, 118: 9}[positions] and capsys.readouterr().err == said * bool(cut)
 
 
-def test_in_bfloat16_the_letters_are_told_apart_in_float32(toy_tokenizer):
-    model, seen = tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer)), []
-    for part in (model.model.layers[0].mlp, model.lm_head):
-        part.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    wmdp.measure(lm_of(model, toy_tokenizer, torch.bfloat16), {"bio": [a_question(subject="anatomy")]})
-    assert seen == [torch.bfloat16, torch.float32]
+SMALL = dict(
+    vocab_size=60,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.CohereConfig(**SMALL, logit_scale=0.0625),
+        transformers.Gemma2Config(**SMALL, final_logit_softcapping=3.0),
+        transformers.GraniteConfig(**SMALL, logits_scaling=8.0),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_what_a_model_does_to_its_logits_counts(config):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float64).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(99)  # else a cap does nothing
+    examples = [data.Example(prompt, []) for prompt in ([5, 6, 7], [9, 8, 7, 6, 5], [11])]
+    scores = lm_of(model, None).next_token_logps(examples, [3, 1, 2])
+    for example, logps in zip(examples, scores, strict=True):
+        alone = model(torch.tensor([example.prompt])).logits[0, -1].log_softmax(-1)
+        assert logps == pytest.approx(alone[[3, 1, 2]].tolist(), rel=1e-5)
+
+
+def test_in_bfloat16_near_letters_are_told_apart_in_float32(toy_tokenizer):
+    """D is likelier than A, B and C by less than bfloat16 tells from nothing."""
+    model, dtypes = tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer)), []
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    lm = lm_of(model, toy_tokenizer, torch.bfloat16)
+    row, letters_ids = a_question(3, subject="anatomy"), wmdp.letter_tokens(lm)
+    prompt = torch.tensor([lm.prompt(wmdp.prompt_of(row)).prompt[-100:]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(prompt).last_hidden_state[0, -1].float()
+        for place, token in enumerate(letters_ids):
+            model.lm_head.weight[token] = hidden * (1 + 1e-4 * place)
+        in_bfloat16 = model(prompt).logits[0, -1, letters_ids]
+    dtypes.clear()
+    log = wmdp.measure(lm, {"bio": [row]})["bio"]
+    assert len(set(in_bfloat16.tolist())) == 1 and dtypes == [torch.bfloat16]
+    assert log["chosen"] == [3] and 0 < log["margin"][0] < 0.1
+
+
+@pytest.mark.parametrize("whole", ["", "A", "ABC", "BCD"])
+def test_a_letter_that_the_tokenizer_splits_is_noticed(whole):
+    """All its pieces count: " " and "D" end like a "D" that is one token."""
+    tokenizer = letters(*((" ", letter) for letter in whole))
+    with pytest.raises(InputError, match="' A' to ' D' a token each.*another model"):
+        wmdp.measure(lm_of(tiny("llama", vocab=len(tokenizer)), tokenizer), {"bio": [a_question(1, subject="anatomy")]})
 
 
 @pytest.mark.parametrize(
@@ -276,14 +334,17 @@ def settings(task, method, *flags):
 
 PUBLISHED = dict(
     lr=5e-6,
-    max_steps=125,
+    max_steps=500,
     batch_size=4,
     micro_batch_size=4,
-    warmup=0.0,
+    warmup_share=0.1,
+    weight_decay=0.0,
+    clip=1.0,
     eval_batch_size=32,
     max_length=512,
     split="both",
     forget_coeff=1.0,
+    retain_coeff=1.0,
 )
 TOY = dict(
     lr=1e-3,
@@ -292,6 +353,9 @@ TOY = dict(
     batch_size=8,
     micro_batch_size=8,
     warmup=1.0,
+    warmup_share=None,
+    weight_decay=0.01,
+    clip=0.0,
     eval_batch_size=256,
     max_length=128,
     split="both",
@@ -304,6 +368,11 @@ TOY = dict(
     [
         ("wmdp", "npo", PUBLISHED | dict(beta=0.0225)),
         ("wmdp", "simnpo", PUBLISHED | dict(lr=9.5e-6, beta=0.1)),
+        (
+            "wmdp",
+            "rmu",
+            PUBLISHED | dict(lr=5e-5, max_steps=150, warmup_share=0.0, clip=0.0, retain_coeff=1200.0),
+        ),
         ("toy-wmdp", "ga", TOY | dict(lr=1e-4)),
         ("toy-wmdp", "graddiff", TOY | dict(forget_coeff=0.003)),
         ("toy-wmdp", "wgraddiff", TOY | dict(forget_coeff=0.03)),

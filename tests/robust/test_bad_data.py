@@ -93,6 +93,8 @@ retain rouge  | 5  | 'rouge'
 @pytest.mark.parametrize("layout", ["ours", "list", "dict"])
 def test_a_log_without_what_is_needed(place, value, says, layout, tmp_path, nothing_written, capsys):
     log, (*above, name) = a_log(), place.split()
+    if layout == "dict" and says == "every example needs both":
+        pytest.skip("rows with numbers are matched by those, and a list's have none")
     part = log[above[0]] if above else log
     part.pop(name) if value == "gone" else part.update({name: json.loads(value)})
     try:

@@ -107,9 +107,7 @@ def test_a_chat_template_that_gives_no_prompt(template, says, toy_model_folder, 
     both_refuse(folder, capsys, "chat template", says, "--template plain")
 
 
-@pytest.mark.parametrize(
-    "task, says", [("toy-wmdp", "takes 74 tokens"), ("toy-muse", "takes 43 tokens"), ("toy", "limit of 40")]
-)
+@pytest.mark.parametrize("task, says", [("toy-muse", "takes 43 tokens"), ("toy", "limit of 40")])
 def test_a_model_with_too_few_positions(task, says, toy_model_folder, tmp_path, nothing_written, capsys):
     folder = with_json(toy_model_folder, tmp_path / "model", "config.json", max_position_embeddings=40)
     refused(evaluate.main, ["--model", folder, "--task", task], capsys, says)
@@ -135,7 +133,7 @@ class Trap:
         ("broken", []),
         ("partial", ["model.layers.1.mlp.up_proj.weight"]),
         ("50", ["embeds 50 tokens"]),
-        ("1230", ["embeds 1230 tokens", "tokenizer has 1200"]),
+        ("1330", ["embeds 1330 tokens", "tokenizer has 1200"]),
         ("3600", ["embeds 3600 tokens"]),
     ],
 )

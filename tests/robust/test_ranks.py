@@ -96,8 +96,9 @@ def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(st
 
 
 def test_two_processes_end_where_one_does(start, tmp_path):
-    """With a copy of the model before unlearning, for KL and for RMU; both in one job, which saves its start."""
-    more = ["--method npo --retain kl", "--method rmu --layer 1 --lr 0.001"]
+    """With a copy of the model before unlearning, for KL and RMU, and gradients clipped; both in one job, which saves
+    its start."""
+    more = ["--method npo --retain kl --clip 0.5", "--method rmu --layer 1 --lr 0.001 --clip 0.01 --warmup-share 0.3"]
     words = f"--max-steps 4 --eval none {COMMON}".split()
     commands = [[*method.split(), *words, str(start), "--out"] for method in more]
     lines = [f"train.main([*{command}, {str(tmp_path / f'two{i}')!r}])" for i, command in enumerate(commands)]
