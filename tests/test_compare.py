@@ -32,6 +32,7 @@ from test_tofu import a_log
 import compare
 from benchmarks import muse, tofu, wmdp
 from machinery.statistics import spread
+from methods import METHODS
 
 
 def forgotten(metrics):
@@ -132,6 +133,12 @@ def test_a_table_has_mean_and_deviation_of_each_method_and_the_best_in_bold(tmp_
     assert [*cost.values()] == ["NPO", "2", "10.5 ± 0.7", "2.00 ± 0.00"]
 
 
+def test_the_best_is_the_best_in_the_mean(tmp_path, table):
+    npo = [a_run(tmp_path / "a", quality=0.2), a_run(tmp_path / "b", seed=1, quality=0.4)]
+    rows = table("table", *npo, a_run(tmp_path / "c", "simnpo", quality=0.35))
+    assert [name for name, row in rows.items() if "**" in row["forget quality ↑"]] == ["SimNPO"]
+
+
 def test_runs_are_averaged_unless_a_flag_that_matters_differs(tmp_path, table):
     immaterial = (
         "model retrain tokenizer retain_file device eval eval_batch_size micro_batch_size grad_checkpointing".split()
@@ -153,6 +160,7 @@ def test_relearning_is_named_and_grouped_by_where_it_started(tmp_path, table):
         "Retrain",
         "NPO → fine-tuning random:0.2",
     ]  # `before` has a folder of its own
+    assert {run["colour"] for run in compare.read(again)} == {METHODS["npo"].colour}
 
 
 def test_no_number_is_minus_zero():

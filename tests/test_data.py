@@ -192,14 +192,6 @@ def test_a_response_holds_what_a_loss_may_read():
     assert data.respond(model, examples, reference).ref_logp is reference
 
 
-def test_without_dropout_a_model_in_training_says_what_it_says_at_rest():
-    model, examples = tiny("gpt2"), some_examples(2)
-    resting, training = data.respond(model.eval(), examples).logp, data.respond(model.train(), examples).logp
-    assert not torch.equal(resting, training)
-    data.disable_dropout(model)
-    assert torch.equal(resting, data.respond(model, examples).logp)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_only_bfloat16_computes_in_another_dtype_than_the_weights(dtype):
     model = tiny("llama", dtype=torch.float32)

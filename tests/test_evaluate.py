@@ -20,7 +20,7 @@ import evaluate
 import train
 from benchmarks import BENCHMARKS, muse, own, tofu
 from benchmarks.protocol import table
-from machinery import folder, models, processes
+from machinery import flags, folder, models, processes
 from machinery.inputs import InputError
 
 # ------------------------------------------------------------------ what a model is asked
@@ -350,6 +350,19 @@ def test_a_published_log_is_read_and_compared_with_another(asked, tmp_path):
     for name, log in zip("ab", logs, strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(published(log, "dict")))
     assert evaluated("--log a.json --retrain b.json") == tofu.summarize(logs[0], logs[1]["forget"])
+
+
+def test_models_are_listed_before_retrain_although_it_is_measured_first(asked):
+    given = evaluate.build_parser().parse_args(["--task", "tofu", "--model", "M", "--retrain", "R"])
+    args = flags.fill(given, evaluate.defaults_of(given) | {"eval_batch_size": 8})
+    logs, reference = evaluate.compared_with(args, {"forget": []}, {"Original": "M"})
+    assert [*logs] == ["Original", "Retrain"] and [name for name, *_ in asked] == ["R", "M"]
+    assert reference == tofu.reference_of(logs["Retrain"])
+
+
+def test_without_a_name_metrics_and_log_are_beside_each_other(asked, tmp_path):
+    evaluate.main(["--model", "M"])
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "metrics.log.json"}
 
 
 def test_a_reference_of_other_rows_is_refused_before_a_model_is_measured(asked, tmp_path, monkeypatch, capsys):
