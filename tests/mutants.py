@@ -56,8 +56,6 @@ COVERS = {
     "benchmarks/files.py": "files own bad_data",
     "benchmarks/rouge.py": "files own tofu muse",
     "benchmarks/own.py": "own benchmarks compare bad_data fuzz",
-    "benchmarks/files.py": "files own bad_data",
-    "benchmarks/rouge.py": "files own tofu muse",
     "machinery/cache.py": "train faults",
     "machinery/command.py": "bad_input markov compare train",
     "machinery/flags.py": "train bad_input evaluate own muse wmdp",
