@@ -132,9 +132,11 @@ class LM(NamedTuple):
         if short:
             print(f"{len(short)} answers end at the {self.positions} positions that the model has", file=sys.stderr)
 
-        # one at a time where there is less room, so that the others of a batch are not cut too
+        # one at a time where there is less room, so that the others of a batch are not cut too; and under a model that
+        # carries a state from token to token (RWKV), into which padding on the left would get
+        batch_size = 1 if getattr(self.model, "_is_stateful", False) else self.batch_size
         texts = {}
-        for batch_size, places in ((1, short), (self.batch_size, sorted({*range(len(examples))} - {*short}))):
+        for batch_size, places in ((1, short), (batch_size, sorted({*range(len(examples))} - {*short}))):
             prompts = [data.Example(examples[i].prompt, []) for i in places]
             answers = self._replace(batch_size=batch_size).in_batches(self.greedy(wanted), prompts, "generating")
             texts |= zip(places, answers, strict=True)
