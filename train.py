@@ -38,12 +38,8 @@ from methods import METHODS
 
 # Of all tasks: model, methods (* for all), flags. Each benchmark's own come after these and win.
 RECIPES = [
-    (
-        "*",
-        "*",
-        dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll", warmup=1.0, weight_decay=0.01),
-    ),
-    ("*", "*", dict(batch_size=32, clip=0.0)),
+    ("*", "*", dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll")),
+    ("*", "*", dict(warmup=1.0, weight_decay=0.01, batch_size=32, clip=0.0)),
     ("*", ("finetune", "ga", "task-vector"), dict(retain="none")),
     ("*", ("task-vector",), dict(alpha=1.0)),
     ("*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
@@ -185,7 +181,6 @@ def training_rows(args, split, path, **options):
 
 def load_examples(args, lm):
     """(forget, retain) as `train` takes them."""
-
     rows = lm.fitting(training_rows(args, args.split, args.forget_file, base_knowledge=args.model == "new"))
     forget = {"answer": lm.examples(rows)}
     if "refusal" in METHODS[args.method].reads:

@@ -28,7 +28,6 @@ TEXT = (
     lambda value: isinstance(value, str) and value.strip() and value.encode(errors="ignore").decode() == value,
 )
 ANY_TEXT = "a text", lambda value: isinstance(value, str)
-OBJECT = "an object", lambda value: isinstance(value, dict)
 WHOLE = "a whole number", lambda value: type(value) is int
 REAL = "a finite number", lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max
 POSITIVE = "a finite number of at least 0", lambda value: REAL[1](value) and value >= 0
