@@ -103,7 +103,7 @@ def test_npo_begins_with_a_weight_of_1_also_with_gradient_checkpointing(kind):
     model = build(kind)
     with torch.no_grad():
         ref_logp = data.respond(model.eval(), EXAMPLES).logp
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
     weight = losses.npo_weight(data.respond(model, EXAMPLES).logp, ref_logp, beta=1.0)
     assert weight.tolist() == pytest.approx([1, 1], abs=1e-5)
