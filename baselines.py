@@ -94,7 +94,7 @@ def train_rmu(model, forget, retain, args, run):
     steps = args.max_steps or args.epochs * epoch_steps
     warmup = data.warmup_steps(args, steps, epoch_steps)
     done = run.resume(model, optimizer)
-    schedule = data.batches(len(forget), len(retain), args.batch_size, args.seed)
+    schedule = data.batches(len(forget), len(retain), args.batch_size, args.seed, args.retain_batch_size)
 
     with run.loop(done, steps, epoch_steps):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):

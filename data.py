@@ -282,16 +282,17 @@ def autocast(device, dtype):
 # ------------------------------------------------------------------ the batches of a run
 
 
-def batches(forget_size, retain_size, batch_size, seed):
+def batches(forget_size, retain_size, batch_size, seed, retain_batch_size=None):
     """Yield (forget rows, retain rows) of each step, without end; a pure function of its arguments.
 
-    An epoch is one permutation of the forget set. With every batch of it go as many retain examples, drawn
-    with replacement. To resume after step n, skip n: there is no state to save.
+    An epoch is one permutation of the forget set. With every batch of it go as many retain examples, or
+    `retain_batch_size`, drawn with replacement. To resume after step n, skip n: there is no state to save.
     """
     draw = torch.Generator().manual_seed(seed)
     while True:
         for rows in torch.randperm(forget_size, generator=draw).split(batch_size):
-            drawn = torch.randint(retain_size, (len(rows),), generator=draw) if retain_size else rows[:0]
+            count = retain_batch_size or len(rows)
+            drawn = torch.randint(retain_size, (count,), generator=draw) if retain_size else rows[:0]
             yield rows.tolist(), drawn.tolist()
 
 

@@ -12,7 +12,7 @@ from machinery import folder, processes
 from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
-TRAINING = "lr", "weight_decay", "clip", "warmup", "warmup_share", "epochs", "max_steps", "batch_size", "subset"
+TRAINING = ("lr weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset").split()
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
 INHERITED = (
@@ -147,6 +147,7 @@ def add_recipe(parser, methods):
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
+    add("--retain-batch-size", type=number(int, 1), help="retain examples a step (default: as many as forget examples)")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
 
 
@@ -321,7 +322,7 @@ def check_method(args, methods):
     elif args.retain == "activations":
         raise InputError(f"--retain activations: --method {args.method} has no layer; use nll or kl")
     if args.retain == "none":
-        refuse(given, ["retain_coeff"], "without a retain loss")
+        refuse(given, ["retain_coeff", "retain_batch_size"], "without a retain loss")
     if given.finetuned:
         refuse(given, TRAINING, "with --finetuned, where nothing is trained")
     if args.method == "task-vector" and args.eval == "epoch":
