@@ -189,10 +189,13 @@ def rendered_answer(prompt, turns, answer, tokenizer):
     whole = render([*turns, {"role": "assistant", "content": answer}], tokenizer)
     text = answer.strip()
     place = whole.rfind(text)
-    if place < 0:  # the template changes the text of an answer
+    if place < 0:
+        note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
         return answer, ""
     after = place + len(text)
     ending = end_of_turn(whole[after:], tokenizer)
+    if not ending:
+        note("the chat template writes nothing that ends a turn: EOS ends an answer")
     if whole.startswith(prompt) and place >= len(prompt):
         return whole[len(prompt) : after], ending
     return text, ending
