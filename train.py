@@ -359,6 +359,13 @@ def start(args):
     if "refusal" in METHODS[args.method].reads:
         check_questions(args)
 
+    if args.model == "tiny" and benchmark.data_of:
+        print(
+            "no --model: a small one is made from scratch out of your files, to show how it goes; "
+            "give --model the one that is to forget",
+            flush=True,
+        )
+
     original = args.model
     if args.model == "tiny" and not (args.resume and folder.is_finished(args.out)):
         original = teach(args, "full", "[1/3] Original")
