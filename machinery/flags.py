@@ -43,6 +43,7 @@ def add_what(parser, methods, tasks):
         "of --forget-file. With --method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, "
         "retain, (own) retain, or full, which is both files of own",
     )
+    add("--forget-split", help="finetune: the forget set that it is measured on (default: the one beside --split)")
     add(
         "--subset",
         type=subset,
@@ -273,7 +274,13 @@ def resolve(args, methods, benchmarks):
     check(args, benchmark)
     more = [*map(benchmark.retain_split, benchmark.forget_splits), "full"] if args.method == "finetune" else []
     check_split(args, [*benchmark.forget_splits, *more])
-    args.forget_split = benchmark.forget_split_of(args.split)
+    if args.method != "finetune":
+        refuse(args.given, ["forget_split"], f"with --method {args.method}, which forgets --split")
+    args.forget_split = args.forget_split or benchmark.forget_split_of(args.split)
+    if args.forget_split not in benchmark.forget_splits:
+        raise InputError(
+            f"--forget-split {args.forget_split}: task {args.task} has {', '.join(benchmark.forget_splits)}"
+        )
     args.family = folder.family_of(args.model)
     check_method(args, methods)
     check_model(args, benchmark)

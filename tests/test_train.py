@@ -1004,6 +1004,10 @@ def test_finetune_on_a_retain_split_is_measured_against_its_forget_set(toy_token
     assert resolved(*command).forget_split == "forget05"
     forget, retain = examples_for(toy_tokenizer, *command)
     assert len(forget["answer"]) == 380 and retain == []
+    # or against the one that --forget-split names: an Original that the runs on it start from is measured once
+    assert resolved(*command, "--forget-split", "forget10").forget_split == "forget10"
+    everything = "--method finetune --split full --model some/model".split()
+    assert resolved(*everything, "--forget-split", "forget10").forget_split == "forget10"
 
 
 def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):

@@ -57,6 +57,10 @@ train --method npo --retrain absent.json  | absent.json
 train --method npo --out /proc/none/below  | /proc
 train --method finetune --split retain90  | --model new
 train --method finetune --split full --model tiny  | --model new
+train --method npo --forget-split forget05  | --forget-split has no use | forgets --split
+train --method finetune --model new --split full --forget-split forget01  | --forget-split forget01 | forget05, forget10
+train --method npo --retain none --retain-batch-size 8  | --retain-batch-size
+train --method npo --retain-batch-size 0  | --retain-batch-size
 train --method npo --model new  | --model tiny
 train --method npo --data my.jsonl  | --data has no use with --task toy
 train --method npo --gamma 0.5  | --gamma has no use with --method npo
