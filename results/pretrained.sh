@@ -64,3 +64,29 @@ if [ "${2:-}" = tune ]; then
   "$python" results/grid.py paths "$at"/tune/{npo,simnpo,graddiff,wgraddiff}*/
   exit
 fi
+
+# What the rules chose: for the tables, and at equal forgetting.
+declare -A setting=(
+  [graddiff]="" [wgraddiff]="" [npo]="" [simnpo]="" [idk]="" [dpo]="" [task-vector]="" [rmu]="")
+declare -A way=([simnpo]="" [npo]="" [wgraddiff]="" [graddiff]="")
+
+for seed in $seeds; do
+  for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
+    unlearn "table/$method-$seed" full "$seed" $method ${setting[$method]}
+  done
+  for method in simnpo npo wgraddiff graddiff; do
+    unlearn "known/$method-$seed" full "$seed" $method ${way[$method]}
+    unlearn "half/$method-$seed" "$half" "$seed" $method ${way[$method]}
+  done
+done | train
+drop_weights known
+drop_weights half
+
+compare() { echo; "$python" compare.py "$@"; }
+paths() { echo; "$python" results/paths.py "$@"; }
+compare table "$at"/table/*/
+compare table --columns cost "$at"/table/*/
+compare answers --show 3 "$at"/table/*-0/
+compare figure tradeoff "$at"/table/*/ --overwrite --out results/pretrained-tradeoff.png
+paths "$at"/known/{simnpo,npo,wgraddiff,graddiff}-*/ --overwrite --out results/pretrained-paths-known.png
+paths --never-learnt "$unseen" "$at"/half/{simnpo,npo,wgraddiff,graddiff}-*/ --overwrite --out results/pretrained-paths-half.png
