@@ -90,10 +90,10 @@ def choose_folder(args, name):
     if not args.resume and holds_something(args.out):
         check_replaceable(args.out, args.overwrite)
 
-    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file"):
+    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file", "holdout_file", "probe_file"):
         used = Path(getattr(args, flag) or "/")
         if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
-            raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
+            raise InputError(f"--out: {args.out} holds --{flag.replace('_', '-')} {used}; name another folder")
     if processes.first():
         check_writable(next(parent for parent in (args.out, *args.out.absolute().parents) if parent.exists()))
 

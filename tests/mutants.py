@@ -55,7 +55,8 @@ COVERS = {
     "benchmarks/wmdp.py": "wmdp benchmarks compare",
     "benchmarks/files.py": "files own bad_data",
     "benchmarks/rouge.py": "files own tofu muse",
-    "benchmarks/own.py": "own benchmarks compare bad_data fuzz",
+    "benchmarks/general.py": "general own",
+    "benchmarks/own.py": "own general benchmarks compare bad_data fuzz",
     "machinery/cache.py": "train faults",
     "machinery/command.py": "bad_input markov compare train",
     "machinery/flags.py": "train bad_input evaluate own muse wmdp",
@@ -64,7 +65,7 @@ COVERS = {
     "machinery/models.py": "models bad_models toy evaluate train",
     "machinery/processes.py": "ranks",
     "machinery/run.py": "faults bad_input train ranks",
-    "machinery/statistics.py": "compare results markov",
+    "machinery/statistics.py": "own muse compare results markov",
     "results": "results bad_runs compare markov",
 }
 

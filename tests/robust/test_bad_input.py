@@ -141,6 +141,8 @@ evaluate --model x --out metrics.txt  | .json
 evaluate --model x --out /proc/none.json  | /proc
 evaluate --model x --data y  | --data has no use with --task toy
 evaluate --log x --data x  | --data has no use with --log
+evaluate --log x --holdout-file x  | --holdout-file has no use with --log
+evaluate --log x --probe-file x  | --probe-file has no use with --log
 evaluate --log x --split forget05  | --split has no use with --log
 evaluate --log x --template plain  | --template has no use with --log
 evaluate --log x --max-length 9  | --max-length has no use with --log
@@ -230,6 +232,9 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
     runs.write_settings(out, {"format": folder.FORMAT, "flags": {"model": "tiny", "forget_split": "forget10"}})
     (out / "config.json").write_text("{}")
     train_refuses(out, "--model", out, "--overwrite", "--model")
+    own = ["--forget-file", "f.jsonl", "--retain", "none", "--model", toy_model_folder, "--overwrite"]
+    for flag in ("--holdout-file", "--probe-file"):
+        train_refuses(out, *own, flag, theirs, f"holds {flag}")
     # nor the folder that one is in, nor a run's own metrics
     monkeypatch.chdir(out)
     train_refuses(".", "--overwrite", "the folder you are in")
