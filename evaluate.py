@@ -337,6 +337,25 @@ def report(args, logs, metrics):
         print(f"{name:>10s}: {column[by_length[len(by_length) // 2]]}")
 
 
+def best_epoch(benchmark, lines, original, keep=0.95):
+    """In words: the epoch that forgot best of those that keep `keep` of what Original has; of equals the first.
+
+    lines: [{"epoch", and the metrics after it}]; original: Original's metrics.
+    """
+    forgotten, kept = benchmark.forgotten, benchmark.kept
+    if None in [column.value(line) for line in (original, *lines) for column in (forgotten, kept)]:
+        return "which epoch was best is not known; it takes --retrain and a retain set"
+    enough = [line for line in lines if kept.value(line) >= keep * kept.value(original)]
+    last = f"the model saved is that of the last, {lines[-1]['epoch']}"
+    if not enough:
+        return f"no epoch keeps {keep:.0%} of Original's {kept.name}; {last}"
+    best = max(enough, key=forgotten.value)
+    return (
+        f"best of the epochs that keep {keep:.0%} of Original's {kept.name}: {best['epoch']}, "
+        f"{forgotten.words(best)}, {kept.words(best)}; {last}"
+    )
+
+
 # ------------------------------------------------------------------ the command
 
 

@@ -586,6 +586,35 @@ def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
     assert not reused() and {call[0] for call in asked} == {"run"}
 
 
+# ------------------------------------------------------------------ epochs
+
+
+@pytest.mark.parametrize(
+    "distances, kept, words",
+    [
+        (
+            [3.0, 0.5, 0.25],
+            [0.9, 0.75, 0.7],
+            "95% of Original's ROUGE-L on retain: 1, distance to Retrain 3.000, ROUGE-L",
+        ),
+        (
+            [3.0, 0.5, 0.5],
+            [0.9, 0.76, 0.8],
+            "ROUGE-L on retain: 2, distance to Retrain 0.500, ROUGE-L on retain 0.760; ",
+        ),
+        ([3.0, 0.5, 0.25], [0.9, 0.76, 0.5], "ROUGE-L on retain: 2, "),
+        ([3.0, 0.5, 0.25], [0.5, 0.5, 0.5], "no epoch keeps 95% of Original's ROUGE-L on retain; the model"),
+        ([3.0, None, 0.25], [0.9, 0.8, 0.8], "not known; it takes --retrain"),
+    ],
+)
+def test_the_best_epoch_forgets_best_of_those_that_keep_enough(distances, kept, words):
+    """Of what Original has, 0.8."""
+    lines = [{"distance": d, "retain": {"rouge": r}} for d, r in zip(distances, kept, strict=True)]
+    lines = [{"epoch": epoch, **line} for epoch, line in enumerate(lines, 1)]
+    said = evaluate.best_epoch(BENCHMARKS["own"], lines, {"distance": 9.0, "retain": {"rouge": 0.8}})
+    assert words in said and (said.endswith("the model saved is that of the last, 3") or "not known" in said)
+
+
 # ------------------------------------------------------------------ logs
 
 

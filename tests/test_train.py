@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -952,6 +953,12 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     assert metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1) and metrics["train_seconds"] > 0
     first, last = lines_of(out / "epochs.jsonl")
     assert (first["epoch"], last["epoch"]) == (1, 2) and last["forget"] == metrics["forget"] != first["forget"]
+    for line in (first, last):
+        shown = (
+            f"epoch {line['epoch']}  log10 forget quality {math.log10(line['forget_quality']):.3f}  distance to Retrain"
+        )
+        assert f"{shown} {line['distance']:.3f}  model utility {line['model_utility']:.3f}\n" in screen
+    assert "\nbest of the epochs" in screen or "\nno epoch keeps" in screen
 
     # the answer shown is the one of middle length, before and after
     middle = sorted(range(40), key=log["forget"]["length"].__getitem__)[20]
