@@ -212,6 +212,11 @@ def test_originals_that_were_taught_otherwise_are_told_apart(tmp_path, table):
     """By name, but not where an older run does not say how; and what relearns from a run has that one's Original."""
     runs = [from_original(tmp_path / str(lr), "npo", i, lr=lr) for i, lr in enumerate((1e-4, 1e-5))]
     assert [*table("table", *runs)][3:] == ["NPO original-lr=0.0001", "NPO original-lr=1e-05"]
+    taught = [
+        from_original(tmp_path / name, "npo", i, data=files_of(f"/{name}.jsonl", "/k.jsonl"))
+        for i, name in enumerate(("all", "half"))
+    ]
+    assert [*table("table", *taught)][3:] == [f"NPO original-forget-file={name}.jsonl" for name in ("all", "half")]
     of_one = from_original(tmp_path / "one", "npo", 0, own_seed=5)
     rows = table("table", runs[0], of_one)
     assert (rows["Original"]["runs"], rows["NPO"]["runs"]) == ("1", "2")  # one Original, two runs of it

@@ -1111,6 +1111,27 @@ def test_an_interrupted_measurement_can_be_resumed(toy_model_folder, measured, t
     assert (out / "metrics.json").exists() and not runs.saves(out) and len(lines_of(out / "log.jsonl")) == 4
 
 
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, capsys):
+    """At tenths of 20 steps, of which 2 are done, once 5 s have gone by, and after five minutes; else nothing."""
+    clock = [100.0]
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
+    notebook, line = runs.Run(), {"forget": 1.5, "retain": 0.25}
+    with notebook.loop(2, 20, 10):
+        for step, now in ((3, 104), (4, 105), (5, 200), (6, 220), (7, 500), (8, 525), (9, 826), (10, 827)):
+            clock[0] = now
+            notebook.tell_if_due(step, line)
+        assert capsys.readouterr().err.splitlines() == [
+            "step 6 of 20, forget 1.500, retain 0.250, 420 s left",
+            "step 8 of 20, forget 1.500, retain 0.250, 850 s left",
+            "step 9 of 20, forget 1.500, retain 0.250, 1141 s left",
+        ]
+        notebook.bar.disable = False  # a terminal has its bar
+        clock[0] = 9999
+        notebook.tell_if_due(20, line)
+        notebook.bar.disable = True
+    assert capsys.readouterr().err == ""
+
+
 def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):
     """Original by hand, with fewer epochs; what starts from it is as what starts from `tiny`."""
     original = run(tmp_path / "original", "--method", "finetune", "--model", "new", "--split", "full", *QUICK, 2)
