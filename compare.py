@@ -21,7 +21,7 @@ from benchmarks.protocol import Column, known
 from benchmarks.tofu import repetition
 from machinery.command import OneLineParser, number, run_command
 from machinery.folder import lineage, read_runs
-from machinery.inputs import InputError, check_writable, read_json
+from machinery.inputs import InputError, check_writable, note, read_json
 from machinery.statistics import bands, spread
 
 # ------------------------------------------------------------------ runs, and groups of runs
@@ -40,8 +40,6 @@ IMMATERIAL = {
     "micro_batch_size",
     "grad_checkpointing",
     "tokenizer",
-    "forget_file",
-    "retain_file",
     "holdout_file",
     "probe_file",
 }
@@ -74,12 +72,17 @@ def read(folders, *files):
         if not start:  # older runs from a fine-tuned Original call it `before`
             run["metrics"]["reference"] = with_original(run["metrics"]["reference"])
             run["reference.log.json"] = with_original(run.get("reference.log.json", {}))
+    if isinstance(runs[0]["flags"].get("data"), dict) and len({run["setting"].get("retain_file") for run in runs}) > 1:
+        note("these runs have different retain files: what is measured on the retain set is not of the same rows")
     return runs
 
 
 def setting_of(flags, prefix=""):
-    """{flag: value} of flags that matter; {} for None."""
-    return {f"{prefix}{flag}": value for flag, value in (flags or {}).items() if flag not in IMMATERIAL}
+    """{flag: value} of flags that matter, with the user's files by their whole paths; {} for None."""
+    flags = flags or {}
+    files = flags["data"] if isinstance(flags.get("data"), dict) else {}
+    flags = flags | {f"{name}_file": path for name, path in files.items() if name in ("forget", "retain")}
+    return {f"{prefix}{flag}": value for flag, value in flags.items() if flag not in IMMATERIAL}
 
 
 def with_original(models):
@@ -110,9 +113,18 @@ def group_runs(runs):
     for run in runs:
         settings = [other["setting"] for other in runs if other["name"] == run["name"]]
         flags = dict.fromkeys(itertools.chain(*settings))
-        values = [f"{flag.replace('_', '-')}={run['setting'].get(flag)}" for flag in flags if differs(flag, settings)]
+        values = [label_of(flag, run["setting"], settings) for flag in flags if differs(flag, settings)]
         groups.setdefault(" ".join([run["name"], *values]), []).append(run)
     return groups
+
+
+def label_of(flag, setting, settings):
+    """`flag=value` of a setting; a file goes by its name, unless another one of `settings` has that name."""
+    value = setting.get(flag)
+    if flag.endswith("_file") and value:
+        paths = {other[flag] for other in settings if other.get(flag)}
+        value = Path(value).name if len({Path(path).name for path in paths}) == len(paths) else value
+    return f"{flag.replace('_', '-')}={value}"
 
 
 def differs(flag, settings):
@@ -123,8 +135,8 @@ def differs(flag, settings):
 
 
 def reference_key(run):
-    """What tells the models that a run was compared with from another run's: Original's seed, and Retrain."""
-    return run["seed"][0], str(run["flags"].get("retrain"))
+    """What tells the models that a run was compared with from another run's: Original's seed, Retrain, retain rows."""
+    return run["seed"][0], str(run["flags"].get("retrain")), str(run["setting"].get("retain_file"))
 
 
 def references_of(runs):

@@ -3,6 +3,7 @@
     python evaluate.py --task tofu --split forget05 --model DIR_OR_HUB_ID \\
         --retrain DIR_OR_HUB_ID_OR_LOG --out metrics.json
     python evaluate.py --log PUBLISHED_LOG.json --retrain OTHER_LOG.json --out metrics.json
+    python evaluate.py --model RUN --ask "Who wrote …?"     what it answers, beside Original and Retrain
 
 The metrics are the benchmark's (benchmarks/). Several runs are compared by compare.py.
 """
@@ -347,6 +348,25 @@ def report(args, logs, metrics):
         print(f"{name:>10s}: {column[by_length[len(by_length) // 2]]}")
 
 
+def best_epoch(benchmark, lines, original, keep=0.95):
+    """In words: the epoch that forgot best of those that keep `keep` of what Original has; of equals the first.
+
+    lines: [{"epoch", and the metrics after it}]; original: Original's metrics.
+    """
+    forgotten, kept = benchmark.forgotten, benchmark.kept
+    if None in [column.value(line) for line in (original, *lines) for column in (forgotten, kept)]:
+        return "which epoch was best is not known; it takes --retrain and a retain set"
+    enough = [line for line in lines if kept.value(line) >= keep * kept.value(original)]
+    last = f"the model saved is that of the last, {lines[-1]['epoch']}"
+    if not enough:
+        return f"no epoch keeps {keep:.0%} of Original's {kept.name}; {last}"
+    best = max(enough, key=forgotten.value)
+    return (
+        f"best of the epochs that keep {keep:.0%} of Original's {kept.name}: {best['epoch']}, "
+        f"{forgotten.words(best)}, {kept.words(best)}; {last}"
+    )
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -368,6 +388,7 @@ def measure_model(args):
     benchmark = BENCHMARKS[args.task]
     flags.check(args, benchmark)
     flags.check_split(args, benchmark.forget_splits)
+    flags.print_handed_on(args.given)
     args.eval_batch_size = args.batch_size
     sets = sets_of(args, args.split)
     logs = {}
@@ -378,7 +399,72 @@ def measure_model(args):
     return logs["model"], metrics, metrics["model"], benchmark
 
 
+def models_to_ask(args):
+    """{name: model} to put a question to: --model, and if it is a run, what it started from and its Retrain."""
+    names, own = {}, "model"
+    if folder.is_run(args.model):
+        settings = folder.read(args.model, "run.json")
+        original, start, _ = folder.lineage(settings)
+        names["before" if start else "Original"] = settings["flags"]["model"]
+        if settings["flags"]["model"] in ("tiny", "new"):  # in the cache, if anywhere
+            names["Original"] = original and original["out"]
+        own = settings["method"]["name"]
+    names["Retrain"] = args.retrain
+    return {name: model for name, model in names.items() if model and not model.endswith(".json")} | {own: args.model}
+
+
+def of_models(args, use):
+    """{name: use(LM)} of `models_to_ask`, one after another; which of those beside --model cannot be had is said."""
+    used = {}
+    for name, model in models_to_ask(args).items():
+        try:
+            used[name] = use(load(args, model))
+        except InputError as error:
+            if model == args.model:
+                raise
+            inputs.note(f"{name} is left out: {error}")
+    return used
+
+
+def ask(args):
+    """Print what models answer, greedily, to --ask, or to each line of standard input. Nothing is written."""
+    unused = "log out split data forget_file retain_file holdout_file probe_file fields"
+    refuse(args.given, [flag for flag in unused.split() if hasattr(args.given, flag)], "with --ask")
+    if args.model is None:
+        raise InputError("--ask needs --model, a folder or a Hub id, to put the question to")
+    flags.check_device(args)
+    args.eval_batch_size = args.batch_size
+
+    def answers(lm, questions):
+        examples = [lm.encode(question, "") for question in questions]
+        lm.check_fits(examples)
+        return [text.strip() or "(nothing)" for text in lm.generate(examples)]
+
+    def show(question, texts):
+        width = max(map(len, texts))
+        print(f"{'Q':>{width}s}  {question}", *(f"{name:>{width}s}  {text}" for name, text in texts.items()), sep="\n")
+        print(flush=True)
+
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are refused below
+    questions = [args.ask] if args.ask != "-" else (line.strip() for line in sys.stdin if line.strip())
+    if args.ask == "-" and sys.stdin.isatty():
+        loaded = of_models(args, lambda lm: lm)
+        print("a question a line; Ctrl-D ends", file=sys.stderr)
+        for question in questions:
+            inputs.check(question, inputs.TEXT, "--ask: question")
+            show(question, {name: answers(lm, [question])[0] for name, lm in loaded.items()})
+        return
+    questions = list(questions)
+    inputs.check(questions, [inputs.TEXT], "--ask: question")
+    columns = of_models(args, lambda lm: answers(lm, questions))
+    for row in zip(questions, *columns.values(), strict=True):
+        show(row[0], dict(zip(columns, row[1:], strict=True)))
+
+
 def run(args):
+    if args.ask is not None:
+        return ask(args)
     if (args.model is None) == (args.log is None):
         raise InputError("give one of --model and --log; runs of train.py are compared by compare.py")
 
@@ -418,6 +504,12 @@ def build_parser():
         "--retrain",
         help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json: ours, a run's "
         "reference.log.json, TOFU's published one, TOFU_EVAL.json (default: what the run in --model was compared with)",
+    )
+    what(
+        "--ask",
+        metavar="QUESTION",
+        help="print what the model answers, and what the run in --model started from and its Retrain do; -: to every "
+        "line of standard input. Nothing is measured or written",
     )
     flags.add_task(what, BENCHMARKS)
     what("--split", help="forget set")

@@ -30,7 +30,7 @@ from benchmarks import BENCHMARKS, files
 from machinery import cache, flags, folder, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
-from machinery.inputs import InputError, digest
+from machinery.inputs import InputError, digest, read_json
 from machinery.models import check_ids
 from methods import METHODS
 
@@ -289,12 +289,15 @@ def settings_of(args, start):
 
 
 def after_epoch(args, lm, sets, logs, reference):
-    """What --eval epoch does after each: a line of epochs.jsonl."""
+    """What --eval epoch does after each: a line of epochs.jsonl, and one on the screen."""
+
+    benchmark = BENCHMARKS[args.task]
 
     def measure(epoch):
-        logs[args.method] = BENCHMARKS[args.task].measure(lm, sets)
-        metrics = BENCHMARKS[args.task].summarize(logs[args.method], reference)
+        logs[args.method] = benchmark.measure(lm, sets)
+        metrics = benchmark.summarize(logs[args.method], reference)
         runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
+        tqdm.write("  ".join([f"epoch {epoch}", *(column.words(metrics) for column in benchmark.over_epochs)]))
         data.make_deterministic(lm.model)
 
     return measure
@@ -314,6 +317,8 @@ def finish(args, settings, lm, sets, logs, reference, quiet):
         label, values_of = benchmark.spread
         values = {name: values_of(benchmark.reference_of(log)) for name, log in logs.items()}
         compare.draw_run(args.out, values, label)
+    if not quiet and args.eval == "epoch" and args.method != "finetune" and "Original" in logs:
+        print(evaluate.best_epoch(benchmark, read_json(args.out / "epochs.jsonl"), metrics["Original"]))
     if not quiet:
         print(f"\nmodel, logs{', metrics' if sets else ''} and run.png are in {args.out}")
 

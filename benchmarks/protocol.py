@@ -38,6 +38,12 @@ class Column(NamedTuple):
         value = self.value(metrics)
         return "–" if value is None else format(value, self.form)
 
+    def words(self, metrics):
+        """Name and value as text; of a column of `-x`, where more is better, those of x."""
+        value, less = self.value(metrics), self.name.startswith("-")
+        shown = "–" if value is None else format(-value if less else value, self.form)
+        return f"{self.name.removeprefix('-').strip()} {shown}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:

@@ -15,11 +15,10 @@ from machinery.inputs import InputError
 
 TRAINING = ("lr weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset").split()
 TEMPLATES = "auto", "chat", "llama2", "plain"
-# What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
-INHERITED = (
-    "task data forget_file fields retain_file tokenizer template max_length too_long max_new_tokens split retrain "
-    "holdout_file probe_file"
-).split()
+# What a run hands on to a command whose --model it is, besides its Retrain
+FORGET_SET = "task", "data", "forget_file", "fields", "split"
+OTHER_ROWS = "retain_file", "holdout_file", "probe_file"
+SCORED = "tokenizer", "template", "max_length", "too_long"
 
 
 class ShowDefaults(argparse.RawDescriptionHelpFormatter):
@@ -227,23 +226,45 @@ def fill(given, defaults):
     return args
 
 
-def inherited(given):
-    """{flag: value} of what the run in --model was made for and compared with; {} if it is no run."""
+def handed_on(given):
+    """({flag: value} of what the run in --model was made for and compared with, the flag that keeps its Retrain out).
+
+    Without what the user says otherwise; another task, or forget file, leaves nothing. Retrain stays out where the
+    forget set is not the run's, or where it is a log and answers are not scored as there; a model is measured anew.
+    """
     if not given.model or not folder.is_run(given.model) or given.forget_file:
-        return {}
+        return {}, None
     flags = folder.read(given.model, "run.json")["flags"]
     flags["split"] = None if flags["model"] == "new" else flags["forget_split"]
-    values = {}
-    for flag in INHERITED:
-        if getattr(given, flag, None) not in (None, flags.get(flag)):
-            break
-        values[flag] = flags.get(flag)
-    return {flag: value for flag, value in values.items() if value is not None}
+    if isinstance(flags.get("data"), dict):
+        files = flags.pop("data")
+        flags |= {f"{name}_file": path for name, path in files.items() if name != "fields"}
+
+    names = *FORGET_SET, *OTHER_ROWS, *SCORED, "max_new_tokens", "retrain"
+    values = {flag: flags[flag] for flag in names if flags.get(flag) is not None}
+    others = [flag for flag in names if getattr(given, flag, None) not in (None, flags.get(flag))]
+    decisive = (*FORGET_SET, *SCORED) if values.get("retrain", "").endswith(".json") else FORGET_SET
+    bar = next((flag for flag in others if flag in decisive and "retrain" in values), None)
+    if "task" in others:
+        values = {}
+    if bar:
+        others.append("retrain")
+    return {flag: value for flag, value in values.items() if flag not in others}, bar
+
+
+def print_handed_on(given):
+    """What --model's run has handed on."""
+    values, bar = handed_on(given)
+    values = {flag: value for flag, value in values.items() if getattr(given, flag, None) is None}
+    if values:
+        print("from the run:", *(f"{flag}={value}" for flag, value in values.items()))
+    if bar and not given.retrain:
+        print(f"not from the run: its Retrain, since --{bar.replace('_', '-')} is not the run's")
 
 
 def defaults(given, benchmarks):
     """{flag: default} of the shared flags, from what the user gave, what --model hands on, and the benchmark."""
-    values = inherited(given)
+    values, _ = handed_on(given)
     task = given.task or values.get("task") or ("own" if given.forget_file else "toy")
     if task not in benchmarks:
         raise InputError(f"run '{given.model}' is of task {task[:20]}, which benchmarks/ lacks; give --task")
@@ -265,7 +286,8 @@ def defaults(given, benchmarks):
 
 
 def print_settings(args):
-    """What the user chose, and what the recipe filled in; the rest is in run.json."""
+    """What the user chose, what a run handed on, and what the recipe filled in; the rest is in run.json."""
+    print_handed_on(args.given)
     chosen = {flag: value for flag, value in vars(args.given).items() if value is not None and value is not False}
     filled = {flag: getattr(args, flag) for flag in args.recipe if flag not in chosen}
     for what, values in (("chosen", chosen), ("recipe", filled)):
@@ -305,8 +327,7 @@ def resolve(args, methods, benchmarks):
 def check(args, benchmark):
     """InputError unless the shared flags go together. Puts the user's files, if the task is of those, in args.data."""
     given = args.given
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    check_device(args)
     if benchmark.data_of:
         if isinstance(given.data, str):
             raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
@@ -324,6 +345,11 @@ def check(args, benchmark):
         refuse(given, ["holdout_file", "probe_file"], f"with --task {args.task}; they are for --task own")
     if not args.forget_file:
         refuse(given, ["fields"], "without --forget-file")
+
+
+def check_device(args):
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
 
 
 def check_split(args, splits):

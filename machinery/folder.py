@@ -100,15 +100,15 @@ def lineage_from(settings):
 
 
 def kind_of(run):
-    """What runs must have in common to be compared, as text: task, forget set, model, and the user's own files."""
+    """What runs must have in common to be compared, as text: task, forget set, model, and the user's forget file."""
     flags = run["run.json"]["flags"]
     original, start, _ = lineage(run["run.json"])
     start = start or flags
     words = [flags["task"], flags["forget_split"], (original or start)["family"]]
     if start.get("never_learnt"):
         words.append(f"({start['never_learnt']:g} of it never learnt)")
-    files = flags.get("data") if isinstance(flags.get("data"), dict) else flags.get("forget_file")
-    return " ".join([*words, str(files)] if files else words)
+    file = flags["data"]["forget"] if isinstance(flags.get("data"), dict) else flags.get("forget_file")
+    return " ".join([*words, file] if file else words)
 
 
 def read_runs(folders, *files):

@@ -340,7 +340,8 @@ class Run:
     @contextlib.contextmanager
     def loop(self, done, steps, epoch_steps):
         """Around the loop: the log, a bar, and a Ctrl-C that lets the step in progress end whole."""
-        self.steps, self.epoch_steps = steps, epoch_steps
+        self.done, self.steps, self.epoch_steps = done, steps, epoch_steps
+        self.began = self.told_at = time.perf_counter()
         writes = self.out and processes.first()
         if self.out and self.resuming:
             drop_lines(self.out, done, math.inf if done >= steps else done // epoch_steps)
@@ -392,6 +393,7 @@ class Run:
         self.file.write(json.dumps(line | {"met": met}) + "\n")
         self.bar.set_postfix({name: line[name] for name in ("forget", "weight", "retain")})
         self.bar.update()
+        self.tell_if_due(step, line)
         self.columns = {}
         self.seconds += time.perf_counter() - self.clock
 
@@ -403,6 +405,15 @@ class Run:
                 self.on_epoch(line["epoch"])
                 peak_memory(loss.device)
         self.clock = time.perf_counter()
+
+    def tell_if_due(self, step, line):
+        """Where no terminal shows the bar: a line at tenths of the steps, or after five minutes; not every second."""
+        now, tenths = time.perf_counter(), [10 * each // self.steps for each in (step - 1, step)]
+        if processes.first() and self.bar.disable and now - self.told_at > (5 if tenths[0] < tenths[1] else 300):
+            self.told_at = now
+            left = (now - self.began) / (step - self.done) * (self.steps - step)
+            means = f"forget {line['forget']:.3f}, retain {line['retain']:.3f}"
+            print(f"step {step} of {self.steps}, {means}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def save_if_due(self, step, model, optimizer):
         """Now and then what --resume needs. After a first Ctrl-C too, then KeyboardInterrupt(signal)."""

@@ -1,6 +1,7 @@
 """Runs compared: tables, answers, claims, paths and figures of small made-up runs, each number by hand."""
 
 import io
+import itertools
 import math
 import statistics
 import sys
@@ -142,9 +143,7 @@ def test_the_best_is_the_best_in_the_mean(tmp_path, table):
 
 
 def test_runs_are_averaged_unless_a_flag_that_matters_differs(tmp_path, table):
-    immaterial = (
-        "model retrain tokenizer retain_file device eval eval_batch_size micro_batch_size grad_checkpointing".split()
-    )
+    immaterial = "model retrain tokenizer data device eval eval_batch_size micro_batch_size grad_checkpointing".split()
     for flag in [*immaterial, "beta", "gamma", "lr", "epochs", "batch_size", "retain", "dtype"]:
         kind = str if flag in immaterial[:5] else int
         pair = [a_run(tmp_path / f"{flag}{i}", "simnpo", i, **{flag: kind(i)}) for i in (1, 2)]
@@ -212,6 +211,11 @@ def test_originals_that_were_taught_otherwise_are_told_apart(tmp_path, table):
     """By name, but not where an older run does not say how; and what relearns from a run has that one's Original."""
     runs = [from_original(tmp_path / str(lr), "npo", i, lr=lr) for i, lr in enumerate((1e-4, 1e-5))]
     assert [*table("table", *runs)][3:] == ["NPO original-lr=0.0001", "NPO original-lr=1e-05"]
+    taught = [
+        from_original(tmp_path / name, "npo", i, data=files_of(f"/{name}.jsonl", "/k.jsonl"))
+        for i, name in enumerate(("all", "half"))
+    ]
+    assert [*table("table", *taught)][3:] == [f"NPO original-forget-file={name}.jsonl" for name in ("all", "half")]
     of_one = from_original(tmp_path / "one", "npo", 0, own_seed=5)
     rows = table("table", runs[0], of_one)
     assert (rows["Original"]["runs"], rows["NPO"]["runs"]) == ("1", "2")  # one Original, two runs of it
@@ -774,11 +778,40 @@ def test_runs_of_a_task_that_is_not_known(tmp_path, capsys):
     refused(MAINS["table"], [a_run(tmp_path / "a", task="magic")], capsys, "magic")
 
 
+def files_of(forget, retain, **more):
+    return {"forget": forget, "retain": retain, "fields": []} | more
+
+
 @pytest.mark.parametrize("task, field", [("own", "data"), ("toy-wmdp", "forget_file")])
-def test_runs_on_other_files_are_not_compared(task, field, tmp_path, table, capsys):
-    files = [{"forget": name, "fields": []} if field == "data" else name for name in ("a.jsonl", "b.jsonl")]
+def test_runs_on_other_forget_files_are_not_compared(task, field, tmp_path, table, capsys):
+    files = [files_of(name, "/k") if field == "data" else name for name in ("a.jsonl", "b.jsonl")]
     folders = [
         another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)
     ]
     refused(MAINS["table"], folders, capsys, "b.jsonl")
     assert table("table", folders[0])["NPO"]["runs"] == "1"
+
+
+def test_runs_that_keep_other_files_are_told_apart_and_noted(tmp_path, table, capsys):
+    """By the file's name where that tells them apart, by its whole path where it does not; what is only measured
+    beside, and where Original's files are the same, does not matter."""
+    note, counts = "these runs have different retain files", itertools.count()
+
+    def names_of(*files, **more):
+        runs = [
+            another_run(
+                tmp_path / str(next(counts)), "own", *LOGS["own"], seed=i, data=data, retain_file="k.jsonl", **more
+            )
+            for i, data in enumerate(files)
+        ]
+        rows = table("table", *runs)
+        compare.note.cache_clear()
+        compare.read(runs)
+        return [*rows][2:], rows["Original"]["runs"], note in capsys.readouterr().err
+
+    ours, theirs = files_of("/f.jsonl", "/ours.jsonl"), files_of("/f.jsonl", "/theirs.jsonl")
+    assert names_of(ours, theirs) == (["NPO retain-file=ours.jsonl", "NPO retain-file=theirs.jsonl"], "2", True)
+    same = files_of("/f.jsonl", "/a/k.jsonl"), files_of("/f.jsonl", "/b/k.jsonl")
+    assert names_of(*same) == (["NPO retain-file=/a/k.jsonl", "NPO retain-file=/b/k.jsonl"], "2", True)
+    assert names_of(ours, files_of("/f.jsonl", "/ours.jsonl", holdout="/h.jsonl")) == (["NPO"], "2", False)
+    assert names_of(ours) == (["NPO"], "1", False)

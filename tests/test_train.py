@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -952,6 +953,12 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     assert metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1) and metrics["train_seconds"] > 0
     first, last = lines_of(out / "epochs.jsonl")
     assert (first["epoch"], last["epoch"]) == (1, 2) and last["forget"] == metrics["forget"] != first["forget"]
+    for line in (first, last):
+        shown = (
+            f"epoch {line['epoch']}  log10 forget quality {math.log10(line['forget_quality']):.3f}  distance to Retrain"
+        )
+        assert f"{shown} {line['distance']:.3f}  model utility {line['model_utility']:.3f}\n" in screen
+    assert "\nbest of the epochs" in screen or "\nno epoch keeps" in screen
 
     # the answer shown is the one of middle length, before and after
     middle = sorted(range(40), key=log["forget"]["length"].__getitem__)[20]
@@ -1036,7 +1043,7 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
         "some/model",
     ]
     evaluate.main(["--model", str(first), "--out", str(tmp_path / "m.json"), "--template", "llama2"])
-    assert json_of(tmp_path / "m.json")["forget_quality"] is None  # Retrain was measured under another
+    assert json_of(tmp_path / "m.json")["forget_quality"] is not None  # Retrain is measured under it too
 
 
 @pytest.mark.parametrize("damage", ["junk", "flags", "unsealed", "half a run.json", "run.json", "empty"])
@@ -1106,6 +1113,27 @@ def test_an_interrupted_measurement_can_be_resumed(toy_model_folder, measured, t
     out = run(tmp_path / "run", *command, "--resume", "--micro-batch-size", "3")  # nothing is trained again
     assert (out / "model.safetensors").read_bytes() == weights
     assert (out / "metrics.json").exists() and not runs.saves(out) and len(lines_of(out / "log.jsonl")) == 4
+
+
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, capsys):
+    """At tenths of 20 steps, of which 2 are done, once 5 s have gone by, and after five minutes; else nothing."""
+    clock = [100.0]
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
+    notebook, line = runs.Run(), {"forget": 1.5, "retain": 0.25}
+    with notebook.loop(2, 20, 10):
+        for step, now in ((3, 104), (4, 105), (5, 200), (6, 220), (7, 500), (8, 525), (9, 826), (10, 827)):
+            clock[0] = now
+            notebook.tell_if_due(step, line)
+        assert capsys.readouterr().err.splitlines() == [
+            "step 6 of 20, forget 1.500, retain 0.250, 420 s left",
+            "step 8 of 20, forget 1.500, retain 0.250, 850 s left",
+            "step 9 of 20, forget 1.500, retain 0.250, 1141 s left",
+        ]
+        notebook.bar.disable = False  # a terminal has its bar
+        clock[0] = 9999
+        notebook.tell_if_due(20, line)
+        notebook.bar.disable = True
+    assert capsys.readouterr().err == ""
 
 
 def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Bad input: one clear line on stderr that names the thing and the mend, exit status 2, nothing written."""
 
+import io
 import json
 import shlex
 import subprocess
@@ -150,6 +151,13 @@ evaluate --log x --max-new-tokens 9  | --max-new-tokens has no use with --log
 evaluate --log x --dtype float32  | --dtype has no use with --log
 evaluate --log x --device cpu  | --device has no use with --log
 evaluate --log x --batch-size 9  | --batch-size has no use with --log
+evaluate --ask Who?  | --ask needs --model
+evaluate --model MODEL --ask ""  | --ask is empty
+evaluate --model MODEL --ask " "  | --ask | not empty
+evaluate --log x --ask Who?  | --log has no use with --ask
+evaluate --model MODEL --ask Who? --out m.json  | --out has no use with --ask
+evaluate --model MODEL --ask Who? --split forget05  | --split has no use with --ask
+evaluate --model absent/model --ask Who?  | absent/model
 evaluate tables runs/a  | unrecognized arguments: tables
 evaluate --model ""  | --model is empty
 evaluate --log ""  | --log is empty
@@ -187,6 +195,12 @@ def test_a_command_is_refused(row, toy_model_folder, toy_tokenizer, tmp_path, no
         save_tiny(tmp_path / "OTHER", toy_tokenizer, vocab=len(toy_tokenizer) + 3)
     main = {"train": train, "evaluate": evaluate, "compare": compare}[script].main
     refused(main, [names.get(word, word) for word in words], capsys, f"{script}.py", *row[1:])
+
+
+def test_standard_input_without_questions(toy_model_folder, nothing_written, capsys, monkeypatch):
+    for content, says in ((b"\n \n", "a list of one or more"), (b"Who?\nI\xff?\n", "question 1")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+        refused(evaluate.main, ["--model", toy_model_folder, "--ask", "-"], capsys, "--ask", says)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present")
