@@ -95,9 +95,8 @@ def group_runs(runs):
     groups = {}
     for run in runs:
         settings = [other["setting"] for other in runs if other["name"] == run["name"]]
-        differing = [
-            flag for flag, value in settings[0].items() if any(setting.get(flag) != value for setting in settings)
-        ]
+        flags = dict.fromkeys(itertools.chain(*settings))  # an older run lacks those that came later
+        differing = [flag for flag in flags if any(each.get(flag) != settings[0].get(flag) for each in settings)]
         values = [f"{flag.replace('_', '-')}={run['setting'].get(flag)}" for flag in differing]
         groups.setdefault(" ".join([run["name"], *values]), []).append(run)
     return groups
