@@ -125,7 +125,8 @@ def train(model, forget, retain, args, run):
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
-    data.check_deterministic(model, forget[method.reads[0]][0])
+    with data.autocast(model.device, dtype):
+        data.check_deterministic(model, forget[method.reads[0]][0])
     trained = [weight for weight in model.parameters() if weight.requires_grad]  # with --lora the adapters
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import textwrap
 import warnings
 from pathlib import Path
@@ -180,14 +181,14 @@ def check_ids(model, examples):
 
 
 def linear_layers(model):
-    """{name: layer} of what computes W x + b, but for the output layer."""
+    """{name: layer} of what computes W x + b, but for the output layer, and what chooses a mixture's experts."""
     kinds = torch.nn.Linear, transformers.pytorch_utils.Conv1D
     return {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, kinds)
         and layer is not model.get_output_embeddings()
-        and "Router" not in type(layer).__name__  # a mixture's, which gives more than that
+        and not re.search(r"(router|gate)(\.|$)", name)
     }
 
 
