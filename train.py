@@ -87,7 +87,7 @@ def reference_logp(model, forget, args):
     """
     method, ref_logp = METHODS[args.method], {}
     for side in method.reads if method.needs_reference else ():
-        real = torch.float64 if args.dtype == "float64" else torch.float32
+        real = torch.promote_types(getattr(torch, args.dtype), torch.float32)
         logp = torch.zeros(len(forget[side]), device=model.device, dtype=real)
         batches = list(data.microbatches(forget[side], args.micro_batch_size))
         for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):

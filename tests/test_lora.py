@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import safetensors.torch
+import test_train
 import torch
 import transformers
 from conftest import some_examples, tiny
@@ -17,6 +18,8 @@ import train
 from machinery import models
 from machinery import run as runs
 from machinery.inputs import InputError
+
+pictures = test_train.pictures  # instead of their files
 
 # ------------------------------------------------------------------ fifty architectures
 
@@ -307,6 +310,12 @@ def test_memory_on_a_cpu_is_what_the_process_took_at_most(tmp_path, monkeypatch)
         assert runs.resident_memory(tmp_path / "absent") == size
     monkeypatch.setattr(runs, "resource", None)
     assert runs.resident_memory(tmp_path / "absent") == 0
+
+
+def test_memory_is_the_most_of_all_epochs_and_not_of_loading(monkeypatch):
+    sizes = iter([9, 5, 3, 4])
+    monkeypatch.setattr(runs, "peak_memory", lambda device: next(sizes))
+    assert loop(tiny("llama"), flags(epochs=3)).cost()["peak_memory_bytes"] == 5
 
 
 def test_the_last_line_says_what_it_took(command, tmp_path, monkeypatch, capsys):
