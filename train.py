@@ -125,10 +125,9 @@ def train(model, forget, retain, args, run):
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
-    with data.autocast(model.device, dtype):
-        data.check_deterministic(model, forget[method.reads[0]][0])
-    trained = [weight for weight in model.parameters() if weight.requires_grad]  # with --lora the adapters
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    data.check_deterministic(model, forget[method.reads[0]][0], dtype)
+    # with --lora only adapters get a gradient, and the optimizer leaves the rest alone
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
@@ -164,7 +163,7 @@ def train(model, forget, retain, args, run):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if args.clip:
-                torch.nn.utils.clip_grad_norm_(trained, args.clip)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
 
             # a line of log.jsonl with every sequence met; now and then, or on Ctrl-C, what --resume needs
