@@ -126,7 +126,6 @@ def train(model, forget, retain, args, run):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
     data.check_deterministic(model, forget[method.reads[0]][0], dtype)
-    # with --lora only adapters get a gradient, and the optimizer leaves the rest alone
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)

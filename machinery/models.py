@@ -206,7 +206,8 @@ def add_adapters(model, rank, seed):
     trained (LoRA, Hu et al. 2021, with α = 2 · rank).
 
     A is drawn by `seed` and B is 0, so at first the model computes what it did, bit for bit. They are float32, or
-    float64 if W is. InputError if a layer is narrower than the rank, or the model has none that peft can adapt.
+    float64 if W is. Only they get gradients, and optimizers leave alone what gets none. InputError if a layer is
+    narrower than the rank, or the model has none that peft can adapt.
     """
     import peft
 
