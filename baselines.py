@@ -150,7 +150,7 @@ def prepare(lm, args, load):
         return lm, None
     theta = [parameter.detach().cpu().clone() for parameter in lm.model.parameters()]
     if args.finetuned:
-        lm = lm._replace(model=load(args, args.finetuned).model)
+        lm = lm._replace(model=load(args, args.finetuned, trained=True).model)
         subtract(theta, lm.model, args)
     return lm, theta
 

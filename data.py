@@ -267,9 +267,10 @@ def make_deterministic(model):
 
 
 @torch.no_grad()
-def check_deterministic(model, example):
-    """InputError unless the model says the same twice of an Example."""
-    first, second = (respond(model, [example]).logp for _ in range(2))
+def check_deterministic(model, example, dtype=torch.float32):
+    """InputError unless the model, computing in `dtype`, says the same twice of an Example."""
+    with autocast(model.device, dtype):
+        first, second = (respond(model, [example]).logp for _ in range(2))
     if not torch.allclose(first, second, rtol=1e-4):
         raise InputError(
             f"this model says log π = {first.item():.4f} and then {second.item():.4f} of the same text; "

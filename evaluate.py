@@ -235,14 +235,17 @@ def new_model(task, dataset, seed):
     return models.new_model(data.REFUSALS + [*map(data.text_of, rows)], seed, **benchmark.size)
 
 
-def load(args, name):
-    """The LM of a model by its name, under the resolved flags; `new` is one with random weights."""
+def load(args, name, trained=False):
+    """The LM of a model by its name, under the resolved flags; `new` is one with random weights.
+
+    trained: its own weights will be; else they may take less memory.
+    """
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     if name == "new":
         model, tokenizer = new_model(args.task, args.data, args.seed)
         model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     else:
-        model, tokenizer = models.load_model(name, device, dtype, args.tokenizer)
+        model, tokenizer = models.load_model(name, device, dtype, args.tokenizer, not trained)
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", math.inf))
     lengths = limit, args.max_new_tokens, args.eval_batch_size
     return LM(model, tokenizer, dtype, args.template, *lengths, args.too_long)
@@ -336,7 +339,9 @@ def report(args, logs, metrics):
     """Print the table, and the answers to the question whose answer is of middle length."""
     benchmark = BENCHMARKS[args.task]
     lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
-    print("", *lines, f"trained in {metrics[args.method]['train_seconds']:.1f} s", "", sep="\n")
+    seconds, peak = (metrics[args.method].get(name) for name in ("train_seconds", "peak_memory_bytes"))
+    memory = f", {peak / 1e9:.1f} GB at most" if peak else ""
+    print("", *lines, f"trained in {seconds:.1f} s{memory}", "", sep="\n")
 
     forget = logs[args.method].get("forget", {})
     if "generated" not in forget:

@@ -27,11 +27,10 @@ import data
 import evaluate
 import losses
 from benchmarks import BENCHMARKS, files
-from machinery import cache, flags, folder, processes
+from machinery import cache, flags, folder, models, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
 from machinery.inputs import InputError, digest, read_json
-from machinery.models import check_ids
 from methods import METHODS
 
 # ------------------------------------------------------------------ recipes: defaults of the flags
@@ -45,6 +44,7 @@ RECIPES = [
     ("*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
     ("tiny", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0)),
 ]
+LORA_RATE = 10  # with --lora the recipe's learning rate times this: adapters take it, and need it, higher
 
 
 def recipe(task, model, split, method):
@@ -73,6 +73,12 @@ def retain_loss(model, frozen, examples, args):
     return torch.stack([tokens.mean() for tokens in losses.kl(logits, ref_logits).split(length.tolist())])
 
 
+def frozen_copy(model):
+    """A copy of a model, to stay as it is. Weights that are not trained, such as those under adapters, both share."""
+    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def reference_logp(model, forget, args):
     """{side: log πref(y|x) [N]} of what the method reads; {} for one without reference.
@@ -81,7 +87,8 @@ def reference_logp(model, forget, args):
     """
     method, ref_logp = METHODS[args.method], {}
     for side in method.reads if method.needs_reference else ():
-        logp = torch.zeros(len(forget[side]), device=model.device, dtype=model.dtype)
+        real = torch.promote_types(getattr(torch, args.dtype), torch.float32)
+        logp = torch.zeros(len(forget[side]), device=model.device, dtype=real)
         batches = list(data.microbatches(forget[side], args.micro_batch_size))
         for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
             with data.autocast(model.device, getattr(torch, args.dtype)):
@@ -110,7 +117,7 @@ def train(model, forget, retain, args, run):
     method, dtype = METHODS[args.method], getattr(torch, args.dtype)
 
     # the model before unlearning: only KL needs a copy; NPO and DPO its log-probabilities, one pass and N numbers
-    frozen = copy.deepcopy(model).eval().requires_grad_(False) if retain and args.retain == "kl" else None
+    frozen = frozen_copy(model) if retain and args.retain == "kl" else None
     processes.shard(model, dtype)
     processes.shard(frozen, dtype, trained=False)
     ref_logp = reference_logp(model, forget, args)
@@ -118,7 +125,7 @@ def train(model, forget, retain, args, run):
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
-    data.check_deterministic(model, forget[method.reads[0]][0])
+    data.check_deterministic(model, forget[method.reads[0]][0], dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)
@@ -195,7 +202,7 @@ def load_examples(args, lm):
         retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
         retain = lm.examples(lm.fitting(training_rows(args, retain_split, args.retain_file)))
     for part in (*forget.values(), retain):
-        check_ids(lm.model, part)
+        models.check_ids(lm.model, part)
     return forget, retain
 
 
@@ -235,7 +242,9 @@ def run_alone(args, start, quiet):
 
     # everything that can be wrong with the user's files shows here, before anything is written
     sets = None if args.eval == "none" else evaluate.sets_of(args, args.forget_split)
-    lm, theta = baselines.prepare(evaluate.load(args, start), args, evaluate.load)
+    lm, theta = baselines.prepare(evaluate.load(args, start, trained=not args.lora), args, evaluate.load)
+    if args.lora:
+        models.add_adapters(lm.model, args.lora, args.seed)
     forget, retain = load_examples(args, lm)
     settings["data"] = {"forget set": digest(forget), "retain set": digest(retain)}
     settings["asked"] = evaluate.questions_digest(args, sets)
@@ -244,7 +253,9 @@ def run_alone(args, start, quiet):
     if not quiet:
         flags.print_settings(args)
     before = "before" if "start" in settings else "Original"
+    lm.model.cpu()  # one model at a time on the GPU
     logs, reference = evaluate.compared_with(args, sets, {before: start} if args.model != "new" else {})
+    lm.model.to(args.device)
     runs.open_folder(args.out, settings | ({"cost": cost} if cost else {}), args.resume)
 
     # the loop, unless the run was interrupted when all was trained
@@ -254,9 +265,10 @@ def run_alone(args, start, quiet):
         else:
             on_epoch = after_epoch(args, lm, sets, logs, reference) if args.eval == "epoch" else None
             notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch)
-            unlearn(lm, theta, forget, retain, args, notebook)
-        if cost or processes.several():
+            unlearn(lm, theta, forget, retain, args, notebook, start)
+        if cost or processes.several() or args.lora:
             lm = evaluate.load(args, str(args.out))
+            logs.pop(args.method, None)  # of adapters beside their weights, not of what was saved
         settings["cost"] = cost or notebook.cost()
         runs.write_settings(args.out, settings)
         runs.drop_saves(args.out)
@@ -266,7 +278,7 @@ def run_alone(args, start, quiet):
         raise
 
 
-def unlearn(lm, theta, forget, retain, args, notebook):
+def unlearn(lm, theta, forget, retain, args, notebook, start):
     """Change lm.model by args.method, and save it. When it diverges, it is saved as it was before that step."""
     loop = baselines.train_rmu if args.method == "rmu" else train
     try:
@@ -275,11 +287,22 @@ def unlearn(lm, theta, forget, retain, args, notebook):
     except runs.Diverged as error:
         if theta:
             raise InputError(f"{error}. Its fine-tuning ended there, so no model was saved") from None
-        runs.save_model(args.out, lm.model, lm.tokenizer)
+        save(lm, args, start)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
     if theta and not args.finetuned:
         baselines.subtract(theta, lm.model, args)
-    runs.save_model(args.out, lm.model, lm.tokenizer)
+    save(lm, args, start)
+
+
+def save(lm, args, start):
+    """Save lm.model as an ordinary folder: its adapters, if any, are added to the weights as the files of `start` hold
+    them, which may be finer than those in memory."""
+    model = lm.model
+    if args.lora:
+        model.cpu()
+        model, _ = models.load_model(start, torch.device("cpu"), getattr(torch, args.dtype), args.tokenizer)
+        models.merge(lm.model, model)
+    runs.save_model(args.out, model, lm.tokenizer)
 
 
 def settings_of(args, start):
@@ -308,6 +331,7 @@ def finish(args, settings, lm, sets, logs, reference, quiet):
     benchmark = BENCHMARKS[args.task]
     if sets:
         logs[args.method] = logs.get(args.method) or benchmark.measure(lm, sets)
+        lm.model.cpu()
         evaluate.ask_retrained(args, logs)
         metrics = evaluate.write_metrics(args, logs, reference, settings["cost"])
         if not quiet:
@@ -412,6 +436,8 @@ def defaults_of(given):
         unused.add("max_steps")
     if given.warmup is not None:
         unused.add("warmup_share")
+    if given.lora:
+        filled["lr"] = round(LORA_RATE * filled["lr"], 9)  # without the digits of a binary product
     fits = given.batch_size or filled["batch_size"]
     filled["micro_batch_size"] = min(filled["micro_batch_size"], fits)  # only what fits well
     filled = {flag: value for flag, value in filled.items() if flag not in unused}

@@ -13,7 +13,9 @@ from machinery import folder, processes
 from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
-TRAINING = ("lr weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset").split()
+TRAINING = (
+    "lr lora weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset"
+).split()
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, besides its Retrain
 FORGET_SET = "task", "data", "forget_file", "fields", "split"
@@ -144,6 +146,13 @@ def add_recipe(parser, methods):
         help="retain loss: nll, KL from the original model, (rmu) distance from its activations, none",
     )
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
+    add(
+        "--lora",
+        type=number(int, 1),
+        metavar="RANK",
+        help="train adapters of that rank on all linear layers and not the weights (LoRA): less memory. They are added "
+        "to the weights on saving; --lr's default is ten times as high",
+    )
     add("--weight-decay", type=number(float, 0), help="AdamW's")
     add("--clip", type=number(float, 0), metavar="NORM", help="most of a step's gradient norm; 0: no clipping")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
@@ -183,7 +192,7 @@ def add_measuring(add):
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float64"),
-        help="what to compute in; under bfloat16 weights stay float32",
+        help="what to compute in; under bfloat16 weights that are trained stay float32",
     )
     add("--device", choices=("cpu", "cuda"), help="CUDA if present")
     add("--overwrite", action="store_true", help="write over what --out names")
@@ -315,6 +324,8 @@ def resolve(args, methods, benchmarks):
     check_method(args, methods)
     check_model(args, benchmark)
     check_run(args)
+    if args.lora:
+        check_lora(args)
     if folder.is_run(args.model):
         before = folder.read(args.model, "run.json")["flags"]
         if before["forget_split"] == args.forget_split:
@@ -407,6 +418,16 @@ def check_run(args):
         raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
     if processes.in_job() and (args.eval == "epoch" or args.method == "task-vector"):
         raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
+
+
+def check_lora(args):
+    """InputError for what is not trained through adapters."""
+    if args.method in ("rmu", "task-vector"):
+        raise InputError(f"--lora: --method {args.method} works on the weights themselves; leave it out")
+    if args.model == "new":
+        raise InputError("--lora: random weights alone are nothing to adapt; leave it out with --model new")
+    if processes.in_job():
+        raise InputError("--lora runs in one process only; leave torchrun out")
 
 
 def parser(prog, description):

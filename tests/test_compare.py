@@ -151,6 +151,12 @@ def test_runs_are_averaged_unless_a_flag_that_matters_differs(tmp_path, table):
         assert [*table("table", *pair, a_run(tmp_path / f"{flag}3", beta=3))][3:] == [*labels, "NPO"]
 
 
+def test_a_run_of_before_a_flag_is_one_without_it(tmp_path, table):
+    pair = [a_run(tmp_path / "old", "simnpo"), a_run(tmp_path / "new", "simnpo", lora=8)]
+    assert "lora" not in flags_of(pair[0])
+    assert [*table("table", *pair)][2:] == ["SimNPO lora=None", "SimNPO lora=8"]
+
+
 def test_relearning_is_named_and_grouped_by_where_it_started(tmp_path, table):
     bases = [a_run(tmp_path / name, seed=seed, beta=beta) for name, seed, beta in (("a", 0, 1.0), ("b", 1, 2.0))]
     again = [

@@ -245,7 +245,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    def load_model(name, device, dtype, tokenizer):
+    def load_model(name, device, dtype, tokenizer, frozen):
         model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1000), name=name)
         return model, f"tokenizer of {tokenizer or name} for {dtype}"
 

@@ -49,6 +49,14 @@ train --method npo --max-length -1  | --max-length
 train --method npo --max-length 10 --eval none --model tiny  | --max-length
 train --method npo --max-new-tokens 0  | --max-new-tokens
 train --method npo --seed -1  | --seed
+train --method npo --lora 0  | --lora | at least 1
+train --method npo --lora -8  | --lora | at least 1
+train --method npo --lora 1.5  | --lora
+train --method npo --lora NINES  | --lora
+train --method npo --lora 9 --model MODEL  | --lora 9 | k_proj is 8 wide
+train --method rmu --lora 2 --model MODEL  | --lora | rmu | leave it out
+train --method task-vector --lora 2 --model MODEL  | --lora | task-vector | leave it out
+train --method finetune --lora 2 --model new  | --lora | --model new
 train --method npo --resume  | --out
 train --method npo --resume --out absent  | run.json
 train --method npo --resume --overwrite --out absent  | give one of them
