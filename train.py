@@ -308,7 +308,7 @@ def finish(args, settings, lm, sets, logs, reference, quiet):
         evaluate.ask_retrained(args, logs)
         metrics = evaluate.write_metrics(args, logs, reference, settings["cost"])
         if not quiet:
-            evaluate.report(args, logs, metrics)
+            evaluate.report(args, logs, metrics, reference)
     runs.write_settings(args.out, settings | {"sums": folder.sums_of(args.out)})
     if processes.first():
         label, values_of = benchmark.spread
