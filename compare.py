@@ -41,6 +41,8 @@ IMMATERIAL = {
     "tokenizer",
     "forget_file",
     "retain_file",
+    "holdout_file",
+    "probe_file",
 }
 
 

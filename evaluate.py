@@ -108,15 +108,21 @@ class LM(NamedTuple):
                 f"{self.positions}; take a model that reads more"
             )
 
-    def token_logps(self, examples):
-        """Log-probabilities of the tokens of each response, in nats: a list of arrays."""
+    def token_scores(self, examples):
+        """Of the tokens of each response the log-probability, in nats, and whether the token is the likeliest (1 or 0):
+        a list of arrays [2, |y|]."""
 
         def score(batch):
             logits, targets, length = data.response_logits(self.model, batch)
             token_logp = losses.token_logp(logits, targets)
-            return [tokens.cpu().numpy() for tokens in token_logp.split(length.tolist())]
+            scores = torch.stack([token_logp, (logits.argmax(-1) == targets).to(token_logp)])
+            return [tokens.cpu().numpy() for tokens in scores.split(length.tolist(), 1)]
 
         return self.in_batches(score, examples, "scoring")
+
+    def token_logps(self, examples):
+        """Log-probabilities of the tokens of each response, in nats: a list of arrays."""
+        return [logp for logp, _ in self.token_scores(examples)]
 
     def mean_losses(self, examples):
         """Mean token NLL of each example's response, in nats: a list of floats."""
@@ -246,7 +252,9 @@ def load(args, name):
 
 def questions_digest(args, sets):
     """What tells whether two logs answer the same questions under the same flags."""
-    return inputs.digest([sets, args.template, args.max_length, args.too_long, args.max_new_tokens, args.dtype])
+    measured = {name: [*part] for name, part in BENCHMARKS[args.task].log.items()}
+    how = args.template, args.max_length, args.too_long, args.max_new_tokens, args.dtype
+    return inputs.digest([sets, measured, *how])
 
 
 def log_of(args, sets, name):
@@ -270,11 +278,14 @@ def reference_of(args, sets, logs):
     return benchmark.reference_of(logs["Retrain"])
 
 
-def sets_of(args):
-    """What is measured: {set: rows}; None with --eval none."""
-    if args.eval == "none":
-        return None
-    return BENCHMARKS[args.task].evaluation_rows(args.data, args.forget_split)
+def sets_of(args, forget_split):
+    """What is measured: {set: rows}. What lies outside the data is asked of pretrained models only: one made from
+    scratch knows nothing of it."""
+    benchmark = BENCHMARKS[args.task]
+    sets = benchmark.evaluation_rows(args.data, forget_split)
+    if benchmark.outside and folder.family_of(args.model) not in ("tiny", "new"):
+        sets |= benchmark.outside()
+    return sets
 
 
 def compared_with(args, sets, names):
@@ -344,7 +355,8 @@ def report(args, logs, metrics, reference):
 def summarize_log(args):
     """(log, metrics of other models, its own metrics, benchmark) of --log, without any model."""
     unused = (
-        "data forget_file retain_file fields split template max_length too_long max_new_tokens tokenizer dtype device"
+        "data forget_file retain_file holdout_file probe_file fields split template max_length too_long max_new_tokens "
+        "tokenizer dtype device"
     )
     refuse(args.given, (*unused.split(), "batch_size"), "with --log, where nothing is measured")
     benchmark = BENCHMARKS[args.given.task or "tofu"]
@@ -359,7 +371,7 @@ def measure_model(args):
     flags.check(args, benchmark)
     flags.check_split(args, benchmark.forget_splits)
     args.eval_batch_size = args.batch_size
-    sets = benchmark.evaluation_rows(args.data, args.split)
+    sets = sets_of(args, args.split)
     logs = {}
     reference = reference_of(args, sets, logs)
     logs["model"] = benchmark.measure(load(args, args.model), sets)

@@ -234,7 +234,7 @@ def run_alone(args, start, quiet):
     cost = runs.check_same_run(args.out, settings).get("cost") if args.resume else None
 
     # everything that can be wrong with the user's files shows here, before anything is written
-    sets = evaluate.sets_of(args)
+    sets = None if args.eval == "none" else evaluate.sets_of(args, args.forget_split)
     lm, theta = baselines.prepare(evaluate.load(args, start), args, evaluate.load)
     forget, retain = load_examples(args, lm)
     settings["data"] = {"forget set": digest(forget), "retain set": digest(retain)}

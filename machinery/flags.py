@@ -5,6 +5,7 @@ defaults follow from that, and --help shows what it would resolve to.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,8 @@ TRAINING = "lr", "weight_decay", "clip", "warmup", "warmup_share", "epochs", "ma
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
 INHERITED = (
-    "task data forget_file fields retain_file tokenizer template max_length too_long max_new_tokens split retrain"
+    "task data forget_file fields retain_file tokenizer template max_length too_long max_new_tokens split retrain "
+    "holdout_file probe_file"
 ).split()
 
 
@@ -92,6 +94,12 @@ def add_data(parser):
         ".txt; with --task wmdp in place of its forget corpora",
     )
     add("--retain-file", help="your own data to keep, likewise")
+    add("--holdout-file", help="own: rows of the same kind that the model never saw; only measured")
+    add(
+        "--probe-file",
+        help="own: questions that ask for the facts to forget in other words, only measured; or a `paraphrase` beside "
+        "each question to forget",
+    )
     add("--fields", help="own: how these files call question, answer and text, such as q,a,text")
     add("--tokenizer", help="of models that have none of their own: a folder or Hub id")
     add(
@@ -293,12 +301,18 @@ def check(args, benchmark):
     if benchmark.data_of:
         if isinstance(given.data, str):
             raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
-        if not isinstance(args.data, dict):
-            args.data = benchmark.data_of(args.forget_file, args.retain_file, args.fields)
+        if isinstance(args.data, dict):  # the run's in --model, but for what is given anew
+            files = {"retain": given.retain_file, "holdout": given.holdout_file, "probe": given.probe_file}
+            args.data = args.data | {name: str(Path(path).absolute()) for name, path in files.items() if path}
+        else:
+            files = args.forget_file, args.retain_file, args.fields, args.holdout_file, args.probe_file
+            args.data = benchmark.data_of(*files)
     elif benchmark.data is None:
         refuse(given, ["data"], f"with --task {args.task}, whose data are embedded")
     if not benchmark.data_of and not benchmark.forget_file_cut:
         refuse(given, ["forget_file", "retain_file"], f"with --task {args.task}, which has data")
+    if not benchmark.data_of:
+        refuse(given, ["holdout_file", "probe_file"], f"with --task {args.task}; they are for --task own")
     if not args.forget_file:
         refuse(given, ["fields"], "without --forget-file")
 
@@ -348,7 +362,8 @@ def check_model(args, benchmark):
 def check_run(args):
     """InputError unless what to measure, to write and to go on from go together."""
     if args.eval == "none":
-        refuse(args.given, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
+        measuring = "retrain", "holdout_file", "probe_file", "max_new_tokens", "eval_batch_size"
+        refuse(args.given, measuring, "with --eval none")
     if not args.finetuned and args.micro_batch_size > args.batch_size:
         raise InputError(f"--micro-batch-size {args.micro_batch_size} is larger than --batch-size; lower it")
     if args.resume and not args.out:

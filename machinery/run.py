@@ -28,6 +28,7 @@ from tqdm import tqdm
 from machinery import folder, processes
 from machinery.inputs import InputError, check_writable, digest
 
+OWN_FILES = "forget_file", "retain_file", "holdout_file", "probe_file"
 SAVE_EVERY = 600  # seconds between two states of an unfinished run, at least
 
 # ------------------------------------------------------------------ whole files
@@ -90,7 +91,7 @@ def choose_folder(args, name):
     if not args.resume and holds_something(args.out):
         check_replaceable(args.out, args.overwrite)
 
-    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file"):
+    for flag in ("model", "retrain", "finetuned", *OWN_FILES):
         used = Path(getattr(args, flag) or "/")
         if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
             raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
