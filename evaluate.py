@@ -334,9 +334,10 @@ def write_metrics(args, logs, reference, cost):
 def report(args, logs, metrics, reference):
     """Print the table, what it says in words, and the answers to the question whose answer is of middle length."""
     benchmark = BENCHMARKS[args.task]
-    lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
     known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part
-    lines += benchmark.verdict(metrics, known, args.method, vars(args))
+    verdict = benchmark.verdict(metrics, known, args.method, vars(args))
+    lines = [table(benchmark.columns, metrics)]
+    lines += ["", *verdict, ""] if verdict else benchmark.notes(metrics[args.method], logs[args.method])
     print("", *lines, f"trained in {metrics[args.method]['train_seconds']:.1f} s", "", sep="\n")
 
     forget = logs[args.method].get("forget", {})

@@ -26,6 +26,7 @@ from machinery.statistics import difference, interval
 
 BAND = 0.1  # share of the way
 ANSWERED = 0.9  # share of the names and numbers, or of all words
+RECALLED = 0.5  # extraction strength
 MOST, STRANGE = 5, 3  # known rows and strange names that are shown
 DIES = 2, 3  # β · loss per token where SimNPO's weight 2σ(−β · loss) / |y| has died down, to 0.24 and 0.09 of 1/|y|
 BOUNDED = "npo", "simnpo", "dpo"  # methods that a lower β lets forget more
@@ -195,7 +196,7 @@ def forgetting(case):
         return [f"{verdict}, {why}: {losses}"]
     if verdict == "cannot be said":
         verdict += f" from {len(after)} rows"
-    band = f"band: this interval, or ±{target.band:.2f}, a tenth of the way"
+    band = f"band: that interval, or ±{target.band:.2f}"
     return [f"{verdict}: {losses}, {target.whose} {target.loss:.2f} (off by {shown(target.after)}; {band})"]
 
 
@@ -209,13 +210,15 @@ def remedy(case):
     if case.method == "task-vector":
         return [f"to forget {aim}: a {higher} {turned(case, 'alpha')}"]
 
-    # SimNPO stops by itself where β · loss per token is 2 to 3
-    reach = beta * target.loss if beta and target and case.method == "simnpo" else None
-    if reach and (reach > DIES[1] if more else reach < DIES[0]):
-        return [
-            f"to forget {aim}: a {lower} {turned(case, 'beta')}, about {np.mean(DIES) / target.loss:.2g}: SimNPO's "
-            f"weight dies down where β · loss is {DIES[0]} to {DIES[1]}, and β · {target.loss:.2f} is {reach:.1f}"
-        ]
+    # SimNPO stops by itself where β · loss is 2 to 3: has it, short of the target, or would it only beyond?
+    if beta and target and case.method == "simnpo":
+        stopped = beta * np.mean(case.column("forget", "loss")[1]) >= DIES[0] if more else True
+        reach = beta * target.loss
+        if stopped and (reach > DIES[1] if more else reach < DIES[0]):
+            return [
+                f"to forget {aim}: a {lower} {turned(case, 'beta')}, about {np.mean(DIES) / target.loss:.2g}: SimNPO's "
+                f"weight dies down where β · loss is {DIES[0]} to {DIES[1]}, and β · {target.loss:.2f} is {reach:.1f}"
+            ]
     flags = turned(case, *(("lr", "epochs", "max_steps") if more else ("lr", "forget_coeff")))
     if beta and case.method in BOUNDED:
         flags += f", or a {lower} {turned(case, 'beta')}"
@@ -264,54 +267,59 @@ def distance(case):
 # ------------------------------------------------------------------ leaks
 
 
-def known_rows(case):
-    """The forget rows that are still known, the best known first, at most five, with what the model answers.
+def below_retrain(case):
+    """[(how far, row, words)] of the forget rows whose loss has not gone half of the way to Retrain's."""
+    known = []
+    for i, (before, after, retrain) in enumerate(zip(*case.column("forget", "loss"), strict=True)):
+        if before < retrain and after < (before + retrain) / 2:
+            known.append((retrain - after, i, f"loss {after:.2f}, Retrain's {retrain:.2f}"))
+    return known
 
-    With a Retrain those whose loss has not gone half of the way to Retrain's, by how far it is below that. Else those
-    that are answered, or whose last half follows from the first by greedy decoding (extraction strength 0.5).
-    """
-    before, losses, retrain = case.column("forget", "loss")
-    part, rows = case.logs[1]["forget"], range(len(losses))
-    if retrain:
-        known = [i for i in rows if losses[i] < (before[i] + retrain[i]) / 2 and before[i] < retrain[i]]
-        rank = [retrain[i] - losses[i] for i in rows]
-        marks = [f"loss {loss:.2f}, Retrain's {theirs:.2f}" for loss, theirs in zip(losses, retrain, strict=True)]
-        head = "are not half-way to Retrain's loss"
-    else:
-        strength = part.get("extraction") or [0.0] * len(losses)
-        right = answers_of(case.logs[1], "forget") or [False] * len(losses)
-        known = [i for i in rows if right[i] or strength[i] >= 0.5]
-        rank = [*zip(strength, part.get("rouge") or strength, strict=True)]
-        marks = [f"extraction strength {value:.2f}" for value in strength]
-        head = "are answered, or follow from their first half"
+
+def recalled(case):
+    """[(how well, row, words)] of the forget rows that are answered, or whose last half the model gives by itself once
+    it is given the first (extraction strength 0.5)."""
+    rows = case.logs[1]["forget"]
+    strengths = rows.get("extraction") or [0.0] * len(rows["loss"])
+    right = answers_of(case.logs[1], "forget") or [False] * len(rows["loss"])
+    known = [i for i, strength in enumerate(strengths) if right[i] or strength >= RECALLED]
+    return [((right[i], strengths[i]), i, f"extraction strength {strengths[i]:.2f}") for i in known]
+
+
+def known_rows(case):
+    """The forget rows that are still known, the best known first, at most five, with what the model answers."""
+    retrain = case.column("forget", "loss")[2]
+    known = below_retrain(case) if retrain else recalled(case)
     if not known:
         return []
-    best = sorted(known, key=rank.__getitem__, reverse=True)[:MOST]
-    generated = part.get("generated") or [""] * len(losses)
-    lines = [f"  {short(part['question'][i])} → {short(generated[i])} ({marks[i]})" for i in best]
-    return [f"forget rows that {head}: {len(known)} of {len(losses)}, the best known:", *lines]
+    rows = case.logs[1]["forget"]
+    what = "are not half-way to Retrain's loss" if retrain else "are answered, or follow from their first half"
+    lines = [f"forget rows that {what}: {len(known)} of {len(rows['loss'])}"]
+    for _, i, mark in sorted(known, key=lambda each: each[0], reverse=True)[:MOST]:
+        lines.append(f"  {short(rows['question'][i])} → {short(rows['generated'][i])} ({mark})")
+    return lines
 
 
-def forgotten_names(case):
-    """Names and numbers of the forget rows that the run's other questions, choices and right answers do not hold.
+def texts_of_others(log):
+    """Questions, choices and right answers of the sets whose answers should hold no forgotten name."""
+    texts = []
+    for rows in (log.get(part) or {} for part in OTHERS):
+        texts += [*rows.get("question", ()), *rows.get("answer", ()), *itertools.chain(*rows.get("choices", ()))]
+    return texts
+
+
+def forgotten_names(log):
+    """Names and numbers of the forget rows of a log that no other question, choice or right answer in it holds.
 
     An answer of one word is a name too, unless it is a yes or no. Left out are words that the forget rows write in
     lower case elsewhere, as names that are words too turn up everywhere, and numbers of less than three digits.
     """
-    log = case.logs[1]
     texts = [*log["forget"]["question"], *log["forget"]["answer"]]
     alone = [words for words in map(WORDS.findall, log["forget"]["answer"]) if len(words) == 1]
     names = set().union(*map(names_of, texts), *alone)
-    names = {name for name in names if len(name) > 2 or name.isalpha()}
-
-    elsewhere = list(CLOSED)
-    for rows in (log.get(part) or {} for part in OTHERS):
-        choices = [choice for row in rows.get("choices", ()) for choice in row]
-        rights = [right for right in rows.get("answer", ()) if isinstance(right, str)]
-        elsewhere += [*rows.get("question", ()), *choices, *rights]
-    common = {word.casefold() for word in words_of(*elsewhere)}
+    common = {word.casefold() for word in words_of(*texts_of_others(log), *CLOSED)}
     common |= {word for word in words_of(*texts) if word.isalpha() and word.islower()}
-    return {name for name in names if name.casefold() not in common}
+    return {name for name in names if name.casefold() not in common and (len(name) > 2 or name.isalpha())}
 
 
 def strange_names(case):
@@ -320,7 +328,7 @@ def strange_names(case):
     At most three, as `question → answer (name)`. Without a Retrain a name that the model would have found by itself, a
     year say, is among them.
     """
-    names, found = forgotten_names(case), []
+    names, found = forgotten_names(case.logs[1]), []
     for part in OTHERS:
         _, generated, retrained = case.column(part, "generated")
         questions = case.column(part, "question")[1] or []
@@ -383,7 +391,7 @@ def plain(case):
 MISSING = {
     "retrain": "how far is enough: --retrain MODEL, one taught without the forget file",
     "holdout": "can the rows be told from unseen ones: --holdout-file FILE, rows of their kind that it never saw",
-    "probe": "what the trained wording hides: --probe-file FILE, the same facts asked in other words",
+    "probe": "what the trained wording hides: --probe-file FILE or a column paraphrase, the facts asked in other words",
     "retain": "what it did to rows that should stay: --retain-file FILE",
 }
 
