@@ -199,6 +199,14 @@ def load_examples(args, lm):
     return forget, retain
 
 
+def rows_of_subset(args, lm):
+    """Numbers of the rows of the forget set, as it is measured, that --subset names examples of."""
+    rows = lm.fitting(training_rows(args, args.split, args.forget_file))
+    counts = [len(lm.pieces(row["text"], lm.max_length, row.get("cut"))) if "text" in row else 1 for row in rows]
+    owners = [i for i, count in enumerate(counts) for _ in range(count)]
+    return sorted({owners[i] for i in subset_of(lm.examples(rows), args)})
+
+
 def subset_of(examples, args):
     """Indices of the part of a forget set that --subset KIND:SHARE names, in order."""
     kind, share = args.subset.split(":")
@@ -238,6 +246,8 @@ def run_alone(args, start, quiet):
     lm, theta = baselines.prepare(evaluate.load(args, start), args, evaluate.load)
     forget, retain = load_examples(args, lm)
     settings["data"] = {"forget set": digest(forget), "retain set": digest(retain)}
+    if args.subset:
+        settings["subset_rows"] = rows_of_subset(args, lm)
     settings["asked"] = evaluate.questions_digest(args, sets)
     if args.resume:
         runs.check_same_run(args.out, settings)

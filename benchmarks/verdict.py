@@ -268,10 +268,13 @@ def distance(case):
 
 
 def below_retrain(case):
-    """[(how far, row, words)] of the forget rows whose loss has not gone half of the way to Retrain's."""
+    """[(how far, row, words)] of the forget rows that are better known than Retrain knows them: the loss has not gone
+    half of the way to Retrain's, or they are answered and Retrain does not."""
+    right, theirs = (answers_of(log, "forget") for log in case.logs[1:])
+    leaks = [mine and not other for mine, other in zip(right, theirs, strict=True)] if right and theirs else []
     known = []
     for i, (before, after, retrain) in enumerate(zip(*case.column("forget", "loss"), strict=True)):
-        if before < retrain and after < (before + retrain) / 2:
+        if before < retrain and after < (before + retrain) / 2 or any(leaks[i : i + 1]):
             known.append((retrain - after, i, f"loss {after:.2f}, Retrain's {retrain:.2f}"))
     return known
 
@@ -293,8 +296,8 @@ def known_rows(case):
     if not known:
         return []
     rows = case.logs[1]["forget"]
-    what = "are not half-way to Retrain's loss" if retrain else "are answered, or follow from their first half"
-    lines = [f"forget rows that {what}: {len(known)} of {len(rows['loss'])}"]
+    what = "better known than to Retrain" if retrain else "answered, or recalled from their first half"
+    lines = [f"forget rows that are {what}: {len(known)} of {len(rows['loss'])}"]
     for _, i, mark in sorted(known, key=lambda each: each[0], reverse=True)[:MOST]:
         lines.append(f"  {short(rows['question'][i])} → {short(rows['generated'][i])} ({mark})")
     return lines
