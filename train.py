@@ -230,7 +230,7 @@ def run(args, start, quiet=False):
         runs.choose_folder(args, name)  # again: another run may have ended there just now
         processes.wait()  # all have seen the folder as it was
         if args.resume and folder.is_finished(args.out):
-            runs.check_same_run(args.out, settings_of(args))
+            runs.check_same_run(args.out, settings_of(args, start))
             print(f"the run in {args.out} is finished: nothing is left to do")
         else:
             run_alone(args, start, quiet)
@@ -238,7 +238,7 @@ def run(args, start, quiet=False):
 
 def run_alone(args, start, quiet):
     """Load, measure what the run is compared with, train, save, measure."""
-    settings = settings_of(args)
+    settings = settings_of(args, start)
     cost = runs.check_same_run(args.out, settings).get("cost") if args.resume else None
 
     # everything that can be wrong with the user's files shows here, before anything is written
@@ -292,10 +292,10 @@ def unlearn(lm, theta, forget, retain, args, notebook):
     runs.save_model(args.out, lm.model, lm.tokenizer)
 
 
-def settings_of(args):
+def settings_of(args, start):
     """What run.json says at first."""
     method = METHODS[args.method]
-    return runs.settings_of(args, (method.name, method.colour), BENCHMARKS[args.task].measure.__module__)
+    return runs.settings_of(args, start, (method.name, method.colour), BENCHMARKS[args.task].measure.__module__)
 
 
 def after_epoch(args, lm, sets, logs, reference):

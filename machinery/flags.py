@@ -40,9 +40,10 @@ def add_what(parser, methods, tasks):
     add_task(add, tasks)
     add(
         "--split",
-        help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (20, 30, 50 and 90, which some copies of the "
-        "data have); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method finetune, "
-        "what to learn: also retain90, …95, (tofu) …99, (muse) retain1, retain, or full",
+        help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (20, 30, 40, 50 and 90, which some copies of "
+        "the data have); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both; own: forget, the rows "
+        "of --forget-file. With --method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, "
+        "retain, (own) retain, or full, which is both files of own",
     )
     add(
         "--subset",

@@ -230,10 +230,11 @@ HIDDEN = "resume", "overwrite", "given", "recipe"  # what of the resolved flags 
 MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"
 
 
-def settings_of(args, method, benchmark_module):
+def settings_of(args, start, method, benchmark_module):
     """What run.json says at first: every resolved flag, versions, the commit of this code and its files' digests.
 
-    method: (name, colour) as tables and figures show it. benchmark_module: such as benchmarks.tofu.
+    start: the model to change. method: (name, colour) as tables and figures show it. benchmark_module: such as
+    benchmarks.tofu.
     """
     flags = {name: value for name, value in vars(args).items() if name not in HIDDEN}
     files = *DECISIVE, "benchmarks/toy.py", benchmark_module.replace(".", "/") + ".py"
@@ -245,12 +246,9 @@ def settings_of(args, method, benchmark_module):
         "commit": commit(),
         "code": {name: code_digest(ROOT / name) for name in files},
         "processes": processes.ranks()[1],
+        "original": None,
     }
-    if folder.is_run(args.model):
-        before = folder.read(args.model, "run.json")
-        if before["flags"]["model"] != "new":  # it unlearnt something
-            settings |= {"start": before["flags"], "start_method": before["method"]}
-    return settings
+    return settings | (folder.lineage_from(folder.read(start, "run.json")) if folder.is_run(start) else {})
 
 
 def commit():

@@ -40,8 +40,7 @@ def check_pair(run, control):
             raise InputError(
                 f"run '{each['folder']}' relearns nothing; give one of --method finetune --subset KIND:SHARE"
             )
-        start = each["run.json"].get("start")
-        if bool(start and start["method"] != "finetune") != kind:
+        if bool(each["start"]) != kind:
             raise InputError(f"run '{each['folder']}' does not start from {KINDS[kind]}; give RUN first, then CONTROL")
 
     differing = [f"--{flag}" for flag in TEACHING if run["flags"].get(flag) != control["flags"].get(flag)]
@@ -57,8 +56,8 @@ def check_pair(run, control):
 
 def relearning_of(run):
     """A Relearning of a run."""
-    references = run["reference.log.json"]
-    before, after = references.get("before") or references.get("Original"), run["metrics.log.json"]["forget"]
+    before = run["reference.log.json"].get("before" if run["start"] else "Original")
+    after = run["metrics.log.json"]["forget"]
     if not before:
         raise InputError(f"run '{run['folder']}' was not measured before; give one that starts from another model")
     answered = (answers_of({"forget": part}, "forget") for part in (before, after))

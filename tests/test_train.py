@@ -1017,7 +1017,10 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
     before = json_of(first / "run.json")["flags"]
     settings, metrics = again("second")
     assert set(metrics["reference"]) == {"before", "Retrain"} and metrics["forget_quality"] is not None
-    assert metrics["forget_examples"] == 20 and settings["start"]["method"] == "npo"
+    assert (
+        metrics["forget_examples"] == 20 and settings["start"] == before and settings["start_method"]["name"] == "NPO"
+    )
+    assert settings["original"]["split"] == "full"  # of the run that --model tiny made
     expected = {"split": "forget05", "retrain": before["retrain"], "max_new_tokens": 3, "family": "tiny"}
     assert settings["flags"] | expected == settings["flags"]
     settings, metrics = again("third", "--split", "forget10")
@@ -1111,7 +1114,8 @@ def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):
     out = run(tmp_path / "run", "--method", "simnpo", "--model", original, *QUICK, 1)
     settings = json_of(out / "run.json")
     assert set(json_of(out / "metrics.json")["reference"]) == {"Original"}
-    assert "start" not in settings and settings["flags"]["family"] == "tiny"
+    assert "start" not in settings and settings["flags"]["family"] == "tiny" == settings["original"]["family"]
+    assert settings["original"]["out"] == str(original) and settings["original"]["epochs"] == 2
     assert "forget quality needs" in capsys.readouterr().out
 
 

@@ -4,10 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import relearning
 import scipy.stats
-from conftest import refused
-from fixtures_runs import change
 from test_own import a_file, asked, lines
 
 import train
