@@ -27,6 +27,7 @@ from machinery.statistics import difference, interval
 BAND = 0.1  # share of the way
 ANSWERED = 0.9  # share of the names and numbers, or of all words
 RECALLED = 0.5  # extraction strength
+UNTOLD = 0.25  # from 0.5, as far as an AUC's interval may reach if rows cannot be told from others
 MOST, STRANGE = 5, 3  # known rows and strange names that are shown
 DIES = 2, 3  # β · loss per token where SimNPO's weight 2σ(−β · loss) / |y| has died down, to 0.24 and 0.09 of 1/|y|
 BOUNDED = "npo", "simnpo", "dpo"  # methods that a lower β lets forget more
@@ -230,6 +231,16 @@ def answers_left(case):
     return [f"forget rows that are answered: {left}"] if left else []
 
 
+def told(auc, low, high):
+    """What an AUC and its interval say of the forget rows."""
+    if low is None or low <= 0.5 <= high:
+        few = low is None or min(low, 1 - high) < 0.5 - UNTOLD
+        return f"{'are too few to say whether they can' if few else 'cannot'} be told from unseen rows"
+    if low > 0.5:
+        return "can still be told from unseen rows"
+    return "stick out among unseen rows as forgotten too much, which gives them away too"
+
+
 def membership(case):
     """Whether the forget rows can be told from rows that the model never saw, by the score that tells best."""
     before, after, retrain = case.measured("membership")
@@ -237,15 +248,10 @@ def membership(case):
         return []
     score = max(after, key=lambda name: abs(after[name][0] - 0.5))
     auc, low, high = after[score]
-    verdict = "cannot be told from unseen rows"
-    if low is not None and low > 0.5:
-        verdict = "can still be told from unseen rows"
-    if high is not None and high < 0.5:
-        verdict = "stick out among unseen rows as forgotten too much, which gives them away too"
+    bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
     others = {"before": before, "Retrain": retrain}
     known = "".join(f", {name} {metrics[score][0]:.2f}" for name, metrics in others.items() if metrics)
-    bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-    return [f"the forget rows {verdict}: AUC {auc:.2f}{bounds} by {score}{known} (0.50: by chance)"]
+    return [f"the forget rows {told(auc, low, high)}: AUC {auc:.2f}{bounds} by {score}{known} (0.50: by chance)"]
 
 
 def other_words(case):

@@ -239,7 +239,18 @@ def test_the_probe_shows_what_the_trained_wording_hides():
             "cannot be told from unseen rows: AUC 0.60 [0.40, 0.70] by mink",
         ),
         ({"loss": [0.1, 0.0, 0.3], "mink": [0.5, 0.4, 0.6]}, "stick out among unseen rows as forgotten too much"),
-        ({"loss": [1.0, None, None], "mink": [0.5, None, None]}, "cannot be told from unseen rows: AUC 1.00 by loss"),
+        (
+            {"loss": [1.0, None, None], "mink": [0.5, None, None]},
+            "are too few to say whether they can be told from unseen rows: AUC 1.00 by loss",
+        ),
+        (
+            {"loss": [0.6, 0.4, 0.76], "mink": [0.5, 0.4, 0.6]},
+            "are too few to say whether they can be told from unseen rows: AUC 0.60 [0.40, 0.76]",
+        ),
+        (
+            {"loss": [0.4, 0.24, 0.6], "mink": [0.5, 0.4, 0.6]},
+            "are too few to say whether they can be told from unseen rows: AUC 0.40 [0.24, 0.60]",
+        ),
     ],
 )
 def test_whether_rows_can_be_told_from_unseen_ones(aucs, says):
