@@ -335,10 +335,13 @@ def write_metrics(args, logs, reference, cost):
     return metrics
 
 
-def report(args, logs, metrics):
-    """Print the table, and the answers to the question whose answer is of middle length."""
+def report(args, logs, metrics, reference):
+    """Print the table, what it says in words, and the answers to the question whose answer is of middle length."""
     benchmark = BENCHMARKS[args.task]
-    lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
+    known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part
+    verdict = benchmark.verdict(metrics, known, args.method, vars(args))
+    lines = [table(benchmark.columns, metrics)]
+    lines += ["", *verdict, ""] if verdict else benchmark.notes(metrics[args.method], logs[args.method])
     seconds, peak = (metrics[args.method].get(name) for name in ("train_seconds", "peak_memory_bytes"))
     memory = f", {peak / 1e9:.1f} GB at most" if peak else ""
     print("", *lines, f"trained in {seconds:.1f} s{memory}", "", sep="\n")

@@ -206,6 +206,14 @@ def load_examples(args, lm):
     return forget, retain
 
 
+def rows_of_subset(args, lm):
+    """Numbers of the rows of the forget set, as it is measured, that --subset names examples of."""
+    rows = lm.fitting(training_rows(args, args.split, args.forget_file))
+    counts = [len(lm.pieces(row["text"], lm.max_length, row.get("cut"))) if "text" in row else 1 for row in rows]
+    owners = [i for i, count in enumerate(counts) for _ in range(count)]
+    return sorted({owners[i] for i in subset_of(lm.examples(rows), args)})
+
+
 def subset_of(examples, args):
     """Indices of the part of a forget set that --subset KIND:SHARE names, in order."""
     kind, share = args.subset.split(":")
@@ -247,6 +255,8 @@ def run_alone(args, start, quiet):
         models.add_adapters(lm.model, args.lora, args.seed)
     forget, retain = load_examples(args, lm)
     settings["data"] = {"forget set": digest(forget), "retain set": digest(retain)}
+    if args.subset:
+        settings["subset_rows"] = rows_of_subset(args, lm)
     settings["asked"] = evaluate.questions_digest(args, sets)
     if args.resume:
         runs.check_same_run(args.out, settings)
@@ -335,7 +345,7 @@ def finish(args, settings, lm, sets, logs, reference, quiet):
         evaluate.ask_retrained(args, logs)
         metrics = evaluate.write_metrics(args, logs, reference, settings["cost"])
         if not quiet:
-            evaluate.report(args, logs, metrics)
+            evaluate.report(args, logs, metrics, reference)
     runs.write_settings(args.out, settings | {"sums": folder.sums_of(args.out)})
     if processes.first():
         label, values_of = benchmark.spread

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import general, rouge
+from benchmarks import general, rouge, verdict
 from benchmarks.files import names_in, read_file
 from benchmarks.muse import min_k
 from benchmarks.protocol import Benchmark, Column
@@ -110,12 +110,13 @@ def read_reference(path, sets=None):
     """The forget part of a retrained model's log, or of a run's reference.log.json."""
     log = read_object(path)
     reference = log.get("Retrain") or log.get("forget")
-    check(reference, {name: PART[name] for name in ("loss", "question", "answer")}, f"'{path}': the forget part")
+    needed = "loss", "question", "answer"
+    check(reference, {name + "?" * (name not in needed): PART[name] for name in PART}, f"'{path}': the forget part")
     return reference
 
 
-def losses_of(reference, forget):
-    """Losses of the rows of `forget`, in its order, from the forget part of another model's log, in any order.
+def in_order(reference, forget):
+    """The forget part of another model's log, {field: values}, with its rows in the order of `forget`.
 
     Rows are the same if question and answer are, white space aside: of a text these are its halves, together the text,
     and where they part depends on the tokenizer. InputError unless both parts are of the same rows.
@@ -128,9 +129,8 @@ def losses_of(reference, forget):
             f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}, and {others} of the former "
             "are none of the latter; give --retrain one of the same files"
         )
-    losses = np.empty(len(mine))
-    losses[order] = np.array(reference["loss"])[their_order]
-    return losses
+    places = their_order[np.argsort(order)]
+    return {field: [reference[field][place] for place in places] for field in PART if reference.get(field)}
 
 
 def names_of(part):
@@ -185,7 +185,7 @@ def summarize(log, reference=None):
     metrics["distance"] = None
     metrics["repetition"] = float(np.mean([*map(repetition, log["forget"]["generated"])]))
     if reference is not None:
-        gap = log["forget"]["loss"] - losses_of(reference, log["forget"])
+        gap = np.subtract(log["forget"]["loss"], in_order(reference, log["forget"])["loss"])
         metrics["distance"] = float(np.sqrt(np.mean(np.square(gap))))
     return metrics
 
@@ -251,6 +251,14 @@ def notes(metrics, log):
     return [line for name, line in MISSING.items() if metrics.get(name) is None]
 
 
+def words(metrics, logs, method, flags):
+    """What verdict.words says of a run, whatever the order of Retrain's forget rows."""
+    retrain = logs.get("Retrain")
+    if retrain:
+        logs = logs | {"Retrain": retrain | {"forget": in_order(retrain["forget"], logs[method]["forget"])}}
+    return verdict.words(metrics, logs, method, flags)
+
+
 def mean_column(name, value, heading, better, bold=False):
     """The column of a mean over a set, which may be missing."""
     return Column(
@@ -309,6 +317,7 @@ OWN = Benchmark(
     over_epochs=(NEARNESS, KEPT),
     spread=("loss on forget rows, nats a token", lambda reference: reference["loss"]),
     notes=notes,
+    verdict=words,
     data_of=data_of,
     recipes=(
         ("*", "*", "*", dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),

@@ -79,6 +79,8 @@ class Benchmark:
     over_epochs: tuple = ()  # what is drawn over epochs; the first stands for forgetting
     spread: tuple = ()  # (label, reference → values): whose distribution run.png shows
     notes: Callable = lambda metrics, log: []  # lines that belong under a table
+    # ({name: metrics}, {name: log}, method, flags): lines that say whether a run worked
+    verdict: Callable = lambda metrics, logs, method, flags: []
 
     # defaults of flags
     data: str | None = None  # of --data; None where the data are embedded or the user's own files

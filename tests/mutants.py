@@ -43,9 +43,9 @@ COVERS = {
     "losses.py": "losses data markov train",
     "methods.py": "methods train losses",
     "data.py": "data models losses train ranks muse wmdp own tofu",
-    "train.py": "train lora methods evaluate bad_input own faults ranks",
+    "train.py": "train lora methods evaluate bad_input own faults ranks relearning",
     "baselines.py": "baselines train bad_input ranks",
-    "evaluate.py": "evaluate models lora tofu muse wmdp own bad_input bad_data train",
+    "evaluate.py": "evaluate models lora tofu muse wmdp own bad_input bad_data train verdict",
     "compare.py": "compare results bad_runs train",
     "markov.py": "markov results",
     "benchmarks/protocol.py": "benchmarks tofu muse wmdp own compare",
@@ -56,7 +56,8 @@ COVERS = {
     "benchmarks/files.py": "files own bad_data",
     "benchmarks/rouge.py": "files own tofu muse",
     "benchmarks/general.py": "general own",
-    "benchmarks/own.py": "own general benchmarks compare bad_data fuzz",
+    "benchmarks/verdict.py": "verdict",
+    "benchmarks/own.py": "own general verdict benchmarks compare bad_data fuzz",
     "machinery/cache.py": "train faults",
     "machinery/command.py": "bad_input markov compare train",
     "machinery/flags.py": "train lora bad_input evaluate own muse wmdp",
@@ -65,8 +66,8 @@ COVERS = {
     "machinery/models.py": "models lora bad_models toy evaluate train",
     "machinery/processes.py": "ranks",
     "machinery/run.py": "faults bad_input lora train ranks",
-    "machinery/statistics.py": "own muse compare results markov",
-    "results": "results bad_runs compare markov",
+    "machinery/statistics.py": "own verdict muse compare results markov",
+    "results": "results relearning bad_runs compare markov",
 }
 
 
