@@ -436,7 +436,11 @@ def defaults_of(given):
     benchmark, method = BENCHMARKS[values["task"]], METHODS[values["method"]]
     values["model"] = given.model or benchmark.model
     split = given.split or values["split"]
-    filled = recipe(values["task"], folder.family_of(values["model"]), split, values["method"])
+    family = folder.family_of(values["model"])
+    filled = recipe(values["task"], family, split, values["method"])
+    if benchmark.scaled and family not in ("tiny", "new"):
+        asked = {flag: value for flag, value in vars(given).items() if value is not None}
+        filled |= benchmark.scaled(values | asked)
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)

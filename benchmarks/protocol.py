@@ -86,6 +86,7 @@ class Benchmark:
     data: str | None = None  # of --data; None where the data are embedded or the user's own files
     data_of: Callable | None = None  # (forget, retain file, fields, holdout, probe file): `dataset` of the user's files
     forget_file_cut: str | None = None  # --forget-file may replace the forget set: how its texts are cut
+    scaled: Callable | None = None  # {flag: value} → {flag: default} that go by the user's files; pretrained models
     model: str = "tiny"
     tokenizer: str | None = None  # of models that have none of their own
     max_length: int = 500

@@ -48,6 +48,7 @@ def flags(**changed):
             warmup_share=None,
             epochs=3,
             batch_size=3,
+            retain_batch_size=None,
             micro_batch_size=2,
             forget_coeff=1.0,
             retain_coeff=1.0,
