@@ -357,6 +357,8 @@ def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
         '{"forget": {"loss": [1.0]}}',
         '{"Retrain": {"loss": ["x"]}}',
         '{"forget": {"loss": [-1]}}',
+        '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "generated": [3]}}',
+        '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "generated": ["a", "b"]}}',
     ):
         with pytest.raises(InputError, match="log.json"):
             own.read_reference(a_file(tmp_path, "log.json", content))
