@@ -185,7 +185,8 @@ def test_a_save_holds_adapters_alone_and_is_gone_on_from(tmp_path, monkeypatch):
 @pytest.fixture
 def command(toy_model_folder, tmp_path):
     """A run's words, on two small files."""
-    words = ["--method", "npo", "--lora", 2, "--model", toy_model_folder, "--epochs", 2, "--max-new-tokens", 3]
+    words = ["--method", "npo", "--lora", 2, "--model", toy_model_folder, "--epochs", 2, "--batch-size", 32]
+    words += ["--max-new-tokens", 3]
     for side, count in (("forget", 5), ("retain", 4)):
         path = tmp_path / f"{side}.jsonl"
         rows = [f'{{"question": "Who is {side} {i}?", "answer": "It is {i * "she "}."}}\n' for i in range(count)]

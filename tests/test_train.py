@@ -490,7 +490,7 @@ def short_run(own_data, toy_model_folder, tmp_path):
     """short_run(flag, …): the log of one step on all seven forget examples, and its folder; nothing is measured."""
 
     def take(*arguments, name="run"):
-        fixed = "--model", toy_model_folder, "--max-steps", 1, "--eval", "none", "--device", "cpu"
+        fixed = "--model", toy_model_folder, "--max-steps", 1, "--batch-size", 32, "--eval", "none", "--device", "cpu"
         out = run(tmp_path / name, *own_data[0], *fixed, *arguments)
         return lines_of(out / "log.jsonl")[0], out
 
