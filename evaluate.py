@@ -434,6 +434,21 @@ def of_models(args, use):
     return used
 
 
+def questions_of(args):
+    """--ask, or of `-` the lines of standard input that are not blank, as they come."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are refused
+    for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
+        inputs.check(question, inputs.TEXT, "--ask: the question")
+        yield question.strip()
+
+
+def answers(lm, questions):
+    examples = [lm.encode(question, "") for question in questions]
+    lm.check_fits(examples)
+    return [text.strip() or "(nothing)" for text in lm.generate(examples)]
+
+
 def ask(args):
     """Print what models answer, greedily, to --ask, or to each line of standard input. Nothing is written."""
     unused = "log out split data forget_file retain_file holdout_file probe_file fields"
@@ -443,31 +458,23 @@ def ask(args):
     flags.check_device(args)
     args.eval_batch_size = args.batch_size
 
-    def answers(lm, questions):
-        examples = [lm.encode(question, "") for question in questions]
-        lm.check_fits(examples)
-        return [text.strip() or "(nothing)" for text in lm.generate(examples)]
-
     def show(question, texts):
         width = max(map(len, texts))
         print(f"{'Q':>{width}s}  {question}", *(f"{name:>{width}s}  {text}" for name, text in texts.items()), sep="\n")
         print(flush=True)
 
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are refused below
-    questions = [args.ask] if args.ask != "-" else (line.strip() for line in sys.stdin if line.strip())
     if args.ask == "-" and sys.stdin.isatty():
         loaded = of_models(args, lambda lm: lm)
         print("a question a line; Ctrl-D ends", file=sys.stderr)
-        for question in questions:
-            inputs.check(question, inputs.TEXT, "--ask: question")
+        for question in questions_of(args):
             show(question, {name: answers(lm, [question])[0] for name, lm in loaded.items()})
         return
-    questions = list(questions)
-    inputs.check(questions, [inputs.TEXT], "--ask: question")
+    questions = [*questions_of(args)]
+    if not questions:
+        raise InputError("--ask -: standard input holds no question")
     columns = of_models(args, lambda lm: answers(lm, questions))
-    for row in zip(questions, *columns.values(), strict=True):
-        show(row[0], dict(zip(columns, row[1:], strict=True)))
+    for question, *texts in zip(questions, *columns.values(), strict=True):
+        show(question, dict(zip(columns, texts, strict=True)))
 
 
 def run(args):

@@ -235,6 +235,17 @@ def fill(given, defaults):
     return args
 
 
+def to_hand_on(model):
+    """{flag: value} of what a run was made for and compared with, as the user might give it."""
+    flags = folder.read(model, "run.json")["flags"]
+    flags["split"] = None if flags["model"] == "new" else flags["forget_split"]
+    if isinstance(flags.get("data"), dict):
+        files = flags.pop("data")
+        flags |= {f"{name}_file": path for name, path in files.items() if name != "fields"}
+    names = *FORGET_SET, *OTHER_ROWS, *SCORED, "max_new_tokens", "retrain"
+    return {flag: flags[flag] for flag in names if flags.get(flag) is not None}
+
+
 def handed_on(given):
     """({flag: value} of what the run in --model was made for and compared with, the flag that keeps its Retrain out).
 
@@ -243,17 +254,10 @@ def handed_on(given):
     """
     if not given.model or not folder.is_run(given.model) or given.forget_file:
         return {}, None
-    flags = folder.read(given.model, "run.json")["flags"]
-    flags["split"] = None if flags["model"] == "new" else flags["forget_split"]
-    if isinstance(flags.get("data"), dict):
-        files = flags.pop("data")
-        flags |= {f"{name}_file": path for name, path in files.items() if name != "fields"}
-
-    names = *FORGET_SET, *OTHER_ROWS, *SCORED, "max_new_tokens", "retrain"
-    values = {flag: flags[flag] for flag in names if flags.get(flag) is not None}
-    others = [flag for flag in names if getattr(given, flag, None) not in (None, flags.get(flag))]
+    values = to_hand_on(given.model)
+    others = [flag for flag, value in vars(given).items() if value is not None and value != values.get(flag)]
     decisive = (*FORGET_SET, *SCORED) if values.get("retrain", "").endswith(".json") else FORGET_SET
-    bar = next((flag for flag in others if flag in decisive and "retrain" in values), None)
+    bar = next((flag for flag in decisive if flag in others and "retrain" in values), None)
     if "task" in others:
         values = {}
     if bar:

@@ -206,7 +206,7 @@ def test_a_command_is_refused(row, toy_model_folder, toy_tokenizer, tmp_path, no
 
 
 def test_standard_input_without_questions(toy_model_folder, nothing_written, capsys, monkeypatch):
-    for content, says in ((b"\n \n", "a list of one or more"), (b"Who?\nI\xff?\n", "question 1")):
+    for content, says in ((b"\n \n", "holds no question"), (b"Who?\nI\xff?\n", "a text that")):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
         refused(evaluate.main, ["--model", toy_model_folder, "--ask", "-"], capsys, "--ask", says)
 
