@@ -198,6 +198,7 @@ def test_names_are_capitalised_within_a_sentence_or_hold_a_digit(text, names):
         ("Where was Ada born?", "Ada was born in Lisbon in 1961.", "In Lisbon in 1962.", 0.95, False),
         ("What is it?", "A potter by trade.", "a potter by trade", 0.9, True),
         ("What is it?", "A potter by trade.", "a baker by trade", 0.89, False),
+        ("Where was Ada born?", "It says that Ada is from Lisbon.", "From Lisbon.", 0.3, True),
         ("Is Ada in Rome?", "Yes, Ada is in Rome.", "No.", 0.0, False),  # the question gives all names away
         ("Who?", "a B1 C1 D1 E1 F1 G1 H1 I1 J1 K1", "B1 C1 D1 E1 F1 G1 H1 I1 J1", 0.0, True),
         ("Who?", "a B1 C1 D1 E1 F1 G1 H1 I1 J1 K1", "B1 C1 D1 E1 F1 G1 H1 I1", 0.0, False),
