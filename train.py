@@ -250,13 +250,9 @@ def run_alone(args, start, quiet):
 
     # everything that can be wrong with the user's files shows here, before anything is written
     sets = None if args.eval == "none" else evaluate.sets_of(args, args.forget_split)
-    lm, theta = baselines.prepare(evaluate.load(args, start, trained=not args.lora), args, evaluate.load)
-    if args.lora:
-        models.add_adapters(lm.model, args.lora, args.seed)
+    lm, theta = load_model(args, start)
     forget, retain = load_examples(args, lm)
-    settings["data"] = {"forget set": digest(forget), "retain set": digest(retain)}
-    if args.subset:
-        settings["subset_rows"] = rows_of_subset(args, lm)
+    settings |= describe(args, lm, forget, retain)
     settings["asked"] = evaluate.questions_digest(args, sets)
     if args.resume:
         runs.check_same_run(args.out, settings)
@@ -286,6 +282,22 @@ def run_alone(args, start, quiet):
     except STOPS as stop:
         stop.mend = f"the same command with --resume --out {args.out} goes on"
         raise
+
+
+def load_model(args, start):
+    """(the LM to change, and with Task Vector its weights as they are, else None), with adapters under --lora."""
+    lm, theta = baselines.prepare(evaluate.load(args, start, trained=not args.lora), args, evaluate.load)
+    if args.lora:
+        models.add_adapters(lm.model, args.lora, args.seed)
+    return lm, theta
+
+
+def describe(args, lm, forget, retain):
+    """What run.json says of the examples."""
+    described = {"data": {"forget set": digest(forget), "retain set": digest(retain)}}
+    if args.subset:
+        described["subset_rows"] = rows_of_subset(args, lm)
+    return described
 
 
 def unlearn(lm, theta, forget, retain, args, notebook, start):
