@@ -459,7 +459,7 @@ def test_a_long_text_is_trained_on_in_pieces(toy_tokenizer):
         (12, {}, 4),
         (50, {}, 10),
         (160, {}, 32),
-        (1000, {}, 32),
+        (1000, {}, 200),
         (80, {"method": "finetune"}, 6),
         (80, {"method": "finetune", "split": "full"}, 10),
         (1000, {"method": "finetune"}, 32),
@@ -467,7 +467,7 @@ def test_a_long_text_is_trained_on_in_pieces(toy_tokenizer):
     ],
 )
 def test_the_batch_size_of_a_pretrained_model_goes_by_the_rows(count, flags, size, tmp_path):
-    """A fifth of those to forget, a twelfth of those to learn, from 4 to 32; `full`: both files."""
+    """A fifth of those to forget, a twelfth of those to learn and at most 32, at least 4; `full`: both files."""
     forget = a_file(tmp_path, "f.jsonl", lines(asked(count)))
     retain = a_file(tmp_path, "r.jsonl", lines(asked(40, "Bram")))
     known = {"forget_file": str(forget), "retain_file": str(retain), "split": "forget", "method": "npo"}
