@@ -20,18 +20,19 @@ from benchmarks import BENCHMARKS
 from benchmarks.protocol import Column, known
 from benchmarks.tofu import repetition
 from machinery.command import OneLineParser, number, run_command
-from machinery.folder import read_runs
-from machinery.inputs import InputError, check_writable, read_json
+from machinery.folder import lineage, read_runs
+from machinery.inputs import InputError, check_writable, note, read_json
 from machinery.statistics import bands, spread
 
 # ------------------------------------------------------------------ runs, and groups of runs
 
-# Flags that do not make runs two settings: they name files, or change speed and what is measured.
+# Flags that do not make runs two settings: they name models and data, or change speed and what is measured.
 IMMATERIAL = {
     "seed",
     "out",
     "retrain",
     "model",
+    "family",
     "data",
     "eval",
     "device",
@@ -39,8 +40,6 @@ IMMATERIAL = {
     "micro_batch_size",
     "grad_checkpointing",
     "tokenizer",
-    "forget_file",
-    "retain_file",
     "holdout_file",
     "probe_file",
 }
@@ -49,30 +48,46 @@ IMMATERIAL = {
 def read(folders, *files):
     """Runs, as `folder.read_runs` gives them, with what each is called and stands for.
 
-    flags: its own; start: those of the run whose model it started from, or None; seed: the start's, or its own; name:
-    `SimNPO`, or `SimNPO → fine-tuning shortest:0.2`; colour: of the method that unlearnt; setting: {flag: value}, all
-    that matters; metrics: what metrics.json holds.
+    flags: its own; start: those of the run that it relearns from, or None; seed: (Original's, that of the run which
+    unlearnt), the same twice where Original is no run; name: `SimNPO`, or `SimNPO → fine-tuning shortest:0.2`; colour:
+    of the method that unlearnt; setting: {flag: value}, all that matters; metrics: what metrics.json holds.
     """
     runs = read_runs(folders, *files)
     for run in runs:
         content = run["run.json"]
-        flags, start = content["flags"], content.get("start")
-        setting = {flag: value for flag, value in flags.items() if flag not in IMMATERIAL}
-        methods = [content["method"]]
-        if start:
-            setting |= {f"start_{flag}": value for flag, value in start.items() if flag not in IMMATERIAL}
-            methods.insert(0, content["start_method"])
+        flags = content["flags"]
+        original, start, start_method = lineage(content)
+        methods = [start_method, content["method"]] if start else [content["method"]]
         name = " → ".join(method["name"] for method in methods)
+        own = (start or flags)["seed"]
         run |= {
             "flags": flags,
             "start": start,
-            "seed": (start or flags)["seed"],
+            "seed": (original["seed"] if original else own, own),
             "name": " ".join(filter(None, [name, flags.get("subset")])),
             "colour": methods[0]["colour"],
-            "setting": setting,
+            "setting": setting_of(flags) | setting_of(start, "start_") | setting_of(original, "original_"),
             "metrics": run["metrics.json"],
         }
+        if not start:  # older runs from a fine-tuned Original call it `before`
+            run["metrics"]["reference"] = with_original(run["metrics"]["reference"])
+            run["reference.log.json"] = with_original(run.get("reference.log.json", {}))
+    if isinstance(runs[0]["flags"].get("data"), dict) and len({run["setting"].get("retain_file") for run in runs}) > 1:
+        note("these runs have different retain files: what is measured on the retain set is not of the same rows")
     return runs
+
+
+def setting_of(flags, prefix=""):
+    """{flag: value} of flags that matter, with the user's files by their whole paths; {} for None."""
+    flags = flags or {}
+    files = flags["data"] if isinstance(flags.get("data"), dict) else {}
+    flags = flags | {f"{name}_file": path for name, path in files.items() if name in ("forget", "retain")}
+    return {f"{prefix}{flag}": value for flag, value in flags.items() if flag not in IMMATERIAL}
+
+
+def with_original(models):
+    """{name of a model: …}, in which `before` is called Original."""
+    return {"Original" if name == "before" else name: content for name, content in models.items()}
 
 
 def benchmark_of(runs):
@@ -97,12 +112,31 @@ def group_runs(runs):
     groups = {}
     for run in runs:
         settings = [other["setting"] for other in runs if other["name"] == run["name"]]
-        differing = [
-            flag for flag, value in settings[0].items() if any(setting.get(flag) != value for setting in settings)
-        ]
-        values = [f"{flag.replace('_', '-')}={run['setting'].get(flag)}" for flag in differing]
+        flags = dict.fromkeys(itertools.chain(*settings))
+        values = [label_of(flag, run["setting"], settings) for flag in flags if differs(flag, settings)]
         groups.setdefault(" ".join([run["name"], *values]), []).append(run)
     return groups
+
+
+def label_of(flag, setting, settings):
+    """`flag=value` of a setting; a file goes by its name, unless another one of `settings` has that name."""
+    value = setting.get(flag)
+    if flag.endswith("_file") and value:
+        paths = {other[flag] for other in settings if other.get(flag)}
+        value = Path(value).name if len({Path(path).name for path in paths}) == len(paths) else value
+    return f"{flag.replace('_', '-')}={value}"
+
+
+def differs(flag, settings):
+    """Whether a flag has two values in settings. Older runs do not tell Original's; those of others may lack it."""
+    if flag.startswith("original_"):
+        settings = [setting for setting in settings if flag in setting]
+    return any(setting.get(flag) != settings[0].get(flag) for setting in settings)
+
+
+def reference_key(run):
+    """What tells the models that a run was compared with from another run's: Original's seed, Retrain, retain rows."""
+    return run["seed"][0], str(run["flags"].get("retrain")), str(run["setting"].get("retain_file"))
 
 
 def references_of(runs):
@@ -111,21 +145,21 @@ def references_of(runs):
     for run in runs:
         for name, metrics in run["metrics"]["reference"].items():
             if name != "before":  # the run that was started from, which has a folder of its own
-                by_name.setdefault(name, {})[run["seed"]] = metrics
-    return {name: list(by_seed.values()) for name, by_seed in by_name.items()}
+                by_name.setdefault(name, {})[reference_key(run)] = metrics
+    return {name: list(models.values()) for name, models in by_name.items()}
 
 
 def floor_of(runs):
     """{"Retrain of another seed": [metrics, …]}: each seed's Retrain compared with the next seed's, which is as near
     as perfect unlearning comes. Empty unless seeds have a Retrain each, and the benchmark compares them."""
     floor = benchmark_of(runs).floor
-    by_seed = {}
+    models = {}
     for run in runs:
         metrics = run["metrics"]["reference"].get("Retrain")
         log = run["reference.log.json"].get("Retrain")
         if metrics and log:
-            by_seed[run["seed"]] = metrics, log
-    retrained = [by_seed[seed] for seed in sorted(by_seed)]
+            models[reference_key(run)] = metrics, log
+    retrained = [models[key] for key in sorted(models)]
     pairs = itertools.pairwise(retrained) if floor else ()
     rows = [floor(metrics, log, other) for (metrics, log), (_, other) in pairs]
     rows = [row for row in rows if row]

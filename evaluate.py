@@ -3,6 +3,7 @@
     python evaluate.py --task tofu --split forget05 --model DIR_OR_HUB_ID \\
         --retrain DIR_OR_HUB_ID_OR_LOG --out metrics.json
     python evaluate.py --log PUBLISHED_LOG.json --retrain OTHER_LOG.json --out metrics.json
+    python evaluate.py --model RUN --ask "Who wrote …?"     what it answers, beside Original and Retrain
 
 The metrics are the benchmark's (benchmarks/). Several runs are compared by compare.py.
 """
@@ -234,14 +235,17 @@ def new_model(task, dataset, seed):
     return models.new_model(data.REFUSALS + [*map(data.text_of, rows)], seed, **benchmark.size)
 
 
-def load(args, name):
-    """The LM of a model by its name, under the resolved flags; `new` is one with random weights."""
+def load(args, name, trained=False):
+    """The LM of a model by its name, under the resolved flags; `new` is one with random weights.
+
+    trained: its own weights will be; else they may take less memory.
+    """
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     if name == "new":
         model, tokenizer = new_model(args.task, args.data, args.seed)
         model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     else:
-        model, tokenizer = models.load_model(name, device, dtype, args.tokenizer)
+        model, tokenizer = models.load_model(name, device, dtype, args.tokenizer, not trained)
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", math.inf))
     lengths = limit, args.max_new_tokens, args.eval_batch_size
     return LM(model, tokenizer, dtype, args.template, *lengths, args.too_long)
@@ -331,11 +335,16 @@ def write_metrics(args, logs, reference, cost):
     return metrics
 
 
-def report(args, logs, metrics):
-    """Print the table, and the answers to the question whose answer is of middle length."""
+def report(args, logs, metrics, reference):
+    """Print the table, what it says in words, and the answers to the question whose answer is of middle length."""
     benchmark = BENCHMARKS[args.task]
-    lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
-    print("", *lines, f"trained in {metrics[args.method]['train_seconds']:.1f} s", "", sep="\n")
+    known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part
+    verdict = benchmark.verdict(metrics, known, args.method, vars(args))
+    lines = [table(benchmark.columns, metrics)]
+    lines += ["", *verdict, ""] if verdict else benchmark.notes(metrics[args.method], logs[args.method])
+    seconds, peak = (metrics[args.method].get(name) for name in ("train_seconds", "peak_memory_bytes"))
+    memory = f", {peak / 1e9:.1f} GB at most" if peak else ""
+    print("", *lines, f"trained in {seconds:.1f} s{memory}", "", sep="\n")
 
     forget = logs[args.method].get("forget", {})
     if "generated" not in forget:
@@ -345,6 +354,25 @@ def report(args, logs, metrics):
     texts |= {name: log["forget"]["generated"] for name, log in logs.items()}
     for name, column in texts.items():
         print(f"{name:>10s}: {column[by_length[len(by_length) // 2]]}")
+
+
+def best_epoch(benchmark, lines, original, keep=0.95):
+    """In words: the epoch that forgot best of those that keep `keep` of what Original has; of equals the first.
+
+    lines: [{"epoch", and the metrics after it}]; original: Original's metrics.
+    """
+    forgotten, kept = benchmark.forgotten, benchmark.kept
+    if None in [column.value(line) for line in (original, *lines) for column in (forgotten, kept)]:
+        return "which epoch was best is not known; it takes --retrain and a retain set"
+    enough = [line for line in lines if kept.value(line) >= keep * kept.value(original)]
+    last = f"the model saved is that of the last, {lines[-1]['epoch']}"
+    if not enough:
+        return f"no epoch keeps {keep:.0%} of Original's {kept.name}; {last}"
+    best = max(enough, key=forgotten.value)
+    return (
+        f"best of the epochs that keep {keep:.0%} of Original's {kept.name}: {best['epoch']}, "
+        f"{forgotten.words(best)}, {kept.words(best)}; {last}"
+    )
 
 
 # ------------------------------------------------------------------ the command
@@ -368,6 +396,7 @@ def measure_model(args):
     benchmark = BENCHMARKS[args.task]
     flags.check(args, benchmark)
     flags.check_split(args, benchmark.forget_splits)
+    flags.print_handed_on(args.given)
     args.eval_batch_size = args.batch_size
     sets = sets_of(args, args.split)
     logs = {}
@@ -378,7 +407,79 @@ def measure_model(args):
     return logs["model"], metrics, metrics["model"], benchmark
 
 
+def models_to_ask(args):
+    """{name: model} to put a question to: --model, and if it is a run, what it started from and its Retrain."""
+    names, own = {}, "model"
+    if folder.is_run(args.model):
+        settings = folder.read(args.model, "run.json")
+        original, start, _ = folder.lineage(settings)
+        names["before" if start else "Original"] = settings["flags"]["model"]
+        if settings["flags"]["model"] in ("tiny", "new"):  # in the cache, if anywhere
+            names["Original"] = original and original["out"]
+        own = settings["method"]["name"]
+    names["Retrain"] = args.retrain
+    return {name: model for name, model in names.items() if model and not model.endswith(".json")} | {own: args.model}
+
+
+def of_models(args, use):
+    """{name: use(LM)} of `models_to_ask`, one after another; which of those beside --model cannot be had is said."""
+    used = {}
+    for name, model in models_to_ask(args).items():
+        try:
+            used[name] = use(load(args, model))
+        except InputError as error:
+            if model == args.model:
+                raise
+            inputs.note(f"{name} is left out: {error}")
+    return used
+
+
+def questions_of(args):
+    """--ask, or of `-` the lines of standard input that are not blank, as they come."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are refused
+    for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
+        inputs.check(question, inputs.TEXT, "--ask: the question")
+        yield question.strip()
+
+
+def answers(lm, questions):
+    examples = [lm.encode(question, "") for question in questions]
+    lm.check_fits(examples)
+    return [text.strip() or "(nothing)" for text in lm.generate(examples)]
+
+
+def ask(args):
+    """Print what models answer, greedily, to --ask, or to each line of standard input. Nothing is written."""
+    unused = "log out split data forget_file retain_file holdout_file probe_file fields"
+    refuse(args.given, [flag for flag in unused.split() if hasattr(args.given, flag)], "with --ask")
+    if args.model is None:
+        raise InputError("--ask needs --model, a folder or a Hub id, to put the question to")
+    flags.check_device(args)
+    args.eval_batch_size = args.batch_size
+
+    def show(question, texts):
+        width = max(map(len, texts))
+        print(f"{'Q':>{width}s}  {question}", *(f"{name:>{width}s}  {text}" for name, text in texts.items()), sep="\n")
+        print(flush=True)
+
+    if args.ask == "-" and sys.stdin.isatty():
+        loaded = of_models(args, lambda lm: lm)
+        print("a question a line; Ctrl-D ends", file=sys.stderr)
+        for question in questions_of(args):
+            show(question, {name: answers(lm, [question])[0] for name, lm in loaded.items()})
+        return
+    questions = [*questions_of(args)]
+    if not questions:
+        raise InputError("--ask -: standard input holds no question")
+    columns = of_models(args, lambda lm: answers(lm, questions))
+    for question, *texts in zip(questions, *columns.values(), strict=True):
+        show(question, dict(zip(columns, texts, strict=True)))
+
+
 def run(args):
+    if args.ask is not None:
+        return ask(args)
     if (args.model is None) == (args.log is None):
         raise InputError("give one of --model and --log; runs of train.py are compared by compare.py")
 
@@ -418,6 +519,12 @@ def build_parser():
         "--retrain",
         help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json: ours, a run's "
         "reference.log.json, TOFU's published one, TOFU_EVAL.json (default: what the run in --model was compared with)",
+    )
+    what(
+        "--ask",
+        metavar="QUESTION",
+        help="print what the model answers, and what the run in --model started from and its Retrain do; -: to every "
+        "line of standard input. Nothing is measured or written",
     )
     flags.add_task(what, BENCHMARKS)
     what("--split", help="forget set")

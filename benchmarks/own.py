@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import general, rouge
+from benchmarks import general, rouge, verdict
 from benchmarks.files import names_in, read_file
 from benchmarks.muse import min_k
 from benchmarks.protocol import Benchmark, Column
@@ -88,6 +88,23 @@ def key_of(row):
     return "".join((row["text"] if "text" in row else row["question"] + row["answer"]).split())
 
 
+def scaled(flags):
+    """{"batch_size"} that goes by the number of rows to be learnt or forgotten, from 4 to 32: a twelfth of those to be
+    learnt, so that eight epochs are about a hundred steps; a fifth of those to be forgotten, about forty.
+
+    flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
+    """
+    if not Path(flags.get("forget_file") or "absent").is_file():
+        return {}  # which is said where it is read
+    data = data_of(flags["forget_file"], flags.get("retain_file"), flags.get("fields"))
+    rows = training_rows(data, flags["split"])
+    count = sum(1 + len(row.get("text", "")) // (4 * flags["max_length"]) for row in rows)
+    if flags.get("subset"):
+        count *= float(flags["subset"].partition(":")[2])
+    steps = 12 if flags["method"] == "finetune" else 5
+    return {"batch_size": min(32, max(4, int(count / steps)))}
+
+
 # ------------------------------------------------------------------ logs
 
 PART = {
@@ -113,12 +130,13 @@ def read_reference(path, sets=None):
     """The forget part of a retrained model's log, or of a run's reference.log.json."""
     log = read_object(path)
     reference = log.get("Retrain") or log.get("forget")
-    check(reference, {name: PART[name] for name in ("loss", "question", "answer")}, f"'{path}': the forget part")
+    needed = "loss", "question", "answer"
+    check(reference, {name + "?" * (name not in needed): PART[name] for name in PART}, f"'{path}': the forget part")
     return reference
 
 
-def losses_of(reference, forget):
-    """Losses of the rows of `forget`, in its order, from the forget part of another model's log, in any order.
+def in_order(reference, forget):
+    """The forget part of another model's log, {field: values}, with its rows in the order of `forget`.
 
     Rows are the same if question and answer are, white space aside: of a text these are its halves, together the text,
     and where they part depends on the tokenizer. InputError unless both parts are of the same rows.
@@ -131,9 +149,8 @@ def losses_of(reference, forget):
             f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}, and {others} of the former "
             "are none of the latter; give --retrain one of the same files"
         )
-    losses = np.empty(len(mine))
-    losses[order] = np.array(reference["loss"])[their_order]
-    return losses
+    places = their_order[np.argsort(order)]
+    return {field: [reference[field][place] for place in places] for field in PART if reference.get(field)}
 
 
 def names_of(part):
@@ -188,7 +205,7 @@ def summarize(log, reference=None):
     metrics["distance"] = None
     metrics["repetition"] = float(np.mean([*map(repetition, log["forget"]["generated"])]))
     if reference is not None:
-        gap = log["forget"]["loss"] - losses_of(reference, log["forget"])
+        gap = np.subtract(log["forget"]["loss"], in_order(reference, log["forget"])["loss"])
         metrics["distance"] = float(np.sqrt(np.mean(np.square(gap))))
     return metrics
 
@@ -254,6 +271,14 @@ def notes(metrics, log):
     return [line for name, line in MISSING.items() if metrics.get(name) is None]
 
 
+def words(metrics, logs, method, flags):
+    """What verdict.words says of a run, whatever the order of Retrain's forget rows."""
+    retrain = logs.get("Retrain")
+    if retrain:
+        logs = logs | {"Retrain": retrain | {"forget": in_order(retrain["forget"], logs[method]["forget"])}}
+    return verdict.words(metrics, logs, method, flags)
+
+
 def mean_column(name, value, heading, better, bold=False):
     """The column of a mean over a set, which may be missing."""
     return Column(
@@ -312,7 +337,9 @@ OWN = Benchmark(
     over_epochs=(NEARNESS, KEPT),
     spread=("loss on forget rows, nats a token", lambda reference: reference["loss"]),
     notes=notes,
+    verdict=words,
     data_of=data_of,
+    scaled=scaled,
     recipes=(
         ("*", "*", "*", dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
         ("*", "*", ("npo",), dict(epochs=10)),

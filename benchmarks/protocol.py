@@ -38,6 +38,12 @@ class Column(NamedTuple):
         value = self.value(metrics)
         return "–" if value is None else format(value, self.form)
 
+    def words(self, metrics):
+        """Name and value as text; of a column of `-x`, where more is better, those of x."""
+        value, less = self.value(metrics), self.name.startswith("-")
+        shown = "–" if value is None else format(-value if less else value, self.form)
+        return f"{self.name.removeprefix('-').strip()} {shown}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
@@ -73,11 +79,14 @@ class Benchmark:
     over_epochs: tuple = ()  # what is drawn over epochs; the first stands for forgetting
     spread: tuple = ()  # (label, reference → values): whose distribution run.png shows
     notes: Callable = lambda metrics, log: []  # lines that belong under a table
+    # ({name: metrics}, {name: log}, method, flags): lines that say whether a run worked
+    verdict: Callable = lambda metrics, logs, method, flags: []
 
     # defaults of flags
     data: str | None = None  # of --data; None where the data are embedded or the user's own files
     data_of: Callable | None = None  # (forget, retain file, fields, holdout, probe file): `dataset` of the user's files
     forget_file_cut: str | None = None  # --forget-file may replace the forget set: how its texts are cut
+    scaled: Callable | None = None  # {flag: value} → {flag: default} that go by the user's files; pretrained models
     model: str = "tiny"
     tokenizer: str | None = None  # of models that have none of their own
     max_length: int = 500

@@ -13,13 +13,14 @@ from machinery import folder, processes
 from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
-TRAINING = "lr", "weight_decay", "clip", "warmup", "warmup_share", "epochs", "max_steps", "batch_size", "subset"
-TEMPLATES = "auto", "chat", "llama2", "plain"
-# What a run hands on to a command whose --model it is, in this order: up to the first that the user says otherwise.
-INHERITED = (
-    "task data forget_file fields retain_file tokenizer template max_length too_long max_new_tokens split retrain "
-    "holdout_file probe_file"
+TRAINING = (
+    "lr lora weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset"
 ).split()
+TEMPLATES = "auto", "chat", "llama2", "plain"
+# What a run hands on to a command whose --model it is, besides its Retrain
+FORGET_SET = "task", "data", "forget_file", "fields", "split"
+OTHER_ROWS = "retain_file", "holdout_file", "probe_file"
+SCORED = "tokenizer", "template", "max_length", "too_long"
 
 
 class ShowDefaults(argparse.RawDescriptionHelpFormatter):
@@ -40,10 +41,12 @@ def add_what(parser, methods, tasks):
     add_task(add, tasks)
     add(
         "--split",
-        help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (20, 30, 50 and 90, which some copies of the "
-        "data have); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both. With --method finetune, "
-        "what to learn: also retain90, …95, (tofu) …99, (muse) retain1, retain, or full",
+        help="what to forget: toy, tofu: forget05, forget10, tofu also 01 (20, 30, 40, 50 and 90, which some copies of "
+        "the data have); muse: forget, News also scal_1 … 4, sust_1 … 4; wmdp: bio, cyber, both; own: forget, the rows "
+        "of --forget-file. With --method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, "
+        "retain, (own) retain, or full, which is both files of own",
     )
+    add("--forget-split", help="finetune: the forget set that it is measured on (default: the one beside --split)")
     add(
         "--subset",
         type=subset,
@@ -143,6 +146,13 @@ def add_recipe(parser, methods):
         help="retain loss: nll, KL from the original model, (rmu) distance from its activations, none",
     )
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
+    add(
+        "--lora",
+        type=number(int, 1),
+        metavar="RANK",
+        help="train adapters of that rank on all linear layers and not the weights (LoRA): less memory. They are added "
+        "to the weights on saving; --lr's default is ten times as high",
+    )
     add("--weight-decay", type=number(float, 0), help="AdamW's")
     add("--clip", type=number(float, 0), metavar="NORM", help="most of a step's gradient norm; 0: no clipping")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
@@ -155,6 +165,7 @@ def add_recipe(parser, methods):
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
+    add("--retain-batch-size", type=number(int, 1), help="retain examples a step (default: as many as forget examples)")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
 
 
@@ -181,7 +192,7 @@ def add_measuring(add):
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float64"),
-        help="what to compute in; under bfloat16 weights stay float32",
+        help="what to compute in; under bfloat16 weights that are trained stay float32",
     )
     add("--device", choices=("cpu", "cuda"), help="CUDA if present")
     add("--overwrite", action="store_true", help="write over what --out names")
@@ -224,23 +235,49 @@ def fill(given, defaults):
     return args
 
 
-def inherited(given):
-    """{flag: value} of what the run in --model was made for and compared with; {} if it is no run."""
-    if not given.model or not folder.is_run(given.model) or given.forget_file:
-        return {}
-    flags = folder.read(given.model, "run.json")["flags"]
+def to_hand_on(model):
+    """{flag: value} of what a run was made for and compared with, as the user might give it."""
+    flags = folder.read(model, "run.json")["flags"]
     flags["split"] = None if flags["model"] == "new" else flags["forget_split"]
-    values = {}
-    for flag in INHERITED:
-        if getattr(given, flag, None) not in (None, flags.get(flag)):
-            break
-        values[flag] = flags.get(flag)
-    return {flag: value for flag, value in values.items() if value is not None}
+    if isinstance(flags.get("data"), dict):
+        files = flags.pop("data")
+        flags |= {f"{name}_file": path for name, path in files.items() if name != "fields"}
+    names = *FORGET_SET, *OTHER_ROWS, *SCORED, "max_new_tokens", "retrain"
+    return {flag: flags[flag] for flag in names if flags.get(flag) is not None}
+
+
+def handed_on(given):
+    """({flag: value} of what the run in --model was made for and compared with, the flag that keeps its Retrain out).
+
+    Without what the user says otherwise; another task, or forget file, leaves nothing. Retrain stays out where the
+    forget set is not the run's, or where it is a log and answers are not scored as there; a model is measured anew.
+    """
+    if not given.model or not folder.is_run(given.model) or given.forget_file:
+        return {}, None
+    values = to_hand_on(given.model)
+    others = [flag for flag, value in vars(given).items() if value is not None and value != values.get(flag)]
+    decisive = (*FORGET_SET, *SCORED) if values.get("retrain", "").endswith(".json") else FORGET_SET
+    bar = next((flag for flag in decisive if flag in others and "retrain" in values), None)
+    if "task" in others:
+        values = {}
+    if bar:
+        others.append("retrain")
+    return {flag: value for flag, value in values.items() if flag not in others}, bar
+
+
+def print_handed_on(given):
+    """What --model's run has handed on."""
+    values, bar = handed_on(given)
+    values = {flag: value for flag, value in values.items() if getattr(given, flag, None) is None}
+    if values:
+        print("from the run:", *(f"{flag}={value}" for flag, value in values.items()))
+    if bar and not given.retrain:
+        print(f"not from the run: its Retrain, since --{bar.replace('_', '-')} is not the run's")
 
 
 def defaults(given, benchmarks):
     """{flag: default} of the shared flags, from what the user gave, what --model hands on, and the benchmark."""
-    values = inherited(given)
+    values, _ = handed_on(given)
     task = given.task or values.get("task") or ("own" if given.forget_file else "toy")
     if task not in benchmarks:
         raise InputError(f"run '{given.model}' is of task {task[:20]}, which benchmarks/ lacks; give --task")
@@ -262,7 +299,8 @@ def defaults(given, benchmarks):
 
 
 def print_settings(args):
-    """What the user chose, and what the recipe filled in; the rest is in run.json."""
+    """What the user chose, what a run handed on, and what the recipe filled in; the rest is in run.json."""
+    print_handed_on(args.given)
     chosen = {flag: value for flag, value in vars(args.given).items() if value is not None and value is not False}
     filled = {flag: getattr(args, flag) for flag in args.recipe if flag not in chosen}
     for what, values in (("chosen", chosen), ("recipe", filled)):
@@ -279,11 +317,19 @@ def resolve(args, methods, benchmarks):
     check(args, benchmark)
     more = [*map(benchmark.retain_split, benchmark.forget_splits), "full"] if args.method == "finetune" else []
     check_split(args, [*benchmark.forget_splits, *more])
-    args.forget_split = benchmark.forget_split_of(args.split)
+    if args.method != "finetune":
+        refuse(args.given, ["forget_split"], f"with --method {args.method}, which forgets --split")
+    args.forget_split = args.forget_split or benchmark.forget_split_of(args.split)
+    if args.forget_split not in benchmark.forget_splits:
+        raise InputError(
+            f"--forget-split {args.forget_split}: task {args.task} has {', '.join(benchmark.forget_splits)}"
+        )
     args.family = folder.family_of(args.model)
     check_method(args, methods)
     check_model(args, benchmark)
     check_run(args)
+    if args.lora:
+        check_lora(args)
     if folder.is_run(args.model):
         before = folder.read(args.model, "run.json")["flags"]
         if before["forget_split"] == args.forget_split:
@@ -296,8 +342,7 @@ def resolve(args, methods, benchmarks):
 def check(args, benchmark):
     """InputError unless the shared flags go together. Puts the user's files, if the task is of those, in args.data."""
     given = args.given
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    check_device(args)
     if benchmark.data_of:
         if isinstance(given.data, str):
             raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
@@ -315,6 +360,11 @@ def check(args, benchmark):
         refuse(given, ["holdout_file", "probe_file"], f"with --task {args.task}; they are for --task own")
     if not args.forget_file:
         refuse(given, ["fields"], "without --forget-file")
+
+
+def check_device(args):
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
 
 
 def check_split(args, splits):
@@ -335,7 +385,7 @@ def check_method(args, methods):
     elif args.retain == "activations":
         raise InputError(f"--retain activations: --method {args.method} has no layer; use nll or kl")
     if args.retain == "none":
-        refuse(given, ["retain_coeff"], "without a retain loss")
+        refuse(given, ["retain_coeff", "retain_batch_size"], "without a retain loss")
     if given.finetuned:
         refuse(given, TRAINING, "with --finetuned, where nothing is trained")
     if args.method == "task-vector" and args.eval == "epoch":
@@ -372,6 +422,16 @@ def check_run(args):
         raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
     if processes.in_job() and (args.eval == "epoch" or args.method == "task-vector"):
         raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
+
+
+def check_lora(args):
+    """InputError for what is not trained through adapters."""
+    if args.method in ("rmu", "task-vector"):
+        raise InputError(f"--lora: --method {args.method} works on the weights themselves; leave it out")
+    if args.model == "new":
+        raise InputError("--lora: random weights alone are nothing to adapt; leave it out with --model new")
+    if processes.in_job():
+        raise InputError("--lora runs in one process only; leave torchrun out")
 
 
 def parser(prog, description):

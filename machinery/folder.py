@@ -2,8 +2,9 @@
 
 model.safetensors, config.json, tokenizer      an ordinary save_pretrained folder
 run.json             every flag as it was resolved, versions, commit, digests of code and data, number of processes;
-                     name and colour of the method; once training is over its cost; once all is over digests of
-                     the files below
+                     name and colour of the method; flags of the runs that the model comes from, see `lineage`; with
+                     --subset the numbers of its rows; once training is over its cost; once all is over digests of the
+                     files below
 log.jsonl            a line a step: losses, mean weight, learning rate, and under `met` the forget sequences that the
                      step met: row, weight, length and log π of each (RMU has no log π)
 metrics.json         the benchmark's metrics, and under `reference` those of the models compared with
@@ -76,15 +77,39 @@ def read(folder, name):
         raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend} writes it") from None
 
 
+def lineage(settings):
+    """What run.json says of the runs that a model comes from: (flags of Original, flags of the run that it relearns
+    from, name and colour of that one's method); None where there is none.
+
+    Original is a run of --method finetune with nothing unlearnt before it; a run from any other relearns.
+    """
+    original, start = settings.get("original"), settings.get("start")
+    if "original" not in settings and start and start["method"] == "finetune":  # older runs do not tell them apart
+        return start, None, None
+    return original, start, settings.get("start_method")
+
+
+def lineage_from(settings):
+    """What run.json says of the runs that a model comes from, if it starts from the run of these settings."""
+    flags = settings["flags"]
+    original, start, _ = lineage(settings)
+    if flags["method"] == "finetune" and not start:
+        # an Original, of the model that was taught first
+        family = "tiny" if flags["family"] == "new" else flags["family"]
+        return {"original": flags | {"family": original["family"] if original else family}}
+    return {"original": original, "start": flags, "start_method": settings["method"]}
+
+
 def kind_of(run):
-    """What runs must have in common to be compared, as text: task, forget set, model, and the user's own files."""
+    """What runs must have in common to be compared, as text: task, forget set, model, and the user's forget file."""
     flags = run["run.json"]["flags"]
-    start = run["run.json"].get("start") or flags
-    words = [flags["task"], flags["forget_split"], start["family"]]
+    original, start, _ = lineage(run["run.json"])
+    start = start or flags
+    words = [flags["task"], flags["forget_split"], (original or start)["family"]]
     if start.get("never_learnt"):
         words.append(f"({start['never_learnt']:g} of it never learnt)")
-    files = flags.get("data") if isinstance(flags.get("data"), dict) else flags.get("forget_file")
-    return " ".join([*words, str(files)] if files else words)
+    file = flags["data"]["forget"] if isinstance(flags.get("data"), dict) else flags.get("forget_file")
+    return " ".join([*words, file] if file else words)
 
 
 def read_runs(folders, *files):

@@ -28,6 +28,11 @@ from tqdm import tqdm
 from machinery import folder, processes
 from machinery.inputs import InputError, check_writable, digest
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
 SAVE_EVERY = 600  # seconds between two states of an unfinished run, at least
 
 # ------------------------------------------------------------------ whole files
@@ -229,10 +234,11 @@ HIDDEN = "resume", "overwrite", "given", "recipe"  # what of the resolved flags 
 MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"
 
 
-def settings_of(args, method, benchmark_module):
+def settings_of(args, start, method, benchmark_module):
     """What run.json says at first: every resolved flag, versions, the commit of this code and its files' digests.
 
-    method: (name, colour) as tables and figures show it. benchmark_module: such as benchmarks.tofu.
+    start: the model to change. method: (name, colour) as tables and figures show it. benchmark_module: such as
+    benchmarks.tofu.
     """
     flags = {name: value for name, value in vars(args).items() if name not in HIDDEN}
     files = *DECISIVE, "benchmarks/toy.py", benchmark_module.replace(".", "/") + ".py"
@@ -244,12 +250,9 @@ def settings_of(args, method, benchmark_module):
         "commit": commit(),
         "code": {name: code_digest(ROOT / name) for name in files},
         "processes": processes.ranks()[1],
+        "original": None,
     }
-    if folder.is_run(args.model):
-        before = folder.read(args.model, "run.json")
-        if before["flags"]["model"] != "new":  # it unlearnt something
-            settings |= {"start": before["flags"], "start_method": before["method"]}
-    return settings
+    return settings | (folder.lineage_from(folder.read(start, "run.json")) if folder.is_run(start) else {})
 
 
 def commit():
@@ -342,7 +345,8 @@ class Run:
     @contextlib.contextmanager
     def loop(self, done, steps, epoch_steps):
         """Around the loop: the log, a bar, and a Ctrl-C that lets the step in progress end whole."""
-        self.steps, self.epoch_steps = steps, epoch_steps
+        self.done, self.steps, self.epoch_steps = done, steps, epoch_steps
+        self.began = self.told_at = time.perf_counter()
         writes = self.out and processes.first()
         if self.out and self.resuming:
             drop_lines(self.out, done, math.inf if done >= steps else done // epoch_steps)
@@ -394,6 +398,7 @@ class Run:
         self.file.write(json.dumps(line | {"met": met}) + "\n")
         self.bar.set_postfix({name: line[name] for name in ("forget", "weight", "retain")})
         self.bar.update()
+        self.tell_if_due(step, line)
         self.columns = {}
         self.seconds += time.perf_counter() - self.clock
 
@@ -405,6 +410,15 @@ class Run:
                 self.on_epoch(line["epoch"])
                 peak_memory(loss.device)
         self.clock = time.perf_counter()
+
+    def tell_if_due(self, step, line):
+        """Where no terminal shows the bar: a line at tenths of the steps, or after five minutes; not every second."""
+        now, tenths = time.perf_counter(), [10 * each // self.steps for each in (step - 1, step)]
+        if processes.first() and self.bar.disable and now - self.told_at > (5 if tenths[0] < tenths[1] else 300):
+            self.told_at = now
+            left = (now - self.began) / (step - self.done) * (self.steps - step)
+            means = f"forget {line['forget']:.3f}, retain {line['retain']:.3f}"
+            print(f"step {step} of {self.steps}, {means}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def save_if_due(self, step, model, optimizer):
         """Now and then what --resume needs. After a first Ctrl-C too, then KeyboardInterrupt(signal)."""
@@ -427,12 +441,22 @@ class Run:
 
 
 def peak_memory(device):
-    """Bytes that tensors took at most on a CUDA device since the last call; 0 on a CPU."""
+    """Bytes that tensors took at most on a CUDA device since the last call. On a CPU what the whole process ever took,
+    libraries, loading and Original and Retrain included; 0 where the system does not say (Windows)."""
     if device.type != "cuda":
-        return 0
+        return resident_memory()
     peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return peak
+
+
+def resident_memory(status="/proc/self/status"):
+    """Bytes of main memory that this process took at most; 0 if the system does not say."""
+    with contextlib.suppress(OSError, IndexError):  # Linux, whose getrusage counts a larger parent process too
+        return 1024 * int(Path(status).read_text().split("VmHWM:")[1].split()[0])
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextlib.contextmanager

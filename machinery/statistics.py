@@ -22,6 +22,18 @@ def interval(values):
     return mean, mean - half, mean + half
 
 
+def difference(values, others):
+    """(mean, lower, upper) of the mean of `values` less that of `others`, which are of other rows: Welch's 95% t
+    interval; the bounds are None where either has fewer than two values."""
+    mean = float(np.mean(values) - np.mean(others))
+    if min(len(values), len(others)) < 2:
+        return mean, None, None
+    if np.ptp(values) == np.ptp(others) == 0:
+        return mean, mean, mean
+    low, high = scipy.stats.ttest_ind(values, others, equal_var=False).confidence_interval()
+    return mean, float(low), float(high)
+
+
 def bootstrap(statistic, *samples):
     """[low, high]: 95% percentile bootstrap interval of statistic(*samples, axis=…), each sample drawn anew by itself.
 

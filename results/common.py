@@ -20,13 +20,16 @@ def check_task(runs, what, tasks):
     """InputError unless the runs are of one of `tasks`, which `what` is about."""
     name = benchmark_of(runs).name
     if name not in tasks:
-        raise InputError(f"{what} is of {' and '.join(tasks)}; these runs are of {name}")
+        mend = "; results/paths.py compares those at equal forgetting" if name == "own" else ""
+        raise InputError(f"{what} is of {' and '.join(tasks)}; these runs are of {name}{mend}")
 
 
 def add_seed(by_seed, run):
     """Put a run into {seed: run}. InputError if there is one of its seed."""
     if run["seed"] in by_seed:
-        raise InputError(f"run '{run['folder']}' is a second one of seed {run['seed']}; give one")
+        original, own = run["seed"]
+        of_original = f" from an Original of seed {original}" if original != own else ""
+        raise InputError(f"run '{run['folder']}' is a second one of seed {own}{of_original}; give one")
     by_seed[run["seed"]] = run
 
 

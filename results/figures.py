@@ -20,6 +20,7 @@ from compare import (
     group_runs,
     panels,
     read,
+    reference_key,
     with_quality,
 )
 from machinery.command import run_command
@@ -74,8 +75,8 @@ def draw_mink(runs):
     # {model: the log of each of its runs}
     logs = {}
     for name in ("Original", "Retrain"):
-        by_seed = {run["seed"]: run["reference.log.json"].get(name) for run in runs}
-        logs[name] = [log for log in by_seed.values() if log and "privleak_forget" in log]
+        models = {reference_key(run): run["reference.log.json"].get(name) for run in runs}
+        logs[name] = [log for log in models.values() if log and "privleak_forget" in log]
     for label, group in group_runs(runs).items():
         logs[label] = [run["metrics.log.json"] for run in group]
     logs = {name: group for name, group in logs.items() if group}

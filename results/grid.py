@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from common import parser_of_runs
-from paths import reading, with_paths
+from paths import add_never_learnt, reading, with_paths
 
 from compare import benchmark_of, check_picture, group_runs, panels, read, references_of, with_quality
 from machinery.command import run_command
@@ -42,14 +42,14 @@ def choose(runs, keep=0.95):
     return "\n".join([title, *(line for *_, line in best.values())])
 
 
-def choose_paths(runs, first=6, last=11):
+def choose_paths(runs, never_learnt=None, first=6, last=11):
     """The setting of each method with the least loss on retain when the forget answers reach Retrain's loss.
 
     Of those that reach it in every run, in the mean between epochs `first` and `last`: so that all methods have had
     about as many retain steps by then. Every setting is listed, the chosen ones with a star.
     """
     lines, best = {}, {}
-    for label, group in with_paths(runs).items():
+    for label, group in with_paths(runs, never_learnt).items():
         # epoch and retain loss where the runs arrive
         arrivals = [[reading(run, "learnt", 1, quantity) for quantity in ("epoch", "retain")] for run in group.values()]
         arrivals = [arrival for arrival in arrivals if None not in arrival]
@@ -98,7 +98,7 @@ def draw(runs):
 
 def run(args):
     if args.kind == "paths":
-        return print(choose_paths(read(args.runs, "log.jsonl", "reference.log.json")))
+        return print(choose_paths(read(args.runs, "log.jsonl", "reference.log.json"), args.never_learnt))
     if args.kind == "choose":
         return print(choose(with_quality(read(args.runs))))
     out = check_picture(args.out, overwrite=True)
@@ -108,6 +108,7 @@ def run(args):
 
 def main(argv=None):
     parser = parser_of_runs("grid.py", __doc__, kinds=("choose", "paths", "draw"))
+    add_never_learnt(parser)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("toy-grid.png"), help="a PNG")
     run_command(parser, run, argv=argv)
 

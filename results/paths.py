@@ -1,9 +1,11 @@
 """The paper's claims at equal forgetting: what has one group of answers lost when another has gone its way to Retrain?
 
-    python results/paths.py RUN…                  runs of the first method against the others, paired by seed
-    python results/paths.py RUN… --out FILE.png   and a picture of the ways
+    python results/paths.py RUN…                      runs of the first method against the others, paired by seed
+    python results/paths.py RUN… --out FILE.png       and a picture of the ways
+    python results/paths.py RUN… --never-learnt 20    Original had never learnt the last 20 rows of the forget set
 
-Losses are mean token losses in nats, after each epoch, as the loop met the answers. results/paths.md is about them.
+Losses are mean token losses in nats, after each epoch, as the loop met the answers; so runs on TOFU and on your own
+questions can be compared, of models from scratch and others. results/paths.md is about them.
 """
 
 import itertools
@@ -13,7 +15,7 @@ from common import TOFU, add_seed, check_task, parser_of_runs, verdict
 
 from benchmarks.tofu import halves_of
 from compare import benchmark_of, check_picture, draw_curve, epochs, group_runs, panels, read
-from machinery.command import run_command
+from machinery.command import number, run_command
 from machinery.inputs import InputError
 from machinery.statistics import crossing, interval
 
@@ -49,26 +51,28 @@ def losses_of(run, name, pictures):
     if {len(loss)} != {len(picture["row"]) for picture in pictures}:
         raise InputError(
             f"run '{run['folder']}': {name}'s log has {len(loss)} forget answers, its epochs others; "
-            "give runs on a whole forget set, for whole epochs"
+            "give runs on a whole forget set, for whole epochs; of your own data, on at most 300 questions"
         )
     return np.array(loss)
 
 
-def groups_of(run, length):
+def groups_of(run, length, never_learnt=None):
     """{group: its rows of the forget set}: learnt, the answers that Original learnt; short and long, its halves by |y|;
-    never learnt, the others if any."""
-    count = len(length)
-    learnt = count - benchmark_of([run]).unseen_rows(count, run["flags"].get("never_learnt") or 0)
+    never learnt, the others if any: the last rows, so many as `never_learnt` says, or else the run's own flag."""
+    count, share = len(length), run["flags"].get("never_learnt")
+    if share and never_learnt is not None:
+        raise InputError(f"run '{run['folder']}' tells itself what was never learnt; leave --never-learnt out")
+    learnt = count - (never_learnt or (benchmark_of([run]).unseen_rows(count, share) if share else 0))
     if learnt < 2:
         raise InputError(
-            f"run '{run['folder']}': Original learnt none of what is to be forgotten; lower --never-learnt"
+            f"run '{run['folder']}': of {count} forget rows Original learnt less than two; lower --never-learnt"
         )
     short, long = halves_of(length[:learnt])
     rows = {"short": short, "long": long, "learnt": range(learnt), "never learnt": range(learnt, count)}
     return {group: list(part) for group, part in rows.items() if len(part)}
 
 
-def path_of(run):
+def path_of(run, never_learnt=None):
     """({group: its mean token loss before training and after each epoch}, {group: that under Retrain}), in nats.
 
     Groups: those of `groups_of`, and retain, the examples that an epoch met, of which Retrain's is not known.
@@ -77,7 +81,7 @@ def path_of(run):
     retrained = losses_of(run, "Retrain", pictures)
     before = losses_of(run, "before" if run["start"] else "Original", pictures)
     lengths = pictures[0]["length"]
-    rows = groups_of(run, lengths)
+    rows = groups_of(run, lengths, never_learnt)
     loss = np.array([before, *(-np.array(picture["logp"]) / lengths for picture in pictures)])
 
     path = {group: loss[:, part].mean(1).tolist() for group, part in rows.items()}
@@ -93,15 +97,15 @@ def reading(run, awaited, share, quantity):
     return crossing(path[awaited], start + share * (retrained[awaited] - start), path[quantity])
 
 
-def with_paths(runs):
-    """{label: {seed: run}} of runs of TOFU, with their `path_of`; the first run's label first."""
-    check_task(runs, "paths", TOFU)
+def with_paths(runs, never_learnt=None):
+    """{label: {seed: run}} of runs, with their `path_of`; the first run's label first."""
+    check_task(runs, "paths", (*TOFU, "own"))
     groups = {}
     for label, group in group_runs(runs).items():
         groups[label] = {}
         for run in group:
             add_seed(groups[label], run)
-            run["path"] = path_of(run)
+            run["path"] = path_of(run, never_learnt)
     return groups
 
 
@@ -115,9 +119,9 @@ def pairs_of(ours, theirs, awaited, share, quantity):
     return [pair for pair in pairs if None not in pair], len(seeds)
 
 
-def paths_table(runs):
+def paths_table(runs, never_learnt=None):
     """Markdown: of READINGS, at each of WAY, each group of runs against the first, paired by seed."""
-    groups = with_paths(runs)
+    groups = with_paths(runs, never_learnt)
     first, *others = groups
     if not others:
         raise InputError(f"these runs are all of {first}; give those of another method or setting too")
@@ -161,14 +165,25 @@ def draw_paths(runs):
 def run(args):
     out = check_picture(args.out, args.overwrite) if args.out else None
     runs = read(args.runs, "log.jsonl", "reference.log.json")
-    print(paths_table(runs))
+    print(paths_table(runs, args.never_learnt))
     if out:
         draw_paths(runs).savefig(out, dpi=110)
         print(f"written: {out}")
 
 
+def add_never_learnt(parser):
+    parser.add_argument(
+        "--never-learnt",
+        type=number(int, 1),
+        metavar="ROWS",
+        help="how many of the forget rows, the last ones, Original never learnt: where it was fine-tuned without them "
+        "(default: what the runs were told)",
+    )
+
+
 def main(argv=None):
     parser = parser_of_runs("paths.py", __doc__)
+    add_never_learnt(parser)
     parser.add_argument("--out", help="a .png file")
     parser.add_argument("--overwrite", action="store_true", help="write over what --out names")
     run_command(parser, run, argv=argv)

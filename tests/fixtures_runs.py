@@ -92,8 +92,9 @@ def generated(n):
     return f"{n} " + "a b c d " * (2 - n % 3)
 
 
-def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **flags):
-    """A folder with the files of a run, small and made up. start: the flags of the run it started from."""
+def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, original=None, **flags):
+    """A folder with the files of a run, small and made up. start: the flags of the run that it relearns from; original:
+    those of the run that Original is."""
     folder.mkdir(parents=True)
     settings = {
         "format": run_folder.FORMAT,
@@ -101,6 +102,7 @@ def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, **
         "method": facts_of(method),
     }
     settings |= {"start": start, "start_method": facts_of(start["method"])} if start else {}
+    settings |= {"original": original} if original else {}
     write(folder, "run.json", settings)
 
     # what was measured

@@ -1,6 +1,7 @@
 """Runs compared: tables, answers, claims, paths and figures of small made-up runs, each number by hand."""
 
 import io
+import itertools
 import math
 import statistics
 import sys
@@ -8,6 +9,7 @@ import sys
 import claims
 import common
 import figures
+import grid
 import matplotlib.figure
 import numpy as np
 import paths
@@ -31,6 +33,7 @@ from test_tofu import a_log
 
 import compare
 from benchmarks import muse, tofu, wmdp
+from machinery import folder as run_folder
 from machinery.statistics import spread
 from methods import METHODS
 
@@ -46,6 +49,7 @@ MAINS = {
     **{f"figure {kind}": lambda argv, kind=kind: compare.main(["figure", kind, *argv]) for kind in compare.FIGURES},
     **{f"figure {kind}": lambda argv, kind=kind: figures.main([kind, *argv]) for kind in figures.FIGURES},
     "figure paths": paths.main,
+    "grid": grid.main,
 }
 
 
@@ -139,14 +143,18 @@ def test_the_best_is_the_best_in_the_mean(tmp_path, table):
 
 
 def test_runs_are_averaged_unless_a_flag_that_matters_differs(tmp_path, table):
-    immaterial = (
-        "model retrain tokenizer retain_file device eval eval_batch_size micro_batch_size grad_checkpointing".split()
-    )
+    immaterial = "model retrain tokenizer data device eval eval_batch_size micro_batch_size grad_checkpointing".split()
     for flag in [*immaterial, "beta", "gamma", "lr", "epochs", "batch_size", "retain", "dtype"]:
         kind = str if flag in immaterial[:5] else int
         pair = [a_run(tmp_path / f"{flag}{i}", "simnpo", i, **{flag: kind(i)}) for i in (1, 2)]
         labels = ["SimNPO"] if flag in immaterial else [f"SimNPO {flag.replace('_', '-')}={i}" for i in (1, 2)]
         assert [*table("table", *pair, a_run(tmp_path / f"{flag}3", beta=3))][3:] == [*labels, "NPO"]
+
+
+def test_a_run_of_before_a_flag_is_one_without_it(tmp_path, table):
+    pair = [a_run(tmp_path / "old", "simnpo"), a_run(tmp_path / "new", "simnpo", lora=8)]
+    assert "lora" not in flags_of(pair[0])
+    assert [*table("table", *pair)][2:] == ["SimNPO lora=None", "SimNPO lora=8"]
 
 
 def test_relearning_is_named_and_grouped_by_where_it_started(tmp_path, table):
@@ -160,6 +168,88 @@ def test_relearning_is_named_and_grouped_by_where_it_started(tmp_path, table):
         "NPO → fine-tuning random:0.2",
     ]  # `before` has a folder of its own
     assert {run["colour"] for run in compare.read(again)} == {METHODS["npo"].colour}
+
+
+TAUGHT = {"method": "finetune", "seed": 0, "family": "a/model", "model": "a/model", "lr": 1e-4, "split": "retain90"}
+
+
+def from_original(folder, method, seed=0, own_seed=None, **taught):
+    """A run that starts from a fine-tuned model's folder, whose name differs by seed."""
+    original = TAUGHT | {"seed": seed, "out": f"runs/original-{seed}"} | taught
+    own_seed = seed if own_seed is None else own_seed
+    path = original["out"]
+    return a_run(folder, method, own_seed, original=original, model=path, family=path, retrain=f"retrain-{seed}")
+
+
+def as_older(run):
+    """The run as it was written when an Original was no more than what a run started from."""
+    settings = read(run, "run.json")
+    settings |= {"start": settings.pop("original"), "start_method": {"name": "fine-tuning", "colour": "red"}}
+    write(run, "run.json", settings)
+    for file in ("metrics.json", "reference.log.json"):
+        text = (run / file).read_text()
+        (run / file).write_text(text.replace('"Original"', '"before"'))
+    return run
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_runs_from_a_fine_tuned_original_are_their_methods(older, tmp_path, table, axes):
+    """Originals of three seeds are seeds, although each has a folder of its own; colours are the methods'."""
+    runs = [
+        from_original(tmp_path / f"{method}{seed}", method, seed) for method in ("npo", "simnpo") for seed in (0, 1, 2)
+    ]
+    runs = [as_older(run) if older else run for run in runs]
+    rows = table("table", *runs)
+    assert {name: row["runs"] for name, row in rows.items()} == {
+        "Original": "3",
+        "Retrain": "3",
+        "Retrain of another seed": "2",
+        "NPO": "3",
+        "SimNPO": "3",
+    }
+    assert [run["colour"] for run in compare.read(runs)[::3]] == [METHODS[name].colour for name in ("npo", "simnpo")]
+    for axis, start in zip(axes("epochs", *runs), (-3, None, 0.8), strict=True):
+        starts = [curves_of(axis)[name][0] for name in ("NPO", "SimNPO", "Original")]
+        assert start is None or starts == pytest.approx([start] * 3)
+
+
+def test_originals_that_were_taught_otherwise_are_told_apart(tmp_path, table):
+    """By name, but not where an older run does not say how; and what relearns from a run has that one's Original."""
+    runs = [from_original(tmp_path / str(lr), "npo", i, lr=lr) for i, lr in enumerate((1e-4, 1e-5))]
+    assert [*table("table", *runs)][3:] == ["NPO original-lr=0.0001", "NPO original-lr=1e-05"]
+    taught = [
+        from_original(tmp_path / name, "npo", i, data=files_of(f"/{name}.jsonl", "/k.jsonl"))
+        for i, name in enumerate(("all", "half"))
+    ]
+    assert [*table("table", *taught)][3:] == [f"NPO original-forget-file={name}.jsonl" for name in ("all", "half")]
+    of_one = from_original(tmp_path / "one", "npo", 0, own_seed=5)
+    rows = table("table", runs[0], of_one)
+    assert (rows["Original"]["runs"], rows["NPO"]["runs"]) == ("1", "2")  # one Original, two runs of it
+    toy = [a_run(tmp_path / "older"), a_run(tmp_path / "newer", seed=1, original=TAUGHT | {"family": "tiny"})]
+    assert [table("table", *order)["NPO"]["runs"] for order in (toy, toy[::-1])] == ["2", "2"]
+    again = a_run(tmp_path / "again", "finetune", 9, start=flags_of(of_one), original=TAUGHT)
+    (read_again,) = compare.read([again])
+    assert read_again["name"] == "NPO → fine-tuning" and read_again["seed"] == (0, 5)
+
+
+def test_a_run_says_what_its_model_comes_from():
+    """Of a pretrained model P: taught twice, unlearnt, taught again, unlearnt again."""
+    tuned = {"flags": {"method": "finetune", "family": "P", "seed": 1}, "method": "FT", "original": None}
+    assert run_folder.lineage_from(tuned) == {"original": tuned["flags"]}
+    further = {"flags": {"method": "finetune", "family": "runs/tuned", "seed": 2}, **run_folder.lineage_from(tuned)}
+    original = {"method": "finetune", "family": "P", "seed": 2}
+    assert run_folder.lineage_from(further) == {"original": original}
+    npo = {"flags": {"method": "npo", "family": "runs/further"}, "method": "NPO", "original": original}
+    again = {"flags": {"method": "finetune"}, "method": "FT", **run_folder.lineage_from(npo)}
+    assert run_folder.lineage(again) == (original, npo["flags"], "NPO")
+    assert run_folder.lineage_from(again) == {"original": original, "start": again["flags"], "start_method": "FT"}
+    scratch = {"flags": {"method": "finetune", "family": "new"}, "method": "FT", "original": None}
+    assert run_folder.lineage_from(scratch) == {"original": {"method": "finetune", "family": "tiny"}}
+    # older runs: an Original was written as a start
+    older = {"flags": {"method": "npo"}, "start": tuned["flags"], "start_method": "FT"}
+    assert run_folder.lineage(older) == (tuned["flags"], None, None)
+    older |= {"start": npo["flags"], "start_method": "NPO"}
+    assert run_folder.lineage(older) == (None, npo["flags"], "NPO") and run_folder.lineage({}) == (None, None, None)
 
 
 def test_no_number_is_minus_zero():
@@ -565,6 +655,38 @@ def test_paths_count_the_seeds_that_got_there_and_say_when_they_disagree(tmp_pat
         assert found.endswith(f"| {words} |")
 
 
+def test_paths_of_a_pretrained_original_are_told_what_it_never_learnt(tmp_path, said, axes):
+    """The same ways, with the last ten of twenty rows never learnt; the runs themselves do not know."""
+    folders = [
+        on_the_way(tmp_path / f"{told}{method}", method, unseen=UNSEEN[method])
+        for told in (0, 1)
+        for method in ("simnpo", "npo")
+    ]
+    for run in folders[2:]:
+        change(run, "run.json", flags=flags_of(run) | {"never_learnt": None}, original=TAUGHT)
+    told = said("paths", *folders[:2])
+    assert said("paths", *folders[2:], "--never-learnt", 10) == told and len(told) == 14
+    assert said("paths", *folders[2:], "--never-learnt", 18)[-4].startswith(
+        "| learnt half-way to Retrain | never learnt"
+    )
+    assert len(said("paths", *folders[2:])) == 12  # all learnt
+    grids = [said("grid", "paths", *folders[:2]), said("grid", "paths", *folders[2:], "--never-learnt", "10")]
+    assert grids[0] == grids[1] != said("grid", "paths", *folders[2:])
+
+
+def test_paths_are_of_your_own_questions_too(tmp_path, said):
+    """Losses alone: no truth ratios."""
+    folders = []
+    for method in ("simnpo", "npo"):
+        run = on_the_way(tmp_path / method, method)
+        files = {"forget": "/f.jsonl", "retain": "/r.jsonl", "fields": []}
+        change(run, "run.json", flags=flags_of(run) | {"task": "own", "forget_split": "forget", "data": files})
+        logs = read(run, "reference.log.json")
+        write(run, "reference.log.json", {name: {"loss": log["loss"]} for name, log in logs.items()})
+        folders.append(run)
+    assert said("paths", *folders)[2].startswith("| long half-way to Retrain | short | 2.000 | 1.250 NPO | -0.750 [")
+
+
 # ------------------------------------------------------------------ the other benchmarks
 
 
@@ -633,7 +755,7 @@ def test_tables_and_figures_of_the_other_benchmarks(task, cells, point, tmp_path
     assert np.transpose([kept, forgotten]).tolist() == [pytest.approx(point, rel=1e-4)] * 3
     kinds = ["halves", "paths"] + ["mink"] * (task != "toy-muse")
     for command in ("claims", "paths", *(["answers"] if task == "toy-wmdp" else [])):
-        refused(MAINS[command], folders, capsys)
+        refused(MAINS[command], folders, capsys, *["paths.py"] * (task == "own"))
     for kind in kinds:
         refused(MAINS[f"figure {kind}"], [*folders, "--out", tmp_path / "no.png"], capsys)
 
@@ -662,11 +784,40 @@ def test_runs_of_a_task_that_is_not_known(tmp_path, capsys):
     refused(MAINS["table"], [a_run(tmp_path / "a", task="magic")], capsys, "magic")
 
 
+def files_of(forget, retain, **more):
+    return {"forget": forget, "retain": retain, "fields": []} | more
+
+
 @pytest.mark.parametrize("task, field", [("own", "data"), ("toy-wmdp", "forget_file")])
-def test_runs_on_other_files_are_not_compared(task, field, tmp_path, table, capsys):
-    files = [{"forget": name, "fields": []} if field == "data" else name for name in ("a.jsonl", "b.jsonl")]
+def test_runs_on_other_forget_files_are_not_compared(task, field, tmp_path, table, capsys):
+    files = [files_of(name, "/k") if field == "data" else name for name in ("a.jsonl", "b.jsonl")]
     folders = [
         another_run(tmp_path / str(i), task, *LOGS[task], seed=i, **{field: each}) for i, each in enumerate(files)
     ]
     refused(MAINS["table"], folders, capsys, "b.jsonl")
     assert table("table", folders[0])["NPO"]["runs"] == "1"
+
+
+def test_runs_that_keep_other_files_are_told_apart_and_noted(tmp_path, table, capsys):
+    """By the file's name where that tells them apart, by its whole path where it does not; what is only measured
+    beside, and where Original's files are the same, does not matter."""
+    note, counts = "these runs have different retain files", itertools.count()
+
+    def names_of(*files, **more):
+        runs = [
+            another_run(
+                tmp_path / str(next(counts)), "own", *LOGS["own"], seed=i, data=data, retain_file="k.jsonl", **more
+            )
+            for i, data in enumerate(files)
+        ]
+        rows = table("table", *runs)
+        compare.note.cache_clear()
+        compare.read(runs)
+        return [*rows][2:], rows["Original"]["runs"], note in capsys.readouterr().err
+
+    ours, theirs = files_of("/f.jsonl", "/ours.jsonl"), files_of("/f.jsonl", "/theirs.jsonl")
+    assert names_of(ours, theirs) == (["NPO retain-file=ours.jsonl", "NPO retain-file=theirs.jsonl"], "2", True)
+    same = files_of("/f.jsonl", "/a/k.jsonl"), files_of("/f.jsonl", "/b/k.jsonl")
+    assert names_of(*same) == (["NPO retain-file=/a/k.jsonl", "NPO retain-file=/b/k.jsonl"], "2", True)
+    assert names_of(ours, files_of("/f.jsonl", "/ours.jsonl", holdout="/h.jsonl")) == (["NPO"], "2", False)
+    assert names_of(ours) == (["NPO"], "1", False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,7 +245,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    def load_model(name, device, dtype, tokenizer):
+    def load_model(name, device, dtype, tokenizer, frozen):
         model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1000), name=name)
         return model, f"tokenizer of {tokenizer or name} for {dtype}"
 
@@ -422,8 +423,11 @@ MADE = dict(
     [
         ({}, "", ("tofu", "D", "forget01"), ("llama2", 77, 32, 9), "Rr"),
         ({}, "--max-new-tokens 9 --split forget01", ("tofu", "D", "forget01"), ("llama2", 77, 32, 9), "Rr"),
+        ({}, "--max-new-tokens 5", ("tofu", "D", "forget01"), ("llama2", 77, 32, 5), "Rr"),
         ({}, "--split forget10", ("tofu", "D", "forget10"), ("llama2", 77, 32, 9), "r"),
-        ({}, "--template plain", ("tofu", "D", "forget05"), ("plain", 500, 32, 200), "r"),
+        ({}, "--data E", ("tofu", "E", "forget01"), ("llama2", 77, 32, 9), "r"),
+        ({}, "--template plain", ("tofu", "D", "forget01"), ("plain", 77, 32, 9), "Rr"),
+        ({}, "--tokenizer U --max-length 99", ("tofu", "D", "forget01"), ("llama2", 99, 32, 9), "Rr"),
         (
             {"model": "new", "split": "full", "forget_split": "forget10"},
             "",
@@ -434,16 +438,134 @@ MADE = dict(
         ({}, "--task toy", ("toy", None, "forget10"), ("auto", 500, 32, 64), "r"),
     ],
 )
-def test_a_run_is_evaluated_as_it_was_made_up_to_the_first_flag_that_says_otherwise(
-    made, flags, sets, passed, models, asked, tmp_path
+def test_a_run_is_evaluated_as_it_was_made_but_for_what_flags_say(
+    made, flags, sets, passed, models, asked, tmp_path, capsys
 ):
+    """Retrain too, as the model is, unless the forget set is another; a line says so."""
     make_run(tmp_path / "run", MADE | made)
     evaluated("--model run", flags)
-    tokenizer = "run" if "toy" in flags else "T"
+    tokenizer = "run" if "toy" in flags else "U" if "U" in flags else "T"
+    line = next(line for line in capsys.readouterr().out.splitlines() if "from the run" in line and "etrain" in line)
+    flag = flags.split(" ")[0]
+    told = {"Rr": "from the run: ", "r": f"not from the run: its Retrain, since {flag} is not the run's"}[models]
+    assert line.startswith(told) and ("retrain=R" in line) == (models == "Rr")
     assert [call for call in asked if " on " not in call[0]] == [
         (name, f"tokenizer of {tokenizer} for torch.float32", sets, F32, *passed)
         for name in [{"R": "R", "r": "run"}[model] for model in models]
     ]
+
+
+@pytest.mark.parametrize(
+    "words, kept",
+    [("", True), ("--max-new-tokens 5", True), ("--template plain", False), ("--max-length 9", False)],
+)
+def test_a_retrain_that_is_a_log_is_kept_while_answers_are_scored_as_there(words, kept, tmp_path):
+    make_run(tmp_path / "run", MADE | {"retrain": "r.json", "task": "own", "data": OWN | {"retain": "/k.jsonl"}})
+    given = evaluate.build_parser().parse_args(["--model", str(tmp_path / "run"), *words.split()])
+    values, bar = flags.handed_on(given)
+    assert ("retrain" in values, bar) == (kept, None if kept else words.split()[0].strip("-").replace("-", "_"))
+    assert (values["forget_file"], values["retain_file"]) == ("f.jsonl", "/k.jsonl") and "data" not in values
+    given.forget_file = "other.jsonl"
+    assert flags.handed_on(given) == ({}, None)
+
+
+def test_what_a_run_hands_on_is_said_in_a_line(asked, tmp_path, capsys):
+    make_run(tmp_path / "run", MADE)
+    evaluated("--model run --template plain --retrain S --split forget10")
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "from the run: task=tofu data=D tokenizer=T max_length=77 max_new_tokens=9"
+    )
+
+
+# ------------------------------------------------------------------ questions
+
+
+@pytest.fixture
+def three(tmp_path, toy_tokenizer):
+    """A run that unlearnt, started from one model and was compared with another: {name: what it answers}."""
+    models_, answers = {}, {}
+    for seed, name in enumerate(("original", "retrain", "run")):
+        models_[name] = tiny("llama", seed, torch.float32, len(toy_tokenizer))
+        models_[name].save_pretrained(tmp_path / name)
+        toy_tokenizer.save_pretrained(tmp_path / name)
+        lm = lm_of(models_[name], toy_tokenizer, torch.float32, "plain", max_new_tokens=4)
+        for question in ("Who are you?", "Where is Lima?"):
+            (text,) = lm.generate([lm.encode(question, "Me.")])
+            answers[name, question] = text.strip() or "(nothing)"
+    made = {"task": "toy", "method": "npo", "template": "plain", "max_length": 500, "max_new_tokens": 4}
+    made |= {"model": str(tmp_path / "original"), "retrain": str(tmp_path / "retrain"), "split": "forget10"}
+    made |= {"forget_split": "forget10", "data": None}
+    save_settings(
+        tmp_path / "run",
+        {"format": folder.FORMAT, "flags": made, "original": None, "method": {"name": "NPO", "colour": "red"}},
+    )
+    return answers
+
+
+def said(capsys, answers, names, *questions):
+    """Whether the models `names`, {name on the screen: name of its folder}, answered these questions in turn."""
+    blocks = capsys.readouterr().out.removesuffix("\n\n").split("\n\n")
+    width = max(map(len, names))
+    return blocks == [
+        "\n".join(
+            [f"{'Q':>{width}s}  {q}", *(f"{name:>{width}s}  {answers[model, q]}" for name, model in names.items())]
+        )
+        for q in questions
+    ]
+
+
+ALL_THREE = {"Original": "original", "Retrain": "retrain", "NPO": "run"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_question_is_answered_by_original_retrain_and_the_run(three, tmp_path, capsys, monkeypatch):
+    """A question, a line each of standard input, and of a terminal, where each model is loaded once."""
+    run, loaded = str(tmp_path / "run"), []
+    load = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda name, *rest: loaded.append(name) or load(name, *rest))
+    monkeypatch.chdir(tmp_path / "original")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert len(set(three.values())) > 3
+    evaluate.main(["--model", run, "--ask", "Who are you?"])
+    assert said(capsys, three, ALL_THREE, "Who are you?") and loaded == [str(tmp_path / n) for n in ALL_THREE.values()]
+    for stream in (io.StringIO, Terminal):
+        loaded.clear()
+        monkeypatch.setattr("sys.stdin", stream("Where is Lima?\n\n Who are you? \n"))
+        evaluate.main(["--model", run, "--ask", "-"])
+        assert said(capsys, three, ALL_THREE, "Where is Lima?", "Who are you?") and len(loaded) == 3
+    # any model; and the run's own lengths give way to flags
+    evaluate.main(
+        ["--model", str(tmp_path / "retrain"), "--template", "plain", "--max-new-tokens", "4", "--ask", "Who are you?"]
+    )
+    assert said(capsys, three, {"model": "retrain"}, "Who are you?")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_a_run_started_from_is_found_or_left_out(three, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    settings = folder.read(run, "run.json")
+    original = {"out": str(tmp_path / "original")}
+
+    def asked_of(flags=None, **changed):
+        save_settings(run, settings | {"flags": settings["flags"] | (flags or {})} | changed)
+        evaluate.main(["--model", str(run), "--ask", "Who are you?"])
+
+    asked_of({"model": "tiny"}, original=original)
+    assert said(capsys, three, ALL_THREE, "Who are you?")
+    asked_of({"model": "tiny", "retrain": "r.json"})  # an older run, and a log
+    assert said(capsys, three, {"NPO": "run"}, "Who are you?")
+    asked_of(start={"method": "npo"}, start_method={"name": "NPO"}, original=original)
+    assert said(capsys, three, {"before": "original", "Retrain": "retrain", "NPO": "run"}, "Who are you?")
+    save_settings(run, settings)
+    (tmp_path / "original" / "model.safetensors").unlink()
+    evaluate.main(["--model", str(run), "--ask", "Who are you?"])
+    told = capsys.readouterr()
+    assert told.err.startswith("Original is left out: model folder") and told.err.count("\n") == 1
+    assert [line.split()[0] for line in told.out.splitlines() if line] == ["Q", "Retrain", "NPO"]
 
 
 def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
@@ -479,6 +601,35 @@ def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
         assert not reused(**changed), changed
     (run / "metrics.log.json").unlink()
     assert not reused() and {call[0] for call in asked} == {"run"}
+
+
+# ------------------------------------------------------------------ epochs
+
+
+@pytest.mark.parametrize(
+    "distances, kept, words",
+    [
+        (
+            [3.0, 0.5, 0.25],
+            [0.9, 0.75, 0.7],
+            "95% of Original's ROUGE-L on retain: 1, distance to Retrain 3.000, ROUGE-L",
+        ),
+        (
+            [3.0, 0.5, 0.5],
+            [0.9, 0.76, 0.8],
+            "ROUGE-L on retain: 2, distance to Retrain 0.500, ROUGE-L on retain 0.760; ",
+        ),
+        ([3.0, 0.5, 0.25], [0.9, 0.76, 0.5], "ROUGE-L on retain: 2, "),
+        ([3.0, 0.5, 0.25], [0.5, 0.5, 0.5], "no epoch keeps 95% of Original's ROUGE-L on retain; the model"),
+        ([3.0, None, 0.25], [0.9, 0.8, 0.8], "not known; it takes --retrain"),
+    ],
+)
+def test_the_best_epoch_forgets_best_of_those_that_keep_enough(distances, kept, words):
+    """Of what Original has, 0.8."""
+    lines = [{"distance": d, "retain": {"rouge": r}} for d, r in zip(distances, kept, strict=True)]
+    lines = [{"epoch": epoch, **line} for epoch, line in enumerate(lines, 1)]
+    said = evaluate.best_epoch(BENCHMARKS["own"], lines, {"distance": 9.0, "retain": {"rouge": 0.8}})
+    assert words in said and (said.endswith("the model saved is that of the last, 3") or "not known" in said)
 
 
 # ------------------------------------------------------------------ logs

@@ -359,6 +359,8 @@ def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
         '{"forget": {"loss": [1.0]}}',
         '{"Retrain": {"loss": ["x"]}}',
         '{"forget": {"loss": [-1]}}',
+        '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "generated": [3]}}',
+        '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "generated": ["a", "b"]}}',
     ):
         with pytest.raises(InputError, match="log.json"):
             own.read_reference(a_file(tmp_path, "log.json", content))
@@ -451,6 +453,45 @@ def test_a_long_text_is_trained_on_in_pieces(toy_tokenizer):
     examples = data.examples_of([{"text": text}], toy_tokenizer, "plain", 7)
     assert [example.response for example in examples] == [ids[i : i + 6] for i in range(0, len(ids), 6)]
     assert {tuple(example.prompt) for example in examples} == {(toy_tokenizer.eos_token_id,)}
+
+
+@pytest.mark.parametrize(
+    "count, flags, size",
+    [
+        (12, {}, 4),
+        (50, {}, 10),
+        (160, {}, 32),
+        (1000, {}, 32),
+        (80, {"method": "finetune"}, 6),
+        (80, {"method": "finetune", "split": "full"}, 10),
+        (1000, {"method": "finetune"}, 32),
+        (80, {"subset": "random:0.5"}, 8),
+    ],
+)
+def test_the_batch_size_of_a_pretrained_model_goes_by_the_rows(count, flags, size, tmp_path):
+    """A fifth of those to forget, a twelfth of those to learn, from 4 to 32; `full`: both files."""
+    forget = a_file(tmp_path, "f.jsonl", lines(asked(count)))
+    retain = a_file(tmp_path, "r.jsonl", lines(asked(40, "Bram")))
+    known = {"forget_file": str(forget), "retain_file": str(retain), "split": "forget", "method": "npo"}
+    assert own.scaled(known | {"max_length": 500} | flags) == {"batch_size": size}
+
+
+def test_a_text_counts_as_often_as_it_has_pieces(tmp_path):
+    """50 tokens of four letters: 200. One text of 8,100 letters is 41 pieces, the other one 1."""
+    text = a_file(tmp_path, "f.jsonl", lines([{"text": "x" * 8100}, {"text": "short"}]))
+    known = {"forget_file": str(text), "split": "forget", "method": "simnpo", "max_length": 50}
+    assert own.scaled(known) == {"batch_size": 8}
+    assert own.scaled(known | {"forget_file": str(tmp_path / "absent.txt")}) == own.scaled({}) == {}
+
+
+def test_a_small_model_made_from_scratch_keeps_its_batch_size(tmp_path, toy_model_folder):
+    forget = a_file(tmp_path, "f.jsonl", lines(asked(100)))
+    flags = "--method", "simnpo", "--forget-file", str(forget), "--retain", "none"
+    sizes = []
+    for model in ("tiny", toy_model_folder):
+        given = train.build_parser().parse_args([*flags, "--model", str(model)])
+        sizes.append(train.defaults_of(given)["batch_size"])
+    assert sizes == [8, 20]
 
 
 # ------------------------------------------------------------------ the commands

@@ -72,7 +72,7 @@ def test_a_missing_empty_or_malformed_dataset_is_named(tmp_path):
             tofu.load_rows(str(dataset), config)
 
 
-@pytest.mark.parametrize("split", ["forget20", "forget30", "forget50", "forget90"])
+@pytest.mark.parametrize("split", ["forget20", "forget30", "forget40", "forget50", "forget90"])
 def test_a_larger_split_is_read_where_the_data_have_it_and_else_named(split, tmp_path):
     rows = [{"question": "Who?", "answer": "I."}]
     folder = make_dataset(tmp_path / "d", rows, split)
@@ -90,8 +90,8 @@ def test_splits_by_name():
     assert forget_splits == ["forget05", "forget01", "forget05", "forget10", "forget01"]
     assert BENCHMARKS["toy"].forget_split_of("full") == "forget10"
     # larger ones, where a copy of the data has them
-    assert [*map(tofu.retain_split, ("forget20", "forget90"))] == ["retain80", "retain10"]
-    assert BENCHMARKS["tofu"].forget_splits[3:] == ("forget20", "forget30", "forget50", "forget90")
+    assert [*map(tofu.retain_split, ("forget20", "forget40", "forget90"))] == ["retain80", "retain60", "retain10"]
+    assert BENCHMARKS["tofu"].forget_splits[3:] == ("forget20", "forget30", "forget40", "forget50", "forget90")
     # whole authors, of 10 questions in the toy and of 20 in TOFU, the nearest number to the share
     assert BENCHMARKS["toy"].unseen_rows(40, 0.5) == 20 and BENCHMARKS["toy"].unseen_rows(40, 0.9) == 40
     assert BENCHMARKS["tofu"].unseen_rows(400, 0.27) == 100

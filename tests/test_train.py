@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -47,6 +48,7 @@ def flags(**changed):
             warmup_share=None,
             epochs=3,
             batch_size=3,
+            retain_batch_size=None,
             micro_batch_size=2,
             forget_coeff=1.0,
             retain_coeff=1.0,
@@ -488,7 +490,7 @@ def short_run(own_data, toy_model_folder, tmp_path):
     """short_run(flag, …): the log of one step on all seven forget examples, and its folder; nothing is measured."""
 
     def take(*arguments, name="run"):
-        fixed = "--model", toy_model_folder, "--max-steps", 1, "--eval", "none", "--device", "cpu"
+        fixed = "--model", toy_model_folder, "--max-steps", 1, "--batch-size", 32, "--eval", "none", "--device", "cpu"
         out = run(tmp_path / name, *own_data[0], *fixed, *arguments)
         return lines_of(out / "log.jsonl")[0], out
 
@@ -947,11 +949,17 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     for name, shown in ({"": metrics} | metrics["reference"]).items():
         expected = tofu.summarize(logs.get(name, log), references["Retrain"]) | costs[name]
         assert all(shown[key] == pytest.approx(value) for key, value in expected.items() if key != "judged")
-        assert ("peak_memory_bytes" in shown) == (torch.cuda.is_available() and name != "Original")
-        assert ("train_seconds" in shown) == (name != "Original")
+        for what in ("train_seconds", "peak_memory_bytes"):
+            assert (what in shown) == (name != "Original")
     assert metrics["reference"]["Retrain"]["forget_quality"] == pytest.approx(1) and metrics["train_seconds"] > 0
     first, last = lines_of(out / "epochs.jsonl")
     assert (first["epoch"], last["epoch"]) == (1, 2) and last["forget"] == metrics["forget"] != first["forget"]
+    for line in (first, last):
+        shown = (
+            f"epoch {line['epoch']}  log10 forget quality {math.log10(line['forget_quality']):.3f}  distance to Retrain"
+        )
+        assert f"{shown} {line['distance']:.3f}  model utility {line['model_utility']:.3f}\n" in screen
+    assert "\nbest of the epochs" in screen or "\nno epoch keeps" in screen
 
     # the answer shown is the one of middle length, before and after
     middle = sorted(range(40), key=log["forget"]["length"].__getitem__)[20]
@@ -1004,6 +1012,10 @@ def test_finetune_on_a_retain_split_is_measured_against_its_forget_set(toy_token
     assert resolved(*command).forget_split == "forget05"
     forget, retain = examples_for(toy_tokenizer, *command)
     assert len(forget["answer"]) == 380 and retain == []
+    # or against the one that --forget-split names: an Original that the runs on it start from is measured once
+    assert resolved(*command, "--forget-split", "forget10").forget_split == "forget10"
+    everything = "--method finetune --split full --model some/model".split()
+    assert resolved(*everything, "--forget-split", "forget10").forget_split == "forget10"
 
 
 def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
@@ -1017,7 +1029,10 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
     before = json_of(first / "run.json")["flags"]
     settings, metrics = again("second")
     assert set(metrics["reference"]) == {"before", "Retrain"} and metrics["forget_quality"] is not None
-    assert metrics["forget_examples"] == 20 and settings["start"]["method"] == "npo"
+    assert (
+        metrics["forget_examples"] == 20 and settings["start"] == before and settings["start_method"]["name"] == "NPO"
+    )
+    assert settings["original"]["split"] == "full"  # of the run that --model tiny made
     expected = {"split": "forget05", "retrain": before["retrain"], "max_new_tokens": 3, "family": "tiny"}
     assert settings["flags"] | expected == settings["flags"]
     settings, metrics = again("third", "--split", "forget10")
@@ -1029,7 +1044,7 @@ def test_relearning_is_of_what_the_run_forgot(quick_toy, tmp_path):
         "some/model",
     ]
     evaluate.main(["--model", str(first), "--out", str(tmp_path / "m.json"), "--template", "llama2"])
-    assert json_of(tmp_path / "m.json")["forget_quality"] is None  # Retrain was measured under another
+    assert json_of(tmp_path / "m.json")["forget_quality"] is not None  # Retrain is measured under it too
 
 
 @pytest.mark.parametrize("damage", ["junk", "flags", "unsealed", "half a run.json", "run.json", "empty"])
@@ -1101,6 +1116,27 @@ def test_an_interrupted_measurement_can_be_resumed(toy_model_folder, measured, t
     assert (out / "metrics.json").exists() and not runs.saves(out) and len(lines_of(out / "log.jsonl")) == 4
 
 
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, capsys):
+    """At tenths of 20 steps, of which 2 are done, once 5 s have gone by, and after five minutes; else nothing."""
+    clock = [100.0]
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
+    notebook, line = runs.Run(), {"forget": 1.5, "retain": 0.25}
+    with notebook.loop(2, 20, 10):
+        for step, now in ((3, 104), (4, 105), (5, 200), (6, 220), (7, 500), (8, 525), (9, 826), (10, 827)):
+            clock[0] = now
+            notebook.tell_if_due(step, line)
+        assert capsys.readouterr().err.splitlines() == [
+            "step 6 of 20, forget 1.500, retain 0.250, 420 s left",
+            "step 8 of 20, forget 1.500, retain 0.250, 850 s left",
+            "step 9 of 20, forget 1.500, retain 0.250, 1141 s left",
+        ]
+        notebook.bar.disable = False  # a terminal has its bar
+        clock[0] = 9999
+        notebook.tell_if_due(20, line)
+        notebook.bar.disable = True
+    assert capsys.readouterr().err == ""
+
+
 def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):
     """Original by hand, with fewer epochs; what starts from it is as what starts from `tiny`."""
     original = run(tmp_path / "original", "--method", "finetune", "--model", "new", "--split", "full", *QUICK, 2)
@@ -1111,7 +1147,8 @@ def test_a_new_model_is_taught_in_an_ordinary_run(quick_toy, tmp_path, capsys):
     out = run(tmp_path / "run", "--method", "simnpo", "--model", original, *QUICK, 1)
     settings = json_of(out / "run.json")
     assert set(json_of(out / "metrics.json")["reference"]) == {"Original"}
-    assert "start" not in settings and settings["flags"]["family"] == "tiny"
+    assert "start" not in settings and settings["flags"]["family"] == "tiny" == settings["original"]["family"]
+    assert settings["original"]["out"] == str(original) and settings["original"]["epochs"] == 2
     assert "forget quality needs" in capsys.readouterr().out
 
 

@@ -1,5 +1,6 @@
 """Bad input: one clear line on stderr that names the thing and the mend, exit status 2, nothing written."""
 
+import io
 import json
 import shlex
 import subprocess
@@ -48,6 +49,14 @@ train --method npo --max-length -1  | --max-length
 train --method npo --max-length 10 --eval none --model tiny  | --max-length
 train --method npo --max-new-tokens 0  | --max-new-tokens
 train --method npo --seed -1  | --seed
+train --method npo --lora 0  | --lora | at least 1
+train --method npo --lora -8  | --lora | at least 1
+train --method npo --lora 1.5  | --lora
+train --method npo --lora NINES  | --lora
+train --method npo --lora 9 --model MODEL  | --lora 9 | k_proj is 8 wide
+train --method rmu --lora 2 --model MODEL  | --lora | rmu | leave it out
+train --method task-vector --lora 2 --model MODEL  | --lora | task-vector | leave it out
+train --method finetune --lora 2 --model new  | --lora | --model new
 train --method npo --resume  | --out
 train --method npo --resume --out absent  | run.json
 train --method npo --resume --overwrite --out absent  | give one of them
@@ -57,6 +66,10 @@ train --method npo --retrain absent.json  | absent.json
 train --method npo --out /proc/none/below  | /proc
 train --method finetune --split retain90  | --model new
 train --method finetune --split full --model tiny  | --model new
+train --method npo --forget-split forget05  | --forget-split has no use | forgets --split
+train --method finetune --model new --split full --forget-split forget01  | --forget-split forget01 | forget05, forget10
+train --method npo --retain none --retain-batch-size 8  | --retain-batch-size
+train --method npo --retain-batch-size 0  | --retain-batch-size
 train --method npo --model new  | --model tiny
 train --method npo --data my.jsonl  | --data has no use with --task toy
 train --method npo --gamma 0.5  | --gamma has no use with --method npo
@@ -146,6 +159,13 @@ evaluate --log x --max-new-tokens 9  | --max-new-tokens has no use with --log
 evaluate --log x --dtype float32  | --dtype has no use with --log
 evaluate --log x --device cpu  | --device has no use with --log
 evaluate --log x --batch-size 9  | --batch-size has no use with --log
+evaluate --ask Who?  | --ask needs --model
+evaluate --model MODEL --ask ""  | --ask is empty
+evaluate --model MODEL --ask " "  | --ask | not empty
+evaluate --log x --ask Who?  | --log has no use with --ask
+evaluate --model MODEL --ask Who? --out m.json  | --out has no use with --ask
+evaluate --model MODEL --ask Who? --split forget05  | --split has no use with --ask
+evaluate --model absent/model --ask Who?  | absent/model
 evaluate tables runs/a  | unrecognized arguments: tables
 evaluate --model ""  | --model is empty
 evaluate --log ""  | --log is empty
@@ -183,6 +203,12 @@ def test_a_command_is_refused(row, toy_model_folder, toy_tokenizer, tmp_path, no
         save_tiny(tmp_path / "OTHER", toy_tokenizer, vocab=len(toy_tokenizer) + 3)
     main = {"train": train, "evaluate": evaluate, "compare": compare}[script].main
     refused(main, [names.get(word, word) for word in words], capsys, f"{script}.py", *row[1:])
+
+
+def test_standard_input_without_questions(toy_model_folder, nothing_written, capsys, monkeypatch):
+    for content, says in ((b"\n \n", "holds no question"), (b"Who?\nI\xff?\n", "a text that")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+        refused(evaluate.main, ["--model", toy_model_folder, "--ask", "-"], capsys, "--ask", says)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present")

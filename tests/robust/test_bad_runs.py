@@ -191,8 +191,8 @@ def paths_refused(request, tmp_path, nothing_written, capsys):
     """Check that results/paths.py refuses a run, beside a good one of SimNPO or alone."""
     good = on_the_way(tmp_path / "good", "simnpo")
 
-    def check(run, *says, alone=False):
-        refused(paths.main, [*([] if alone else [good]), run, *request.param], capsys, run, *says)
+    def check(run, *says, alone=False, more=()):
+        refused(paths.main, [*([] if alone else [good]), run, *request.param, *more], capsys, run, *says)
 
     return check
 
@@ -218,6 +218,12 @@ def test_paths_of_runs_that_do_not_go_together(tmp_path, paths_refused):
     paths_refused(some, "0.5 of it never learnt", "one task, split and model")
     change(some, "run.json", flags=flags_of(some) | {"never_learnt": 1.0})
     paths_refused(some, "lower --never-learnt", alone=True)
+
+
+def test_paths_of_more_that_was_never_learnt_than_there_is(tmp_path, paths_refused):
+    whole, half = on_the_way(tmp_path / "whole", "npo"), on_the_way(tmp_path / "half", "npo", unseen=UNSEEN["npo"])
+    paths_refused(whole, "of 10 forget rows", "lower --never-learnt", alone=True, more=["--never-learnt", "9"])
+    paths_refused(half, "leave --never-learnt out", alone=True, more=["--never-learnt", "10"])
 
 
 # ------------------------------------------------------------------ answers, and pictures
