@@ -47,10 +47,13 @@ def training_rows(dataset, split, base_knowledge=False):
     """Rows of a file; or, for a from-scratch model, `full`: to forget and to retain; `all`: the holdout's too, which
     its tokenizer is made for: else new names are longer there, and less likely for that alone.
 
-    dataset: as from `data_of`.
+    dataset: as from `data_of`. InputError where it lacks the file.
     """
     splits = {"full": SETS, "all": (*SETS, "holdout")}.get(split, (split,))
-    return [row for name in splits if name in dataset for row in read_file(dataset[name], dataset["fields"])]
+    paths = [dataset[name] for name in splits if name in dataset]
+    if not paths:
+        raise InputError(f"--split {split} needs rows of it; give --{split}-file")
+    return [row for path in paths for row in read_file(path, dataset["fields"])]
 
 
 def evaluation_rows(dataset, forget_split):
@@ -173,13 +176,13 @@ def extraction_strength(likeliest):
 
 
 def membership(log):
-    """{"loss", "mink": [AUC, low, high]} of telling forget rows from holdout rows, or None without a holdout.
+    """{"loss", "mink": [AUC, low, high]} of telling forget rows from holdout rows, or None where either lacks them.
 
     AUC = P(a forget row looks more familiar than a holdout row: less loss, or a higher Min-40%), ties counting half.
     0.5: they cannot be told apart; above: what was to be forgotten still looks familiar; below: it looks stranger than
     what was never seen, which tells it apart too. With 95% bootstrap bounds, None for fewer than two rows.
     """
-    if not log.get("holdout"):
+    if not all((log.get(name) or {}).get("mink") for name in ("forget", "holdout")):
         return None
     orders = {"loss": ("holdout", "forget"), "mink": ("forget", "holdout")}  # the one that is to have more, first
     samples = {value: [log[name][value] for name in names] for value, names in orders.items()}
@@ -188,7 +191,7 @@ def membership(log):
 
 def means_of(part):
     """Of a part of a log the means, and under `interval` their 95% bootstrap bounds."""
-    values = {value: part[value] for value in MEANS if value in part}
+    values = {value: part[value] for value in MEANS if part.get(value)}
     means = {value: float(np.mean(column)) for value, column in values.items()}
     return means | {"interval": {value: bootstrap(np.mean, column) for value, column in values.items()}}
 
@@ -223,7 +226,7 @@ def measured(lm, rows):
     scores = lm.token_scores(examples)
     part = {
         "loss": [-float(logp.mean()) for logp, _ in scores],
-        "memorized": [float(likeliest.mean()) for _, likeliest in scores],
+        "memorized": [float(np.mean(likeliest, dtype=np.float64)) for _, likeliest in scores],
         "extraction": [extraction_strength(likeliest) for _, likeliest in scores],
         "mink": [-min_k(logp) for logp, _ in scores],
         "length": [len(example.response) for example in examples],

@@ -181,6 +181,8 @@ def test_rows_of_a_split_and_of_the_evaluation(tmp_path):
         assert own.evaluation_rows(dataset, "forget") == {
             name: rows[:300] for name, rows in splits.items() if name != "full"
         }
+    with pytest.raises(InputError, match="--split retain needs rows of it; give --retain-file"):
+        own.training_rows(dataset, "retain")
 
 
 # ------------------------------------------------------------------ arithmetic
@@ -281,7 +283,7 @@ def test_forget_rows_that_look_more_familiar_than_the_holdout_have_an_auc_above_
     assert strange["loss"][0] == pytest.approx(0.5 / 6) and strange["mink"][0] == pytest.approx(2 / 6)
     alone = own.membership({"forget": a_part([1.0], mink=[-1.0]), "holdout": holdout})
     assert alone == {"loss": [1.0, None, None], "mink": [1.0, None, None]}
-    assert own.membership({"forget": forget}) is None
+    assert own.membership({"forget": forget}) is own.membership({"forget": forget, "holdout": a_part([1.0])}) is None
 
 
 def test_a_reference_is_matched_by_its_rows_whatever_their_order():
