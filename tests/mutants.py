@@ -63,7 +63,7 @@ COVERS = {
     "machinery/flags.py": "train lora bad_input evaluate own muse wmdp",
     "machinery/folder.py": "compare bad_runs faults train bad_input",
     "machinery/inputs.py": "bad_data tofu own muse wmdp bad_models bad_input fuzz",
-    "machinery/models.py": "models lora bad_models toy evaluate train",
+    "machinery/models.py": "lora models bad_models toy evaluate train",
     "machinery/processes.py": "ranks",
     "machinery/run.py": "faults bad_input lora train ranks",
     "machinery/statistics.py": "own verdict muse compare results markov",
