@@ -89,8 +89,9 @@ def key_of(row):
 
 
 def scaled(flags):
-    """{"batch_size"} that goes by the number of rows, at least 4: a fifth of those to be forgotten, so that six epochs
-    are thirty steps, on which depends how far forgetting goes; a twelfth of those to be learnt, at most 32.
+    """{"batch_size", "retain_batch_size"} that go by the number of rows, at least 4: a fifth of those to be forgotten, so
+    that six epochs are thirty steps, on which depends how far forgetting goes, and with each three rows to be kept; a
+    twelfth of those to be learnt, at most 32.
 
     flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
     """
@@ -103,7 +104,8 @@ def scaled(flags):
         count *= float(flags["subset"].partition(":")[2])
     if flags["method"] == "finetune":
         return {"batch_size": min(32, max(4, int(count / 12)))}
-    return {"batch_size": max(4, int(count / 5))}
+    size = flags.get("batch_size") or max(4, int(count / 5))
+    return {"batch_size": size, "retain_batch_size": 3 * size}
 
 
 # ------------------------------------------------------------------ logs

@@ -473,14 +473,23 @@ def test_the_batch_size_of_a_pretrained_model_goes_by_the_rows(count, flags, siz
     forget = a_file(tmp_path, "f.jsonl", lines(asked(count)))
     retain = a_file(tmp_path, "r.jsonl", lines(asked(40, "Bram")))
     known = {"forget_file": str(forget), "retain_file": str(retain), "split": "forget", "method": "npo"}
-    assert own.scaled(known | {"max_length": 500} | flags) == {"batch_size": size}
+    scaled = own.scaled(known | {"max_length": 500} | flags)
+    assert scaled.pop("retain_batch_size", 3 * size) == 3 * size and scaled == {"batch_size": size}
+
+
+def test_a_pretrained_model_meets_three_rows_to_keep_with_each_to_forget(tmp_path):
+    forget = a_file(tmp_path, "f.jsonl", lines(asked(50)))
+    known = {"forget_file": str(forget), "split": "forget", "method": "npo", "max_length": 500}
+    assert own.scaled(known)["retain_batch_size"] == 30
+    assert own.scaled(known | {"batch_size": 7}) == {"batch_size": 7, "retain_batch_size": 21}
+    assert "retain_batch_size" not in own.scaled(known | {"method": "finetune"})
 
 
 def test_a_text_counts_as_often_as_it_has_pieces(tmp_path):
     """50 tokens of four letters: 200. One text of 8,100 letters is 41 pieces, the other one 1."""
     text = a_file(tmp_path, "f.jsonl", lines([{"text": "x" * 8100}, {"text": "short"}]))
     known = {"forget_file": str(text), "split": "forget", "method": "simnpo", "max_length": 50}
-    assert own.scaled(known) == {"batch_size": 8}
+    assert own.scaled(known)["batch_size"] == 8
     assert own.scaled(known | {"forget_file": str(tmp_path / "absent.txt")}) == own.scaled({}) == {}
 
 
