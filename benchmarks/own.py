@@ -89,8 +89,8 @@ def key_of(row):
 
 
 def scaled(flags):
-    """{"batch_size", "retain_batch_size"} that go by the number of rows, at least 4: a fifth of those to be forgotten, so
-    that six epochs are thirty steps, on which depends how far forgetting goes, and with each three rows to be kept; a
+    """{"batch_size", "retain_batch_size"} that go by the number of rows, at least 4: a fifth of those to be forgotten,
+    so that six epochs are thirty steps, on which depends how far forgetting goes, and three rows to keep with each; a
     twelfth of those to be learnt, at most 32.
 
     flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
