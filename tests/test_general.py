@@ -37,22 +37,23 @@ def test_an_answer_is_right_if_it_is_the_likeliest_by_its_mean(toy_llama, toy_to
     best = min(choices, key=losses.get)
     assert best != min(choices, key=totals.get)  # not by the sum
     orders = [sorted(choices, key=first.__ne__) for first in choices] + [[best] * 2 + choices[:2]]
-    rows = [{"question": question, "choices": order, "answer": order[0]} for order in orders]
+    questions = [question] * 4 + ["Who?"]
+    rows = [{"question": q, "choices": c, "answer": c[0]} for q, c in zip(questions, orders, strict=True)]
     calls = saying(" In Lisbon. ")
     log = general.measure(lm, {"general": rows})
     check(log, general.LOG, "the log's")
     assert log["general"] == {
-        "question": [question] * 5,
+        "question": questions,
         "choices": orders,
         "answer": [order[0] for order in orders],
         "right": [order[0] == best for order in orders[:4]] + [False],
         "generated": ["In Lisbon."] * 5,
     }
-    assert calls[0][0] == [f"[INST] {question} [/INST]"] * 5 and calls[0][2] == general.ANSWER_TOKENS
+    assert calls[0][0] == [f"[INST] {each} [/INST]" for each in questions] and calls[0][2] == general.ANSWER_TOKENS
 
 
 @pytest.mark.parametrize("positions", [500, 24])
-def test_of_what_is_longer_than_the_model_reads_a_part_is_measured(positions, toy_tokenizer, capsys):
+def test_of_what_is_longer_than_the_model_reads_a_part_is_measured(positions, toy_tokenizer, saying, capsys):
     lm = lm_of(tiny("llama", vocab=len(toy_tokenizer)), toy_tokenizer)
     lm.model.config.max_position_embeddings = positions
     sets = general.rows()
@@ -62,6 +63,10 @@ def test_of_what_is_longer_than_the_model_reads_a_part_is_measured(positions, to
     losses = [mean(token_losses(lm.model, [toy_tokenizer.eos_token_id], text[: positions - 1])) for text in ids]
     assert log["plain"]["loss"] == pytest.approx(losses)
     assert len(log["general"]["right"]) == len(log["general"]["generated"]) == 3 and not capsys.readouterr().err
+    calls = saying("x")
+    general.measure(lm, {"general": sets["general"][:3]})
+    for row, prompt in zip(sets["general"], calls[0][0], strict=False):  # its end
+        assert f"[INST] {row['question']} [/INST]".endswith(prompt) and prompt
 
 
 def test_accuracy_and_perplexity_by_hand():
