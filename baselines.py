@@ -94,7 +94,7 @@ def train_rmu(model, forget, retain, args, run):
     steps = args.max_steps or args.epochs * epoch_steps
     warmup = data.warmup_steps(args, steps, epoch_steps)
     done = run.resume(model, optimizer)
-    schedule = data.batches(len(forget), len(retain), args.batch_size, args.seed)
+    schedule = data.batches(len(forget), len(retain), args.batch_size, args.seed, args.retain_batch_size)
 
     with run.loop(done, steps, epoch_steps):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):
@@ -150,7 +150,7 @@ def prepare(lm, args, load):
         return lm, None
     theta = [parameter.detach().cpu().clone() for parameter in lm.model.parameters()]
     if args.finetuned:
-        lm = lm._replace(model=load(args, args.finetuned).model)
+        lm = lm._replace(model=load(args, args.finetuned, trained=True).model)
         subtract(theta, lm.model, args)
     return lm, theta
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import BENCHMARKS
-from benchmarks.protocol import Column
+from benchmarks.protocol import Column, known
 from benchmarks.tofu import repetition
 from machinery.command import OneLineParser, number, run_command
 from machinery.folder import lineage, read_runs
@@ -40,6 +40,8 @@ IMMATERIAL = {
     "micro_batch_size",
     "grad_checkpointing",
     "tokenizer",
+    "holdout_file",
+    "probe_file",
 }
 
 
@@ -195,15 +197,16 @@ def cells(column, models, unlearnt):
 
 def table(runs, shown="main"):
     """The paper's Table 2, A1 or A2 (or A3): a row per method, mean ± standard deviation; shown: of SHOWN."""
-    columns = benchmark_of(runs).columns
-    columns = {"main": [column for column in columns if column.main], "all": [*columns, *COST], "cost": COST}[shown]
-
     # a row per model, those that unlearnt last
     groups = group_runs(runs)
     models = models_of(runs)
     if shown != "cost":
         references = {label: models.pop(label) for label in ("Original", "Retrain") if label in models}
         models = references | floor_of(runs) | models
+
+    columns = benchmark_of(runs).columns
+    columns = {"main": [column for column in columns if column.main], "all": [*columns, *COST], "cost": COST}[shown]
+    columns = known(columns, [*itertools.chain(*models.values())])
     texts = [cells(column, models, groups) for column in columns]
 
     rows = [["method", "runs", *(column.title for column in columns)], ["---"] * (2 + len(columns))]

@@ -189,10 +189,13 @@ def rendered_answer(prompt, turns, answer, tokenizer):
     whole = render([*turns, {"role": "assistant", "content": answer}], tokenizer)
     text = answer.strip()
     place = whole.rfind(text)
-    if place < 0:  # the template changes the text of an answer
+    if place < 0:
+        note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
         return answer, ""
     after = place + len(text)
     ending = end_of_turn(whole[after:], tokenizer)
+    if not ending:
+        note("the chat template writes nothing that ends a turn: EOS ends an answer")
     if whole.startswith(prompt) and place >= len(prompt):
         return whole[len(prompt) : after], ending
     return text, ending
@@ -264,9 +267,10 @@ def make_deterministic(model):
 
 
 @torch.no_grad()
-def check_deterministic(model, example):
-    """InputError unless the model says the same twice of an Example."""
-    first, second = (respond(model, [example]).logp for _ in range(2))
+def check_deterministic(model, example, dtype=torch.float32):
+    """InputError unless the model, computing in `dtype`, says the same twice of an Example."""
+    with autocast(model.device, dtype):
+        first, second = (respond(model, [example]).logp for _ in range(2))
     if not torch.allclose(first, second, rtol=1e-4):
         raise InputError(
             f"this model says log π = {first.item():.4f} and then {second.item():.4f} of the same text; "
@@ -282,16 +286,17 @@ def autocast(device, dtype):
 # ------------------------------------------------------------------ the batches of a run
 
 
-def batches(forget_size, retain_size, batch_size, seed):
+def batches(forget_size, retain_size, batch_size, seed, retain_batch_size=None):
     """Yield (forget rows, retain rows) of each step, without end; a pure function of its arguments.
 
-    An epoch is one permutation of the forget set. With every batch of it go as many retain examples, drawn
-    with replacement. To resume after step n, skip n: there is no state to save.
+    An epoch is one permutation of the forget set. With every batch of it go as many retain examples, or
+    `retain_batch_size`, drawn with replacement. To resume after step n, skip n: there is no state to save.
     """
     draw = torch.Generator().manual_seed(seed)
     while True:
         for rows in torch.randperm(forget_size, generator=draw).split(batch_size):
-            drawn = torch.randint(retain_size, (len(rows),), generator=draw) if retain_size else rows[:0]
+            count = retain_batch_size or len(rows)
+            drawn = torch.randint(retain_size, (count,), generator=draw) if retain_size else rows[:0]
             yield rows.tolist(), drawn.tolist()
 
 

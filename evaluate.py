@@ -109,15 +109,21 @@ class LM(NamedTuple):
                 f"{self.positions}; take a model that reads more"
             )
 
-    def token_logps(self, examples):
-        """Log-probabilities of the tokens of each response, in nats: a list of arrays."""
+    def token_scores(self, examples):
+        """Of the tokens of each response the log-probability, in nats, and whether the token is the likeliest (1 or 0):
+        a list of arrays [2, |y|]."""
 
         def score(batch):
             logits, targets, length = data.response_logits(self.model, batch)
             token_logp = losses.token_logp(logits, targets)
-            return [tokens.cpu().numpy() for tokens in token_logp.split(length.tolist())]
+            scores = torch.stack([token_logp, (logits.argmax(-1) == targets).to(token_logp)])
+            return [tokens.cpu().numpy() for tokens in scores.split(length.tolist(), 1)]
 
         return self.in_batches(score, examples, "scoring")
+
+    def token_logps(self, examples):
+        """Log-probabilities of the tokens of each response, in nats: a list of arrays."""
+        return [logp for logp, _ in self.token_scores(examples)]
 
     def mean_losses(self, examples):
         """Mean token NLL of each example's response, in nats: a list of floats."""
@@ -229,14 +235,17 @@ def new_model(task, dataset, seed):
     return models.new_model(data.REFUSALS + [*map(data.text_of, rows)], seed, **benchmark.size)
 
 
-def load(args, name):
-    """The LM of a model by its name, under the resolved flags; `new` is one with random weights."""
+def load(args, name, trained=False):
+    """The LM of a model by its name, under the resolved flags; `new` is one with random weights.
+
+    trained: its own weights will be; else they may take less memory.
+    """
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     if name == "new":
         model, tokenizer = new_model(args.task, args.data, args.seed)
         model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     else:
-        model, tokenizer = models.load_model(name, device, dtype, args.tokenizer)
+        model, tokenizer = models.load_model(name, device, dtype, args.tokenizer, not trained)
     limit = min(args.max_length, getattr(model.config, "max_position_embeddings", math.inf))
     lengths = limit, args.max_new_tokens, args.eval_batch_size
     return LM(model, tokenizer, dtype, args.template, *lengths, args.too_long)
@@ -247,7 +256,9 @@ def load(args, name):
 
 def questions_digest(args, sets):
     """What tells whether two logs answer the same questions under the same flags."""
-    return inputs.digest([sets, args.template, args.max_length, args.too_long, args.max_new_tokens, args.dtype])
+    measured = {name: [*part] for name, part in BENCHMARKS[args.task].log.items()}
+    how = args.template, args.max_length, args.too_long, args.max_new_tokens, args.dtype
+    return inputs.digest([sets, measured, *how])
 
 
 def log_of(args, sets, name):
@@ -271,11 +282,14 @@ def reference_of(args, sets, logs):
     return benchmark.reference_of(logs["Retrain"])
 
 
-def sets_of(args):
-    """What is measured: {set: rows}; None with --eval none."""
-    if args.eval == "none":
-        return None
-    return BENCHMARKS[args.task].evaluation_rows(args.data, args.forget_split)
+def sets_of(args, forget_split):
+    """What is measured: {set: rows}. What lies outside the data is asked of pretrained models only: one made from
+    scratch knows nothing of it."""
+    benchmark = BENCHMARKS[args.task]
+    sets = benchmark.evaluation_rows(args.data, forget_split)
+    if benchmark.outside and folder.family_of(args.model) not in ("tiny", "new"):
+        sets |= benchmark.outside()
+    return sets
 
 
 def compared_with(args, sets, names):
@@ -321,11 +335,16 @@ def write_metrics(args, logs, reference, cost):
     return metrics
 
 
-def report(args, logs, metrics):
-    """Print the table, and the answers to the question whose answer is of middle length."""
+def report(args, logs, metrics, reference):
+    """Print the table, what it says in words, and the answers to the question whose answer is of middle length."""
     benchmark = BENCHMARKS[args.task]
-    lines = [table(benchmark.columns, metrics), *benchmark.notes(metrics[args.method], logs[args.method])]
-    print("", *lines, f"trained in {metrics[args.method]['train_seconds']:.1f} s", "", sep="\n")
+    known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part
+    verdict = benchmark.verdict(metrics, known, args.method, vars(args))
+    lines = [table(benchmark.columns, metrics)]
+    lines += ["", *verdict, ""] if verdict else benchmark.notes(metrics[args.method], logs[args.method])
+    seconds, peak = (metrics[args.method].get(name) for name in ("train_seconds", "peak_memory_bytes"))
+    memory = f", {peak / 1e9:.1f} GB at most" if peak else ""
+    print("", *lines, f"trained in {seconds:.1f} s{memory}", "", sep="\n")
 
     forget = logs[args.method].get("forget", {})
     if "generated" not in forget:
@@ -362,7 +381,8 @@ def best_epoch(benchmark, lines, original, keep=0.95):
 def summarize_log(args):
     """(log, metrics of other models, its own metrics, benchmark) of --log, without any model."""
     unused = (
-        "data forget_file retain_file fields split template max_length too_long max_new_tokens tokenizer dtype device"
+        "data forget_file retain_file holdout_file probe_file fields split template max_length too_long max_new_tokens "
+        "tokenizer dtype device"
     )
     refuse(args.given, (*unused.split(), "batch_size"), "with --log, where nothing is measured")
     benchmark = BENCHMARKS[args.given.task or "tofu"]
@@ -378,7 +398,7 @@ def measure_model(args):
     flags.check_split(args, benchmark.forget_splits)
     flags.print_handed_on(args.given)
     args.eval_batch_size = args.batch_size
-    sets = benchmark.evaluation_rows(args.data, args.split)
+    sets = sets_of(args, args.split)
     logs = {}
     reference = reference_of(args, sets, logs)
     logs["model"] = benchmark.measure(load(args, args.model), sets)

@@ -27,11 +27,10 @@ import data
 import evaluate
 import losses
 from benchmarks import BENCHMARKS, files
-from machinery import cache, flags, folder, processes
+from machinery import cache, flags, folder, models, processes
 from machinery import run as runs
 from machinery.command import STOPS, run_command
 from machinery.inputs import InputError, digest, read_json
-from machinery.models import check_ids
 from methods import METHODS
 
 # ------------------------------------------------------------------ recipes: defaults of the flags
@@ -45,6 +44,7 @@ RECIPES = [
     ("*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
     ("tiny", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0)),
 ]
+LORA_RATE = 10  # with --lora the recipe's learning rate times this: adapters take it, and need it, higher
 
 
 def recipe(task, model, split, method):
@@ -73,6 +73,12 @@ def retain_loss(model, frozen, examples, args):
     return torch.stack([tokens.mean() for tokens in losses.kl(logits, ref_logits).split(length.tolist())])
 
 
+def frozen_copy(model):
+    """A copy of a model, to stay as it is. Weights that are not trained, such as those under adapters, both share."""
+    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def reference_logp(model, forget, args):
     """{side: log πref(y|x) [N]} of what the method reads; {} for one without reference.
@@ -81,7 +87,8 @@ def reference_logp(model, forget, args):
     """
     method, ref_logp = METHODS[args.method], {}
     for side in method.reads if method.needs_reference else ():
-        logp = torch.zeros(len(forget[side]), device=model.device, dtype=model.dtype)
+        real = torch.promote_types(getattr(torch, args.dtype), torch.float32)
+        logp = torch.zeros(len(forget[side]), device=model.device, dtype=real)
         batches = list(data.microbatches(forget[side], args.micro_batch_size))
         for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
             with data.autocast(model.device, getattr(torch, args.dtype)):
@@ -110,7 +117,7 @@ def train(model, forget, retain, args, run):
     method, dtype = METHODS[args.method], getattr(torch, args.dtype)
 
     # the model before unlearning: only KL needs a copy; NPO and DPO its log-probabilities, one pass and N numbers
-    frozen = copy.deepcopy(model).eval().requires_grad_(False) if retain and args.retain == "kl" else None
+    frozen = frozen_copy(model) if retain and args.retain == "kl" else None
     processes.shard(model, dtype)
     processes.shard(frozen, dtype, trained=False)
     ref_logp = reference_logp(model, forget, args)
@@ -118,14 +125,14 @@ def train(model, forget, retain, args, run):
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
-    data.check_deterministic(model, forget[method.reads[0]][0])
+    data.check_deterministic(model, forget[method.reads[0]][0], dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     answers = forget[method.reads[0]]
     epoch_steps = math.ceil(len(answers) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
     warmup = data.warmup_steps(args, steps, epoch_steps)
     done = run.resume(model, optimizer)  # steps behind us, 0 for a new run
-    schedule = data.batches(len(answers), len(retain), args.batch_size, args.seed)
+    schedule = data.batches(len(answers), len(retain), args.batch_size, args.seed, args.retain_batch_size)
 
     with run.loop(done, steps, epoch_steps):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):
@@ -195,8 +202,16 @@ def load_examples(args, lm):
         retain_split = BENCHMARKS[args.task].retain_split(args.forget_split)
         retain = lm.examples(lm.fitting(training_rows(args, retain_split, args.retain_file)))
     for part in (*forget.values(), retain):
-        check_ids(lm.model, part)
+        models.check_ids(lm.model, part)
     return forget, retain
+
+
+def rows_of_subset(args, lm):
+    """Numbers of the rows of the forget set, as it is measured, that --subset names examples of."""
+    rows = lm.fitting(training_rows(args, args.split, args.forget_file))
+    counts = [len(lm.pieces(row["text"], lm.max_length, row.get("cut"))) if "text" in row else 1 for row in rows]
+    owners = [i for i, count in enumerate(counts) for _ in range(count)]
+    return sorted({owners[i] for i in subset_of(lm.examples(rows), args)})
 
 
 def subset_of(examples, args):
@@ -234,17 +249,19 @@ def run_alone(args, start, quiet):
     cost = runs.check_same_run(args.out, settings).get("cost") if args.resume else None
 
     # everything that can be wrong with the user's files shows here, before anything is written
-    sets = evaluate.sets_of(args)
-    lm, theta = baselines.prepare(evaluate.load(args, start), args, evaluate.load)
+    sets = None if args.eval == "none" else evaluate.sets_of(args, args.forget_split)
+    lm, theta = load_model(args, start)
     forget, retain = load_examples(args, lm)
-    settings["data"] = {"forget set": digest(forget), "retain set": digest(retain)}
+    settings |= describe(args, lm, forget, retain)
     settings["asked"] = evaluate.questions_digest(args, sets)
     if args.resume:
         runs.check_same_run(args.out, settings)
     if not quiet:
         flags.print_settings(args)
     before = "before" if "start" in settings else "Original"
+    lm.model.cpu()  # one model at a time on the GPU
     logs, reference = evaluate.compared_with(args, sets, {before: start} if args.model != "new" else {})
+    lm.model.to(args.device)
     runs.open_folder(args.out, settings | ({"cost": cost} if cost else {}), args.resume)
 
     # the loop, unless the run was interrupted when all was trained
@@ -254,9 +271,10 @@ def run_alone(args, start, quiet):
         else:
             on_epoch = after_epoch(args, lm, sets, logs, reference) if args.eval == "epoch" else None
             notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch)
-            unlearn(lm, theta, forget, retain, args, notebook)
-        if cost or processes.several():
+            unlearn(lm, theta, forget, retain, args, notebook, start)
+        if cost or processes.several() or args.lora:
             lm = evaluate.load(args, str(args.out))
+            logs.pop(args.method, None)  # of adapters beside their weights, not of what was saved
         settings["cost"] = cost or notebook.cost()
         runs.write_settings(args.out, settings)
         runs.drop_saves(args.out)
@@ -266,7 +284,23 @@ def run_alone(args, start, quiet):
         raise
 
 
-def unlearn(lm, theta, forget, retain, args, notebook):
+def load_model(args, start):
+    """(the LM to change, and with Task Vector its weights as they are, else None), with adapters under --lora."""
+    lm, theta = baselines.prepare(evaluate.load(args, start, trained=not args.lora), args, evaluate.load)
+    if args.lora:
+        models.add_adapters(lm.model, args.lora, args.seed)
+    return lm, theta
+
+
+def describe(args, lm, forget, retain):
+    """What run.json says of the examples."""
+    described = {"data": {"forget set": digest(forget), "retain set": digest(retain)}}
+    if args.subset:
+        described["subset_rows"] = rows_of_subset(args, lm)
+    return described
+
+
+def unlearn(lm, theta, forget, retain, args, notebook, start):
     """Change lm.model by args.method, and save it. When it diverges, it is saved as it was before that step."""
     loop = baselines.train_rmu if args.method == "rmu" else train
     try:
@@ -275,11 +309,22 @@ def unlearn(lm, theta, forget, retain, args, notebook):
     except runs.Diverged as error:
         if theta:
             raise InputError(f"{error}. Its fine-tuning ended there, so no model was saved") from None
-        runs.save_model(args.out, lm.model, lm.tokenizer)
+        save(lm, args, start)
         raise InputError(f"{error}. The model as it was before that step is in {args.out}") from None
     if theta and not args.finetuned:
         baselines.subtract(theta, lm.model, args)
-    runs.save_model(args.out, lm.model, lm.tokenizer)
+    save(lm, args, start)
+
+
+def save(lm, args, start):
+    """Save lm.model as an ordinary folder: its adapters, if any, are added to the weights as the files of `start` hold
+    them, which may be finer than those in memory."""
+    model = lm.model
+    if args.lora:
+        model.cpu()
+        model, _ = models.load_model(start, torch.device("cpu"), getattr(torch, args.dtype), args.tokenizer)
+        models.merge(lm.model, model)
+    runs.save_model(args.out, model, lm.tokenizer)
 
 
 def settings_of(args, start):
@@ -308,10 +353,11 @@ def finish(args, settings, lm, sets, logs, reference, quiet):
     benchmark = BENCHMARKS[args.task]
     if sets:
         logs[args.method] = logs.get(args.method) or benchmark.measure(lm, sets)
+        lm.model.cpu()
         evaluate.ask_retrained(args, logs)
         metrics = evaluate.write_metrics(args, logs, reference, settings["cost"])
         if not quiet:
-            evaluate.report(args, logs, metrics)
+            evaluate.report(args, logs, metrics, reference)
     runs.write_settings(args.out, settings | {"sums": folder.sums_of(args.out)})
     if processes.first():
         label, values_of = benchmark.spread
@@ -364,6 +410,13 @@ def start(args):
     if "refusal" in METHODS[args.method].reads:
         check_questions(args)
 
+    if args.model == "tiny" and benchmark.data_of:
+        print(
+            "no --model: a small one is made from scratch out of your files, to show how it goes; "
+            "give --model the one that is to forget",
+            flush=True,
+        )
+
     original = args.model
     if args.model == "tiny" and not (args.resume and folder.is_finished(args.out)):
         original = teach(args, "full", "[1/3] Original")
@@ -395,7 +448,11 @@ def defaults_of(given):
     benchmark, method = BENCHMARKS[values["task"]], METHODS[values["method"]]
     values["model"] = given.model or benchmark.model
     split = given.split or values["split"]
-    filled = recipe(values["task"], folder.family_of(values["model"]), split, values["method"])
+    family = folder.family_of(values["model"])
+    filled = recipe(values["task"], family, split, values["method"])
+    if benchmark.scaled and family not in ("tiny", "new"):
+        asked = {flag: value for flag, value in vars(given).items() if value is not None}
+        filled |= benchmark.scaled(values | asked)
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)
@@ -405,6 +462,8 @@ def defaults_of(given):
         unused.add("max_steps")
     if given.warmup is not None:
         unused.add("warmup_share")
+    if given.lora:
+        filled["lr"] = round(LORA_RATE * filled["lr"], 9)  # without the digits of a binary product
     fits = given.batch_size or filled["batch_size"]
     filled["micro_batch_size"] = min(filled["micro_batch_size"], fits)  # only what fits well
     filled = {flag: value for flag, value in filled.items() if flag not in unused}

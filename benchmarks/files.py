@@ -24,7 +24,8 @@ def names_in(fields):
 
 
 def read_file(path, fields=FIELDS):
-    """Rows of a file: {"question", "answer"}, with `turns` if something was said before; or {"text"}.
+    """Rows of a file: {"question", "answer"}, with `turns` if something was said before, and with `paraphrase`, the
+    question in other words, if there is such a column; or {"text"}.
 
     A .jsonl or .json may hold one list, or a value a line. The cells of a .csv lie between whichever of , ; | and tab
     its first line has most of. Text is UTF-8, or UTF-16 with a byte-order mark. InputError for anything else.
@@ -153,7 +154,10 @@ def rows_of(value, fields):
     unanswered = is_blank(value, question) and is_blank(value, answer)
     if {question, answer} <= value.keys() and not (unanswered and text in value):
         unused = f"'{text}' is not used, since there are '{question}' and '{answer}'"
-        return pair(value, question, answer), None if is_blank(value, text) else unused
+        rows = pair(value, question, answer)
+        if "paraphrase" not in fields and not is_blank(value, "paraphrase"):
+            rows[0]["paraphrase"] = text_in(value, "paraphrase")
+        return rows, None if is_blank(value, text) else unused
     if text in value:
         return [{"text": text_in(value, text)}], None
 

@@ -13,11 +13,11 @@ toy.py's invented world. Rows of its data set: `raw` and `privleak` hold `text`,
 import functools
 
 import numpy as np
-import scipy
 
 from benchmarks import rouge, toy
 from benchmarks.protocol import Benchmark, Column
 from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, InputError, check, load_split, read_object
+from machinery.statistics import auc
 
 FOLDS = "forget", *(f"{kind}_{fold}" for kind in ("scal", "sust") for fold in (1, 2, 3, 4))
 TEXTS = "forget", "retain", "holdout"
@@ -109,18 +109,13 @@ def min_k(token_logp):
     return -float(np.mean(lowest, dtype=np.float64))
 
 
-def auc(forget, holdout):
-    """P(score of a forget text > of a holdout text), ties counting half, in [0, 1], from ranks.
+def auc_of(log):
+    """P(score of a forget text > of a holdout text), ties counting half, in [0, 1].
 
     The benchmark's direction: near 0 for a model that knows the forget texts by heart, near 0.5 for one that
     read neither, near 1 for one to which the forget texts look less likely than texts that it never saw.
     """
-    ranks = scipy.stats.rankdata([*forget, *holdout])[: len(forget)]
-    return float((ranks.sum() - len(forget) * (len(forget) + 1) / 2) / (len(forget) * len(holdout)))
-
-
-def auc_of(log):
-    return auc(log["privleak_forget"]["score"], log["privleak_holdout"]["score"])
+    return float(auc(log["privleak_forget"]["score"], log["privleak_holdout"]["score"]))
 
 
 def summarize(log, reference=None):

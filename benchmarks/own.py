@@ -1,61 +1,126 @@
 """Your own data: questions and answers, or running text, to forget and to keep, from files.
 
 One task, `own`. A .jsonl, .json or .csv file holds rows with `question` and `answer`, or `text` (or whatever `--fields`
-calls them), or what files.py makes such rows of; a .txt is one text. There are no evaluation rows, so a
-model is measured on what it was trained on, two sets, forget and retain. The log, a value per row:
+calls them), or what files.py makes such rows of; a .txt is one text. A model is measured on what it was trained on, the
+sets `forget` and `retain`; on rows of the same kind that it never saw, `holdout`, and on the facts to forget asked in
+other words, `probe`, if there are any; and a pretrained one on `general` and `plain` (general.py). The log, a value per
+row:
 
-    loss   mean token NLL of the answer, or of the text (its first piece), in nats
-    rouge  ROUGE-L recall of the greedy generation against the answer, or the text's second half; in words of any
-           script (rouge.AnyScript), English ones stemmed
+    loss        mean token NLL of the answer, or of the text (its first piece), in nats
+    memorized   exact memorization: share of the answer's tokens that are the likeliest, given those before
+    extraction  extraction strength, from which token on all are the likeliest, see there
+    mink        Min-40%: mean of the lowest 40% of the answer's token log-probabilities, in nats, at most 0
+    rouge       ROUGE-L recall of the greedy generation against the answer, or the text's second half; in words of any
+                script (rouge.AnyScript), English ones stemmed
+
+None of these needs a retrained model. An answer's tokens include the one that ends its turn.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import rouge
+from benchmarks import general, rouge, verdict
 from benchmarks.files import names_in, read_file
+from benchmarks.muse import min_k
 from benchmarks.protocol import Benchmark, Column
 from benchmarks.tofu import repetition
-from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, WHOLE, InputError, check, read_object
+from machinery.inputs import ANY_TEXT, POSITIVE, REAL, SHARE, WHOLE, InputError, check, read_object
+from machinery.statistics import auc, bootstrap
 
 SETS = "forget", "retain"
+FILES = *SETS, "holdout", "probe"
 MOST = 300  # rows of a set that are measured
 
 # ------------------------------------------------------------------ rows
 
 
-def data_of(forget_file, retain_file, fields=None):
+def data_of(forget_file, retain_file, fields=None, holdout_file=None, probe_file=None):
     """What --data is for this task: the files, as absolute paths, and their field names."""
     if not forget_file:
         raise InputError("--task own needs data; give --forget-file, and --retain-file or --retain none")
-    dataset = {"fields": names_in(fields), "forget": str(Path(forget_file).absolute())}
-    if retain_file:
-        dataset["retain"] = str(Path(retain_file).absolute())
-    return dataset
+    paths = dict(zip(FILES, (forget_file, retain_file, holdout_file, probe_file), strict=True))
+    return {"fields": names_in(fields)} | {name: str(Path(path).absolute()) for name, path in paths.items() if path}
 
 
 def training_rows(dataset, split, base_knowledge=False):
-    """Rows to forget or to retain, or, for a from-scratch model, `full`: both. dataset: as from `data_of`."""
-    splits = [name for name in SETS if name in dataset] if split == "full" else [split]
-    return [row for name in splits for row in read_file(dataset[name], dataset["fields"])]
+    """Rows of a file; or, for a from-scratch model, `full`: to forget and to retain; `all`: the holdout's too, which
+    its tokenizer is made for: else new names are longer there, and less likely for that alone.
+
+    dataset: as from `data_of`. InputError where it lacks the file.
+    """
+    splits = {"full": SETS, "all": (*SETS, "holdout")}.get(split, (split,))
+    paths = [dataset[name] for name in splits if name in dataset]
+    if not paths:
+        raise InputError(f"--split {split} needs rows of it; give --{split}-file")
+    return [row for path in paths for row in read_file(path, dataset["fields"])]
 
 
 def evaluation_rows(dataset, forget_split):
-    """{set: the first 300 rows of its file}"""
-    return {name: training_rows(dataset, name)[:MOST] for name in SETS if name in dataset}
+    """{set: its first 300 rows}. InputError if holdout rows are among those trained on, or the probe asks nothing."""
+    rows = {name: training_rows(dataset, name) for name in FILES if name in dataset}
+    check_holdout(rows)
+    if any("text" in row for row in rows.get("probe", ())):
+        raise InputError(f"--probe-file: '{dataset['probe']}' holds text; give question and answer, which can be asked")
+
+    # the same facts in other words
+    forget = rows["forget"][:MOST]
+    reworded = [row | {"question": row["paraphrase"]} for row in forget if "paraphrase" in row]
+    if reworded:
+        rows["probe"] = rows.get("probe", []) + reworded
+    return {name: of_set[:MOST] for name, of_set in rows.items()}
+
+
+def check_holdout(rows):
+    """InputError if rows of `holdout`, white space aside, are rows of another set."""
+    seen = {name: {key_of(row) for row in of_set} for name, of_set in rows.items()}
+    for name in SETS:
+        shared = len(seen.get("holdout", set()) & seen.get(name, set()))
+        if shared:
+            raise InputError(
+                f"--holdout-file: {shared} of its {len(seen['holdout'])} rows are in --{name}-file too; leave them out "
+                "there: a holdout is what the model never saw"
+            )
+
+
+def key_of(row):
+    """What tells a row from others: its question and answer, or its text, without white space."""
+    return "".join((row["text"] if "text" in row else row["question"] + row["answer"]).split())
+
+
+def scaled(flags):
+    """{"batch_size"} that goes by the number of rows, at least 4: a fifth of those to be forgotten, so that six epochs
+    are thirty steps, on which depends how far forgetting goes; a twelfth of those to be learnt, at most 32.
+
+    flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
+    """
+    if not Path(flags.get("forget_file") or "absent").is_file():
+        return {}  # which is said where it is read
+    data = data_of(flags["forget_file"], flags.get("retain_file"), flags.get("fields"))
+    rows = training_rows(data, flags["split"])
+    count = sum(1 + len(row.get("text", "")) // (4 * flags["max_length"]) for row in rows)
+    if flags.get("subset"):
+        count *= float(flags["subset"].partition(":")[2])
+    if flags["method"] == "finetune":
+        return {"batch_size": min(32, max(4, int(count / 12)))}
+    return {"batch_size": max(4, int(count / 5))}
 
 
 # ------------------------------------------------------------------ logs
 
 PART = {
     "loss": [POSITIVE],
+    "memorized?": [SHARE],  # logs of before there were these lack them
+    "extraction?": [SHARE],
+    "mink?": [REAL],
     "rouge": [SHARE],
     "length": [WHOLE],
     "question": [ANY_TEXT],
     "answer": [ANY_TEXT],
     "generated": [ANY_TEXT],
 }
+LOG = {"forget": PART} | {f"{name}?": PART for name in FILES[1:]} | general.LOG
+MEANS = "loss", "rouge", "memorized", "extraction"
 
 
 def reference_of(log):
@@ -66,12 +131,13 @@ def read_reference(path, sets=None):
     """The forget part of a retrained model's log, or of a run's reference.log.json."""
     log = read_object(path)
     reference = log.get("Retrain") or log.get("forget")
-    check(reference, {name: PART[name] for name in ("loss", "question", "answer")}, f"'{path}': the forget part")
+    needed = "loss", "question", "answer"
+    check(reference, {name + "?" * (name not in needed): PART[name] for name in PART}, f"'{path}': the forget part")
     return reference
 
 
-def losses_of(reference, forget):
-    """Losses of the rows of `forget`, in its order, from the forget part of another model's log, in any order.
+def in_order(reference, forget):
+    """The forget part of another model's log, {field: values}, with its rows in the order of `forget`.
 
     Rows are the same if question and answer are, white space aside: of a text these are its halves, together the text,
     and where they part depends on the tokenizer. InputError unless both parts are of the same rows.
@@ -84,9 +150,8 @@ def losses_of(reference, forget):
             f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}, and {others} of the former "
             "are none of the latter; give --retrain one of the same files"
         )
-    losses = np.empty(len(mine))
-    losses[order] = np.array(reference["loss"])[their_order]
-    return losses
+    places = their_order[np.argsort(order)]
+    return {field: [reference[field][place] for place in places] for field in PART if reference.get(field)}
 
 
 def names_of(part):
@@ -98,44 +163,84 @@ def names_of(part):
 # ------------------------------------------------------------------ arithmetic, and measuring a model
 
 
+def extraction_strength(likeliest):
+    """1 − k/|y| in [0, 1], k the shortest prefix of a response after which every token is the likeliest, from [|y|]
+    whether each is. 1: all come by themselves; 0: the last one does not.
+
+    Carlini et al. 2021, "Extracting Training Data from Large Language Models", as OpenUnlearning defines it; there a
+    response whose last token is not the likeliest has 1/|y|.
+    """
+    wrong = np.flatnonzero(np.logical_not(likeliest))
+    k = int(wrong[-1]) + 1 if len(wrong) else 0
+    return 1 - k / len(likeliest)
+
+
+def membership(log):
+    """{"loss", "mink": [AUC, low, high]} of telling forget rows from holdout rows, or None where either lacks them.
+
+    AUC = P(a forget row looks more familiar than a holdout row: less loss, or a higher Min-40%), ties counting half.
+    0.5: they cannot be told apart; above: what was to be forgotten still looks familiar; below: it looks stranger than
+    what was never seen, which tells it apart too. With 95% bootstrap bounds, None for fewer than two rows.
+    """
+    if not all((log.get(name) or {}).get("mink") for name in ("forget", "holdout")):
+        return None
+    orders = {"loss": ("holdout", "forget"), "mink": ("forget", "holdout")}  # the one that is to have more, first
+    samples = {value: [log[name][value] for name in names] for value, names in orders.items()}
+    return {value: [float(auc(*pair)), *bootstrap(auc, *pair)] for value, pair in samples.items()}
+
+
+def means_of(part):
+    """Of a part of a log the means, and under `interval` their 95% bootstrap bounds."""
+    values = {value: part[value] for value in MEANS if part.get(value)}
+    means = {value: float(np.mean(column)) for value, column in values.items()}
+    return means | {"interval": {value: bootstrap(np.mean, column) for value, column in values.items()}}
+
+
 def summarize(log, reference=None):
     """The whole of metrics.json. distance: root mean square of the difference of losses on the forget set
     from those of a retrained model, `reference`, as its forget part of a log; None without one.
     """
-    check(log, {"forget": PART, "retain?": PART}, "the log's")
-    metrics = {}
-    for name in SETS:
-        if log.get(name):
-            metrics[name] = {value: float(np.mean(log[name][value])) for value in ("loss", "rouge")}
+    check(log, LOG, "the log's")
+    metrics = {name: means_of(log[name]) for name in FILES if log.get(name)} | general.summarize(log)
+    metrics["membership"] = membership(log)
     metrics["distance"] = None
     metrics["repetition"] = float(np.mean([*map(repetition, log["forget"]["generated"])]))
     if reference is not None:
-        gap = log["forget"]["loss"] - losses_of(reference, log["forget"])
+        gap = np.subtract(log["forget"]["loss"], in_order(reference, log["forget"])["loss"])
         metrics["distance"] = float(np.sqrt(np.mean(np.square(gap))))
     return metrics
 
 
 def measure(lm, sets):
-    """The log of a model on sets as from `evaluation_rows`. A text is asked by half of its first piece."""
-    log = {}
-    for name, rows in sets.items():
-        rows = lm.fitting(rows)
+    """The log of a model on sets as from `evaluation_rows`, and on those of general.py."""
+    log = {name: measured(lm, rows) for name, rows in sets.items() if name in FILES}
+    return log | general.measure(lm, sets)
 
-        # of a text the first piece, else it would have several losses
-        examples = lm.examples([row | {"cut": "first"} for row in rows])
-        part = {"loss": lm.mean_losses(examples), "length": [len(example.response) for example in examples]}
 
-        # its question is the first half, its answer the second
-        halves = [halved(lm, e) if "text" in row else e for row, e in zip(rows, examples, strict=True)]
-        for field, side in (("question", 0), ("answer", 1)):
-            texts = lm.tokenizer.batch_decode([half[side] for half in halves], skip_special_tokens=True)
-            part[field] = [row.get(field, text) for row, text in zip(rows, texts, strict=True)]
+def measured(lm, rows):
+    """The part of a log on rows. A text is asked by half of its first piece."""
+    rows = lm.fitting(rows)
 
-        part["generated"] = [*map(str.strip, lm.generate(halves))]
-        words = rouge.scores(part["answer"], part["generated"], tokenizer=rouge.AnyScript())
-        part["rouge"] = [score.recall for score in words]
-        log[name] = part
-    return log
+    # of a text the first piece, else it would have several losses
+    examples = lm.examples([row | {"cut": "first"} for row in rows])
+    scores = lm.token_scores(examples)
+    part = {
+        "loss": [-float(logp.mean()) for logp, _ in scores],
+        "memorized": [float(np.mean(likeliest, dtype=np.float64)) for _, likeliest in scores],
+        "extraction": [extraction_strength(likeliest) for _, likeliest in scores],
+        "mink": [-min_k(logp) for logp, _ in scores],
+        "length": [len(example.response) for example in examples],
+    }
+
+    # its question is the first half, its answer the second
+    halves = [halved(lm, e) if "text" in row else e for row, e in zip(rows, examples, strict=True)]
+    for field, side in (("question", 0), ("answer", 1)):
+        texts = lm.tokenizer.batch_decode([half[side] for half in halves], skip_special_tokens=True)
+        part[field] = [row.get(field, text) for row, text in zip(rows, texts, strict=True)]
+
+    part["generated"] = [*map(str.strip, lm.generate(halves))]
+    words = rouge.scores(part["answer"], part["generated"], tokenizer=rouge.AnyScript())
+    return part | {"rouge": [score.recall for score in words]}
 
 
 def halved(lm, example):
@@ -155,11 +260,24 @@ def nearness(metrics):
     return None if distance(metrics) is None else -distance(metrics)
 
 
+MISSING = {
+    "distance": "the distance needs a model that never saw the forget file; give --retrain",
+    "membership": "whether forget rows can be told from rows never seen is not known; give --holdout-file",
+    "probe": "whether the facts come when asked in other words is not known; give --probe-file or a column paraphrase",
+}
+
+
 def notes(metrics, log):
-    """Lines that belong under a table."""
-    if metrics["distance"] is None:
-        return ["the distance needs a model that never saw the forget file; give --retrain"]
-    return []
+    """Lines that belong under a table: what is not known, and what would tell."""
+    return [line for name, line in MISSING.items() if metrics.get(name) is None]
+
+
+def words(metrics, logs, method, flags):
+    """What verdict.words says of a run, whatever the order of Retrain's forget rows."""
+    retrain = logs.get("Retrain")
+    if retrain:
+        logs = logs | {"Retrain": retrain | {"forget": in_order(retrain["forget"], logs[method]["forget"])}}
+    return verdict.words(metrics, logs, method, flags)
 
 
 def mean_column(name, value, heading, better, bold=False):
@@ -174,13 +292,23 @@ def mean_column(name, value, heading, better, bold=False):
     )
 
 
+def aucs(metrics, value):
+    return (metrics.get("membership") or {}).get(value, [None])[0]
+
+
 RETAINED = mean_column("retain", "rouge", "ROUGE-L", "↑", bold=True)
 COLUMNS = (
     Column("distance to Retrain", distance, ".3f", "↓", bold=True, screen=("distance", "to Retrain")),
     mean_column("forget", "loss", "loss", "→R"),
     mean_column("forget", "rouge", "ROUGE-L", "→R"),
+    mean_column("forget", "memorized", "memor.", "→R"),
+    mean_column("forget", "extraction", "extract.", "→R"),
+    mean_column("probe", "rouge", "ROUGE-L", "→R"),
+    Column("membership AUC", lambda metrics: aucs(metrics, "loss"), ".3f", "→R", screen=("membership", "AUC")),
     mean_column("retain", "loss", "loss", "↓"),
     RETAINED,
+    mean_column("general", "accuracy", "accuracy", "↑"),
+    mean_column("plain", "perplexity", "perplexity", "↓")._replace(form=".1f"),
     Column("repeated 4-grams", lambda metrics: metrics["repetition"], ".3f", "→R", screen=("repeated", "4-grams")),
 )
 KEPT = RETAINED._replace(name="ROUGE-L on retain")
@@ -188,7 +316,8 @@ NEARNESS = Column("- distance to Retrain", nearness, ".3f", "↑")
 
 # ------------------------------------------------------------------ the task
 
-# TOFU's recipes, and for the small model what makes 20 rows known by heart and then forgotten.
+# For a pretrained model what a small grid chose (results/own_grid.sh); for the small one made from scratch what makes
+# 20 rows known by heart and then forgotten.
 OWN = Benchmark(
     name="own",
     forget_splits=("forget",),
@@ -199,7 +328,8 @@ OWN = Benchmark(
     forget_split_of=lambda split: "forget",
     measure=measure,
     summarize=summarize,
-    log=dict.fromkeys(SETS, PART),
+    log=LOG,
+    outside=general.rows,
     reference_of=reference_of,
     read_reference=read_reference,
     read_log=read_object,
@@ -209,15 +339,19 @@ OWN = Benchmark(
     over_epochs=(NEARNESS, KEPT),
     spread=("loss on forget rows, nats a token", lambda reference: reference["loss"]),
     notes=notes,
+    verdict=words,
     data_of=data_of,
+    scaled=scaled,
     recipes=(
-        ("*", "*", "*", dict(lr=1e-5, epochs=5, micro_batch_size=8, eval_batch_size=32)),
-        ("*", "*", ("npo",), dict(epochs=10)),
-        ("*", "*", ("simnpo",), dict(epochs=10, beta=2.5, forget_coeff=0.1375)),
+        ("*", "*", "*", dict(lr=3e-5, epochs=6, micro_batch_size=8, eval_batch_size=32)),
+        ("*", "*", ("finetune",), dict(lr=1e-4, epochs=8)),
+        ("*", "*", ("simnpo",), dict(beta=1.25)),
         ("tiny", "*", "*", dict(lr=1e-3, epochs=20, batch_size=8, forget_coeff=0.1, eval_batch_size=128)),
         ("tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),
         ("tiny", "*", ("finetune",), dict(forget_coeff=1.0)),
+        ("tiny", "*", ("simnpo",), dict(beta=2.5)),
         ("new", "*", "*", dict(lr=2e-3, epochs=40, batch_size=8, eval_batch_size=128)),
     ),
     size=dict(vocab=1200, width=128, layers=2, heads=4),
+    tokenizer_split="all",
 )

@@ -69,6 +69,7 @@ class Benchmark:
     judge: Callable | None = None  # (LM of the retrained model, forget part of a log): its mean loss of each answer
     # (metrics, reference, another reference): metrics of one Retrain against another; None if they cannot be compared
     floor: Callable | None = None
+    outside: Callable | None = None  # (): {set: rows} that no data set holds, measured on pretrained models only
     published: dict | None = None  # a reference that the benchmark's authors published
 
     # tables and figures
@@ -78,11 +79,14 @@ class Benchmark:
     over_epochs: tuple = ()  # what is drawn over epochs; the first stands for forgetting
     spread: tuple = ()  # (label, reference → values): whose distribution run.png shows
     notes: Callable = lambda metrics, log: []  # lines that belong under a table
+    # ({name: metrics}, {name: log}, method, flags): lines that say whether a run worked
+    verdict: Callable = lambda metrics, logs, method, flags: []
 
     # defaults of flags
     data: str | None = None  # of --data; None where the data are embedded or the user's own files
-    data_of: Callable | None = None  # (forget file, retain file, fields): `dataset`, if the data are the user's files
+    data_of: Callable | None = None  # (forget, retain file, fields, holdout, probe file): `dataset` of the user's files
     forget_file_cut: str | None = None  # --forget-file may replace the forget set: how its texts are cut
+    scaled: Callable | None = None  # {flag: value} → {flag: default} that go by the user's files; pretrained models
     model: str = "tiny"
     tokenizer: str | None = None  # of models that have none of their own
     max_length: int = 500
@@ -100,9 +104,14 @@ class Benchmark:
         return round(share * count / self.author_rows) * self.author_rows
 
 
+def known(columns, metrics):
+    """Those of the columns whose value is known of a model or more; metrics: of each model."""
+    return [column for column in columns if any(column.value(of_model) is not None for of_model in metrics)]
+
+
 def table(columns, named_metrics):
     """Lines of text from {name of a model: metrics}: the columns that a run shows on the screen."""
-    shown = [column for column in columns if column.screen]
+    shown = known([column for column in columns if column.screen], named_metrics.values())
     names = ["", *named_metrics]
     first = max(map(len, names))
     above, below = [" " * first], [f"{name:{first}}" for name in names]

@@ -5,6 +5,7 @@ defaults follow from that, and --help shows what it would resolve to.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,9 @@ from machinery import folder, processes
 from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
-TRAINING = "lr", "weight_decay", "clip", "warmup", "warmup_share", "epochs", "max_steps", "batch_size", "subset"
+TRAINING = (
+    "lr lora weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset"
+).split()
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, besides its Retrain
 FORGET_SET = "task", "data", "forget_file", "fields", "split"
@@ -43,6 +46,7 @@ def add_what(parser, methods, tasks):
         "of --forget-file. With --method finetune, what to learn: also retain90, …95, (tofu) …99, (muse) retain1, "
         "retain, (own) retain, or full, which is both files of own",
     )
+    add("--forget-split", help="finetune: the forget set that it is measured on (default: the one beside --split)")
     add(
         "--subset",
         type=subset,
@@ -93,6 +97,12 @@ def add_data(parser):
         ".txt; with --task wmdp in place of its forget corpora",
     )
     add("--retain-file", help="your own data to keep, likewise")
+    add("--holdout-file", help="own: rows of the same kind that the model never saw; only measured")
+    add(
+        "--probe-file",
+        help="own: questions that ask for the facts to forget in other words, only measured; or a `paraphrase` beside "
+        "each question to forget",
+    )
     add("--fields", help="own: how these files call question, answer and text, such as q,a,text")
     add("--tokenizer", help="of models that have none of their own: a folder or Hub id")
     add(
@@ -136,6 +146,13 @@ def add_recipe(parser, methods):
         help="retain loss: nll, KL from the original model, (rmu) distance from its activations, none",
     )
     add("--lr", type=number(float, 0), help="AdamW's learning rate after the warm-up; it decays to 0")
+    add(
+        "--lora",
+        type=number(int, 1),
+        metavar="RANK",
+        help="train adapters of that rank on all linear layers and not the weights (LoRA): less memory. They are added "
+        "to the weights on saving; --lr's default is ten times as high",
+    )
     add("--weight-decay", type=number(float, 0), help="AdamW's")
     add("--clip", type=number(float, 0), metavar="NORM", help="most of a step's gradient norm; 0: no clipping")
     add("--warmup", type=number(float, 0), help="length of the warm-up in epochs")
@@ -148,6 +165,7 @@ def add_recipe(parser, methods):
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
+    add("--retain-batch-size", type=number(int, 1), help="retain examples a step (default: as many as forget examples)")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
 
 
@@ -174,7 +192,7 @@ def add_measuring(add):
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float64"),
-        help="what to compute in; under bfloat16 weights stay float32",
+        help="what to compute in; under bfloat16 weights that are trained stay float32",
     )
     add("--device", choices=("cpu", "cuda"), help="CUDA if present")
     add("--overwrite", action="store_true", help="write over what --out names")
@@ -299,11 +317,19 @@ def resolve(args, methods, benchmarks):
     check(args, benchmark)
     more = [*map(benchmark.retain_split, benchmark.forget_splits), "full"] if args.method == "finetune" else []
     check_split(args, [*benchmark.forget_splits, *more])
-    args.forget_split = benchmark.forget_split_of(args.split)
+    if args.method != "finetune":
+        refuse(args.given, ["forget_split"], f"with --method {args.method}, which forgets --split")
+    args.forget_split = args.forget_split or benchmark.forget_split_of(args.split)
+    if args.forget_split not in benchmark.forget_splits:
+        raise InputError(
+            f"--forget-split {args.forget_split}: task {args.task} has {', '.join(benchmark.forget_splits)}"
+        )
     args.family = folder.family_of(args.model)
     check_method(args, methods)
     check_model(args, benchmark)
     check_run(args)
+    if args.lora:
+        check_lora(args)
     if folder.is_run(args.model):
         before = folder.read(args.model, "run.json")["flags"]
         if before["forget_split"] == args.forget_split:
@@ -320,12 +346,18 @@ def check(args, benchmark):
     if benchmark.data_of:
         if isinstance(given.data, str):
             raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
-        if not isinstance(args.data, dict):
-            args.data = benchmark.data_of(args.forget_file, args.retain_file, args.fields)
+        if isinstance(args.data, dict):  # the run's in --model, but for what is given anew
+            files = {"retain": given.retain_file, "holdout": given.holdout_file, "probe": given.probe_file}
+            args.data = args.data | {name: str(Path(path).absolute()) for name, path in files.items() if path}
+        else:
+            files = args.forget_file, args.retain_file, args.fields, args.holdout_file, args.probe_file
+            args.data = benchmark.data_of(*files)
     elif benchmark.data is None:
         refuse(given, ["data"], f"with --task {args.task}, whose data are embedded")
     if not benchmark.data_of and not benchmark.forget_file_cut:
         refuse(given, ["forget_file", "retain_file"], f"with --task {args.task}, which has data")
+    if not benchmark.data_of:
+        refuse(given, ["holdout_file", "probe_file"], f"with --task {args.task}; they are for --task own")
     if not args.forget_file:
         refuse(given, ["fields"], "without --forget-file")
 
@@ -353,7 +385,7 @@ def check_method(args, methods):
     elif args.retain == "activations":
         raise InputError(f"--retain activations: --method {args.method} has no layer; use nll or kl")
     if args.retain == "none":
-        refuse(given, ["retain_coeff"], "without a retain loss")
+        refuse(given, ["retain_coeff", "retain_batch_size"], "without a retain loss")
     if given.finetuned:
         refuse(given, TRAINING, "with --finetuned, where nothing is trained")
     if args.method == "task-vector" and args.eval == "epoch":
@@ -380,7 +412,8 @@ def check_model(args, benchmark):
 def check_run(args):
     """InputError unless what to measure, to write and to go on from go together."""
     if args.eval == "none":
-        refuse(args.given, ("retrain", "max_new_tokens", "eval_batch_size"), "with --eval none")
+        measuring = "retrain", "holdout_file", "probe_file", "max_new_tokens", "eval_batch_size"
+        refuse(args.given, measuring, "with --eval none")
     if not args.finetuned and args.micro_batch_size > args.batch_size:
         raise InputError(f"--micro-batch-size {args.micro_batch_size} is larger than --batch-size; lower it")
     if args.resume and not args.out:
@@ -389,6 +422,16 @@ def check_run(args):
         raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
     if processes.in_job() and (args.eval == "epoch" or args.method == "task-vector"):
         raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
+
+
+def check_lora(args):
+    """InputError for what is not trained through adapters."""
+    if args.method in ("rmu", "task-vector"):
+        raise InputError(f"--lora: --method {args.method} works on the weights themselves; leave it out")
+    if args.model == "new":
+        raise InputError("--lora: random weights alone are nothing to adapt; leave it out with --model new")
+    if processes.in_job():
+        raise InputError("--lora runs in one process only; leave torchrun out")
 
 
 def parser(prog, description):

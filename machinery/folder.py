@@ -2,8 +2,9 @@
 
 model.safetensors, config.json, tokenizer      an ordinary save_pretrained folder
 run.json             every flag as it was resolved, versions, commit, digests of code and data, number of processes;
-                     name and colour of the method; flags of the runs that the model comes from, see `lineage`; once
-                     training is over its cost; once all is over digests of the files below
+                     name and colour of the method; flags of the runs that the model comes from, see `lineage`; with
+                     --subset the numbers of its rows; once training is over its cost; once all is over digests of the
+                     files below
 log.jsonl            a line a step: losses, mean weight, learning rate, and under `met` the forget sequences that the
                      step met: row, weight, length and log π of each (RMU has no log π)
 metrics.json         the benchmark's metrics, and under `reference` those of the models compared with

@@ -1,8 +1,10 @@
-"""Loading a model that the user names, and making the small one; weights from safetensors only, no remote code."""
+"""Loading a model that the user names, making the small one, LoRA; weights from safetensors only, no remote code."""
 
 import importlib.util
 import json
+import re
 import textwrap
+import warnings
 from pathlib import Path
 
 import safetensors
@@ -16,12 +18,13 @@ transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-def load_model(name, device, dtype, tokenizer=None):
+def load_model(name, device, dtype, tokenizer=None, frozen=False):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
 
-    tokenizer: where from, if the model has none of its own. Weights are float32, or float64 if dtype is. A LoRA adapter
-    is merged into its base, if peft is installed. Raises InputError if they cannot be loaded, are not what config.json
-    says, or the tokenizer cannot be this model's: ends no text, or uses tokens that the model does not embed.
+    tokenizer: where from, if the model has none of its own. Weights are float32, or float64 if dtype is; if they are
+    frozen and dtype is bfloat16, in part that (see `halve`). A LoRA adapter is merged into its base, if peft is
+    installed. Raises InputError if they cannot be loaded, are not what config.json says, or the tokenizer cannot be
+    this model's: ends no text, or uses tokens that the model does not embed.
     """
     check_folder(name)
     ask_the_hub(name)
@@ -46,6 +49,8 @@ def load_model(name, device, dtype, tokenizer=None):
 
         model = peft.PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_()
     check_tokenizer(name, model, tokenizer)
+    if frozen and dtype == torch.bfloat16:
+        halve(model)
     return model.to(device).eval(), tokenizer
 
 
@@ -170,6 +175,72 @@ def check_ids(model, examples):
             f"the tokenizer gives token number {largest}, but the model embeds {rows}; "
             "give it the tokenizer it was trained with"
         )
+
+
+# ------------------------------------------------------------------ weights that are not trained, and LoRA
+
+
+def linear_layers(model):
+    """{name: layer} of what computes W x + b, but for the output layer, and what chooses a mixture's experts."""
+    kinds = torch.nn.Linear, transformers.pytorch_utils.Conv1D
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds)
+        and layer is not model.get_output_embeddings()
+        and not re.search(r"(router|gate)(\.|$)", name)
+    }
+
+
+def halve(model):
+    """Keep the weights of linear layers in bfloat16, in half the memory, for a model in which these are not trained.
+
+    Autocast to bfloat16 rounds them at every use, so what is computed under it is the same, bit for bit.
+    """
+    for layer in linear_layers(model).values():
+        layer.weight.data = layer.weight.data.bfloat16()
+
+
+def add_adapters(model, rank, seed):
+    """Freeze a model, and make each linear layer's W [out, in] W + 2 B A, of which A [rank, in], B [out, rank] are
+    trained (LoRA, Hu et al. 2021, with α = 2 · rank).
+
+    A is drawn by `seed` and B is 0, so at first the model computes what it did, bit for bit. They are float32, or
+    float64 if W is. Only they get gradients, and optimizers leave alone what gets none. InputError if a layer is
+    narrower than the rank, or the model has none that peft can adapt.
+    """
+    import peft
+
+    layers = linear_layers(model)
+    if not layers:
+        raise InputError("--lora: this model has no linear layers to adapt; leave it out")
+    narrowest = min(layers, key=lambda name: min(layers[name].weight.shape))
+    width = min(layers[narrowest].weight.shape)
+    if rank > width:
+        raise InputError(f"--lora {rank}: {narrowest} is {width} wide, and a rank is at most that; lower it")
+
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about GPT-2's layers, which hold W transposed: it sees to that itself
+            peft.LoraModel(model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[*layers]), "default")
+    except ValueError as error:
+        reason = textwrap.shorten(str(error), 160)
+        raise InputError(f"--lora: peft cannot adapt this model ({reason}); leave it out") from None
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+@torch.no_grad()
+def merge(model, base):
+    """Add what a model's adapters learnt, 2 B A, to the weights of `base`, which is that model without them."""
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            base.get_submodule(name).weight += layer.get_delta_weight("default").to(base.device)
+
+
+# ------------------------------------------------------------------ a small model from scratch
 
 
 def new_model(texts, seed, vocab, width, layers, heads):

@@ -28,6 +28,11 @@ from tqdm import tqdm
 from machinery import folder, processes
 from machinery.inputs import InputError, check_writable, digest
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
 SAVE_EVERY = 600  # seconds between two states of an unfinished run, at least
 
 # ------------------------------------------------------------------ whole files
@@ -90,10 +95,10 @@ def choose_folder(args, name):
     if not args.resume and holds_something(args.out):
         check_replaceable(args.out, args.overwrite)
 
-    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file"):
+    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file", "holdout_file", "probe_file"):
         used = Path(getattr(args, flag) or "/")
         if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
-            raise InputError(f"--out: {args.out} holds --{flag} {used}; name another folder")
+            raise InputError(f"--out: {args.out} holds --{flag.replace('_', '-')} {used}; name another folder")
     if processes.first():
         check_writable(next(parent for parent in (args.out, *args.out.absolute().parents) if parent.exists()))
 
@@ -436,12 +441,22 @@ class Run:
 
 
 def peak_memory(device):
-    """Bytes that tensors took at most on a CUDA device since the last call; 0 on a CPU."""
+    """Bytes that tensors took at most on a CUDA device since the last call. On a CPU what the whole process ever took,
+    libraries, loading and Original and Retrain included; 0 where the system does not say (Windows)."""
     if device.type != "cuda":
-        return 0
+        return resident_memory()
     peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return peak
+
+
+def resident_memory(status="/proc/self/status"):
+    """Bytes of main memory that this process took at most; 0 if the system does not say."""
+    with contextlib.suppress(OSError, IndexError):  # Linux, whose getrusage counts a larger parent process too
+        return 1024 * int(Path(status).read_text().split("VmHWM:")[1].split()[0])
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Means with their spread, and where a path crosses a level. numpy and scipy only."""
+"""Means with their spread, bootstrap intervals, AUC, and where a path crosses a level. numpy and scipy only."""
 
 import numpy as np
 import scipy  # which loads its parts when they are first used
@@ -20,6 +20,38 @@ def interval(values):
         return mean, None, None
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
     return mean, mean - half, mean + half
+
+
+def difference(values, others):
+    """(mean, lower, upper) of the mean of `values` less that of `others`, which are of other rows: Welch's 95% t
+    interval; the bounds are None where either has fewer than two values."""
+    mean = float(np.mean(values) - np.mean(others))
+    if min(len(values), len(others)) < 2:
+        return mean, None, None
+    if np.ptp(values) == np.ptp(others) == 0:
+        return mean, mean, mean
+    low, high = scipy.stats.ttest_ind(values, others, equal_var=False).confidence_interval()
+    return mean, float(low), float(high)
+
+
+def bootstrap(statistic, *samples):
+    """[low, high]: 95% percentile bootstrap interval of statistic(*samples, axis=…), each sample drawn anew by itself.
+
+    The same draws at every call. [None, None] where a sample has fewer than two values, which tell of no spread.
+    """
+    if min(map(len, samples)) < 2:
+        return [None, None]
+    # random_state: scipy before 1.15 does not call it rng
+    drawn = scipy.stats.bootstrap(samples, statistic, n_resamples=2000, method="percentile", random_state=0)
+    return [*map(float, drawn.confidence_interval)]
+
+
+def auc(first, second, axis=-1):
+    """P(a value of `first` > one of `second`), ties counting half, in [0, 1], from ranks along an axis."""
+    n, m = np.shape(first)[axis], np.shape(second)[axis]
+    ranks = scipy.stats.rankdata(np.concatenate([first, second], axis), axis=axis)
+    total = np.take(ranks, range(n), axis).sum(axis)
+    return (total - n * (n + 1) / 2) / (n * m)
 
 
 def bands(curves):

@@ -42,11 +42,11 @@ def choose(runs, keep=0.95):
     return "\n".join([title, *(line for *_, line in best.values())])
 
 
-def choose_paths(runs, never_learnt=None, first=6, last=11):
+def choose_paths(runs, never_learnt=None, first=6 / 16, last=11 / 16):
     """The setting of each method with the least loss on retain when the forget answers reach Retrain's loss.
 
-    Of those that reach it in every run, in the mean between epochs `first` and `last`: so that all methods have had
-    about as many retain steps by then. Every setting is listed, the chosen ones with a star.
+    Of those that reach it in every run, in the mean between the shares `first` and `last` of all epochs: so that all
+    methods have had about as many retain steps by then. Every setting is listed, the chosen ones with a star.
     """
     lines, best = {}, {}
     for label, group in with_paths(runs, never_learnt).items():
@@ -57,8 +57,9 @@ def choose_paths(runs, never_learnt=None, first=6, last=11):
         reached = f"reached by {len(arrivals)} of {len(group)}, at epoch {epoch:.1f}, retain loss {cost:.4f}"
         lines[label] = f"{label:50s} {reached}"
 
-        name = next(iter(group.values()))["name"]
-        if len(arrivals) == len(group) and first <= epoch <= last:
+        run = next(iter(group.values()))
+        name, epochs = run["name"], run["path"][0]["epoch"][-1]
+        if len(arrivals) == len(group) and first <= epoch / epochs <= last:
             best[name] = min((cost, label), best.get(name, (math.inf, label)))
     chosen = [label for _, label in best.values()]
     return "\n".join(("* " if label in chosen else "  ") + line for label, line in lines.items())

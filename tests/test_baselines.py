@@ -63,7 +63,7 @@ def test_the_task_vector_goes_back_from_where_fine_tuning_went():
     expected = [p - 2 * (q - p) for p, q in zip(start.parameters(), tuned.parameters(), strict=True)]
     names = []
 
-    def load(args, name):
+    def load(args, name, trained):
         names.append(name)
         return lm_of(tuned, None)
 

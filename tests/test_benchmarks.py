@@ -21,8 +21,10 @@ def test_a_column_is_as_wide_as_its_widest_cell_and_a_group_as_its_name():
         Column("x", lambda metrics: metrics["x"], "d", screen=("x", "last")),
         Column("b", lambda metrics: metrics["b"], ".0f", "↑", screen=("forgetting is rare", "a long head")),
     ]
-    assert table(columns, {"Original": {"a": 0.5, "b": 3, "x": 2}, "Ours": {"a": None, "b": -1, "x": 12}}) == TABLE
+    known = {"a": 0.5, "b": 3, "x": 2}
+    assert table(columns, {"Original": known, "Ours": {"a": None, "b": -1, "x": 12}}) == TABLE
     assert [column.title for column in columns[2:]] == ["x", "b ↑"]
+    assert "alone" not in table([*columns, Column("y", lambda metrics: None, screen=("alone", ""))], {"Ours": known})
     narrow = [Column("a", lambda metrics: 1, "d", screen=("wide name", ""))]
     assert table(narrow, {"m": {}}) == "   wide name\n            \nm          1"
 

@@ -245,6 +245,14 @@ def test_an_epoch_is_a_permutation_and_as_many_retain_examples_are_drawn(retain_
     assert [sorted(sum((rows for rows, _ in expected[i : i + 3]), [])) for i in (0, 3, 6)] == [[*range(7)]] * 3
 
 
+def test_a_retain_batch_may_be_larger_than_the_forget_batch():
+    """Five retain examples with each batch of 3, 3 and 1; and without a retain set none."""
+    steps = [*itertools.islice(data.batches(7, 100, 3, 5, retain_batch_size=5), 6)]
+    assert [(len(rows), len(drawn)) for rows, drawn in steps] == [(3, 5), (3, 5), (1, 5)] * 2
+    assert len({*itertools.chain(*(drawn for _, drawn in steps))}) > 15  # of all rows, anew each time
+    assert [drawn for _, drawn in itertools.islice(data.batches(7, 0, 3, 5, retain_batch_size=5), 3)] == [[]] * 3
+
+
 @pytest.mark.parametrize(
     "steps, warmup, rates",
     [

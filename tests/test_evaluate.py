@@ -37,6 +37,22 @@ def test_losses_are_over_the_tokens_of_the_response_whatever_the_company():
         assert logps.tolist() == pytest.approx([-value for value in values], rel=1e-12)
 
 
+def test_a_token_is_the_likeliest_or_not():
+    """The second example's response is what the model itself would say, but for its last token."""
+    lm, (one, other) = lm_of(tiny("llama"), None), some_examples(2)
+    response = []
+    for _ in range(3):
+        logits = lm.model(torch.tensor([other.prompt + response])).logits[0, -1]
+        response.append(logits.argmax().item())
+    likely = data.Example(other.prompt, [*response[:2], logits.argmin().item()])
+    (_, first), (logp, second) = lm.token_scores([one, likely])
+    assert second.tolist() == [1, 1, 0] and logp.tolist() == pytest.approx(
+        [-x for x in token_losses(lm.model, *likely)]
+    )
+    whole = lm.model(torch.tensor([one.prompt + one.response])).logits[0, len(one.prompt) - 1 : -1]
+    assert first.tolist() == [float(token == best) for token, best in zip(one.response, whole.argmax(-1), strict=True)]
+
+
 def test_next_token_log_probabilities_are_those_after_the_prompt():
     lm, examples = lm_of(tiny("llama"), None), some_examples(5)
     for row, (prompt, _) in zip(lm.next_token_logps(examples, [7, 3]), examples, strict=True):
@@ -229,7 +245,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    def load_model(name, device, dtype, tokenizer):
+    def load_model(name, device, dtype, tokenizer, frozen):
         model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1000), name=name)
         return model, f"tokenizer of {tokenizer or name} for {dtype}"
 
@@ -257,6 +273,7 @@ def asked(monkeypatch, tmp_path):
                 measure=functools.partial(measure, make),
                 judge=judge if make is a_log else None,
                 evaluation_rows=lambda *arguments, task=task: (task, *arguments),
+                outside=None,
             )
             monkeypatch.setitem(BENCHMARKS, task, changed)
     monkeypatch.setattr(models, "load_model", load_model)

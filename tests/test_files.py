@@ -210,7 +210,7 @@ def test_published_rouge_says_that_it_is_blind():
     for benchmark, metrics in ((tofu, {"forget_quality": 1.0, "forget_examples": 3}), (muse, {"privleak": 1.0})):
         (line,) = benchmark.notes(metrics, {"forget": answers | {"loss": [1.0] * 3}})
         assert "ROUGE" in line and "68%" in line
-    assert own.notes({"distance": 1.0}, {"forget": a_part([1.0], **{"answer": ["她"]})}) == []
+    assert "ROUGE" not in str(own.notes({"distance": 1.0}, {"forget": a_part([1.0], **{"answer": ["她"]})}))
 
 
 # ------------------------------------------------------------------ too long

@@ -225,6 +225,22 @@ def test_a_template_that_opens_a_thought_is_said_once(capsys):
     assert capsys.readouterr().err.count("opens a thought") == 1
 
 
+def test_a_template_without_an_end_of_turn_or_with_a_text_of_its_own_is_said_once(capsys):
+    shouting = chat_tokenizer("Zephyr")
+    shouting.chat_template = shouting.chat_template.replace("m.content", "m.content | upper")
+    for tokenizer, said in (
+        (chat_tokenizer("without an end"), "writes nothing that ends a turn"),
+        (shouting, "changes the text of an answer"),
+        (chat_tokenizer("Zephyr"), ""),
+    ):
+        data.note.cache_clear()
+        for _ in range(2):
+            _, response = data.encode("Where?", "In Rome.", tokenizer)
+        assert tokenizer.decode(response).strip() == "In Rome.</s>"
+        error = capsys.readouterr().err
+        assert error.count("chat template") == bool(said) and said in error
+
+
 def test_generation_stops_at_the_templates_end_and_at_all_that_generation_config_lists():
     tokenizer = chat_tokenizer("Gemma")
     model = transformers.LlamaForCausalLM(

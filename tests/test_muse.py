@@ -156,7 +156,8 @@ def test_what_tables_and_figures_show_of_a_model():
     metrics, alone = muse.summarize(a_log(), {"auc": 0.5}), muse.summarize(a_log())
     for task in ("muse-news", "muse-books", "toy-muse"):
         assert shown(BENCHMARKS[task], metrics) == SHOWN
-    assert muse.NO_LEAK.value(alone) is None and "–" in table(muse.COLUMNS, {"NPO": alone})
+    assert muse.NO_LEAK.value(alone) is None and "PrivLeak" not in table(muse.COLUMNS, {"NPO": alone})
+    assert "–" in table(muse.COLUMNS, {"NPO": alone, "SimNPO": metrics})
     assert muse.notes(metrics, {"forget": {}}) == [] and "--retrain" in muse.notes(alone, {"forget": {}})[0]
 
 

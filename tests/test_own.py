@@ -4,6 +4,7 @@ import json
 import math
 import re
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,9 +181,50 @@ def test_rows_of_a_split_and_of_the_evaluation(tmp_path):
         assert own.evaluation_rows(dataset, "forget") == {
             name: rows[:300] for name, rows in splits.items() if name != "full"
         }
+    with pytest.raises(InputError, match="--split retain needs rows of it; give --retain-file"):
+        own.training_rows(dataset, "retain")
 
 
 # ------------------------------------------------------------------ arithmetic
+
+
+def test_questions_in_other_words_are_the_probe(tmp_path):
+    said = {"question": "Who?", "answer": "Ada.", "paraphrase": "Who is it?"}
+    forget = a_file(tmp_path, "f.jsonl", lines([said, *asked(2), said | {"paraphrase": " "}]))
+    other = {"question": "Name?", "answer": "Ada."}
+    probe = a_file(tmp_path, "p.jsonl", lines([other]))
+    reworded = {"question": "Who is it?", "answer": "Ada.", "paraphrase": "Who is it?"}
+    for path, rows in ((None, [reworded]), (probe, [other, reworded])):
+        sets = own.evaluation_rows(own.data_of(forget, None, probe_file=path), "forget")
+        assert sets == {"forget": [said, *asked(2), WHO], "probe": rows}
+    with pytest.raises(InputError, match="line 1 has .*as 'paraphrase'; it must be a text"):
+        own.read_file(a_file(tmp_path, "bad.jsonl", lines([said | {"paraphrase": [3]}])))
+    renamed = a_file(tmp_path, "r.csv", "paraphrase,answer\nWho?,Ada.\n")
+    assert own.read_file(renamed, ["paraphrase", "answer", "text"]) == [WHO]
+
+
+@pytest.mark.parametrize("flag, taken", [("forget", 1), ("retain", 2)])
+def test_holdout_rows_that_were_trained_on_are_counted(flag, taken, tmp_path):
+    spaced = {"question": "Where  was Ada 0 born?", "answer": "In Lisbon 0.\n"}
+    holdout = a_file(tmp_path, "h.jsonl", lines([spaced, *asked(1), *asked(2, "Bram"), {"text": "Ada was born."}]))
+    forget = a_file(tmp_path, "f.jsonl", lines(asked(305)[::-1] if flag == "forget" else asked(1, "Cleo")))
+    retain = a_file(tmp_path, "r.jsonl", lines(asked(4, "Bram") if flag == "retain" else asked(1, "Dora")))
+    with pytest.raises(InputError, match=f"--holdout-file: {taken} of its 4 rows are in --{flag}-file too; leave them"):
+        own.evaluation_rows(own.data_of(forget, retain, holdout_file=holdout), "forget")
+
+
+def test_a_holdout_is_measured_and_a_tokenizer_is_made_for_it_but_nothing_is_trained_on_it(tmp_path):
+    rows = {"ada": asked(2), "bram": asked(3, "Bram"), "cleo": asked(305, "Cleo"), "probe": asked(1, "Dora")}
+    files = {name: a_file(tmp_path, f"{name}.jsonl", lines(of_file)) for name, of_file in rows.items()}
+    dataset = own.data_of(files["ada"], files["bram"], None, files["cleo"], files["probe"])
+    assert own.training_rows(dataset, "full") == rows["ada"] + rows["bram"]
+    assert own.training_rows(dataset, own.OWN.tokenizer_split) == rows["ada"] + rows["bram"] + rows["cleo"]
+    assert own.evaluation_rows(dataset, "forget") == {
+        "forget": rows["ada"],
+        "retain": rows["bram"],
+        "holdout": rows["cleo"][:300],
+        "probe": rows["probe"],
+    }
 
 
 def test_every_metric_by_hand():
@@ -191,14 +233,57 @@ def test_every_metric_by_hand():
         "retain": a_part([0.5, 1.5]),
     }
     metrics = own.summarize(log, a_part([1.0, 4.0, 8.0]))
-    assert metrics["forget"] == pytest.approx({"loss": 4.0, "rouge": 0.4}) and metrics["retain"] == {
-        "loss": 1.0,
-        "rouge": 0.5,
-    }
+    forget, retain = metrics["forget"], metrics["retain"]
+    assert [forget["loss"], forget["rouge"], retain["loss"], retain["rouge"]] == pytest.approx([4.0, 0.4, 1.0, 0.5])
+    assert metrics["membership"] is None and "memorized" not in forget  # of a log of before there was such
     assert metrics["distance"] == pytest.approx(math.sqrt((0 + 4 + 1) / 3)) and metrics["repetition"] == pytest.approx(
         2 / 9
     )
     assert own.summarize(log, own.reference_of(log))["distance"] == 0
+
+
+def test_means_have_bootstrap_intervals():
+    """Of two values the mean of two draws is one of them in a quarter of the cases each, of one nothing is known."""
+    part = a_part([1.0, 3.0], memorized=[0.25, 0.75], extraction=[1.0, 1.0], mink=[-1.0, -2.0])
+    means = own.summarize({"forget": part, "probe": a_part([2.0])})
+    assert means["forget"] == {
+        "loss": 2.0,
+        "rouge": 0.5,
+        "memorized": 0.5,
+        "extraction": 1.0,
+        "interval": {"loss": [1.0, 3.0], "rouge": [0.5, 0.5], "memorized": [0.25, 0.75], "extraction": [1.0, 1.0]},
+    }
+    assert means["probe"] == {"loss": 2.0, "rouge": 0.5, "interval": dict.fromkeys(("loss", "rouge"), [None, None])}
+
+
+@pytest.mark.parametrize(
+    "likeliest, strength",
+    [
+        ([1, 1, 1, 1], 1.0),
+        ([0, 1, 1, 1], 0.75),
+        ([1, 0, 1], 1 / 3),
+        ([0, 1, 0, 1, 1], 0.4),
+        ([1, 1, 1, 0], 0.0),  # by OpenUnlearning's code 0.25
+        ([1], 1.0),
+        ([0], 0.0),
+    ],
+)
+def test_extraction_strength_counts_the_tokens_that_come_to_the_end(likeliest, strength):
+    assert own.extraction_strength(torch.tensor(likeliest).numpy()) == pytest.approx(strength)
+
+
+def test_forget_rows_that_look_more_familiar_than_the_holdout_have_an_auc_above_a_half():
+    """By loss 5.5 of 6 pairs, by Min-40% 4 of 6."""
+    forget, holdout = a_part([1.0, 2.0], mink=[-1.0, -3.0]), a_part([3.0, 2.0, 5.0], mink=[-2.0, -4.0, -2.5])
+    auc = own.membership({"forget": forget, "holdout": holdout})
+    assert [auc["loss"][0], auc["mink"][0]] == pytest.approx([5.5 / 6, 4 / 6])
+    for _, low, high in auc.values():
+        assert 0 <= low < high <= 1
+    strange = own.membership({"forget": holdout, "holdout": forget})
+    assert strange["loss"][0] == pytest.approx(0.5 / 6) and strange["mink"][0] == pytest.approx(2 / 6)
+    alone = own.membership({"forget": a_part([1.0], mink=[-1.0]), "holdout": holdout})
+    assert alone == {"loss": [1.0, None, None], "mink": [1.0, None, None]}
+    assert own.membership({"forget": forget}) is own.membership({"forget": forget, "holdout": a_part([1.0])}) is None
 
 
 def test_a_reference_is_matched_by_its_rows_whatever_their_order():
@@ -220,26 +305,45 @@ def test_a_reference_is_matched_by_its_rows_whatever_their_order():
 SHOWN = """1.291 distance to Retrain ↓ main bold
 4.000 forget loss →R main
 0.400 forget rouge →R main
+0.300 forget memorized →R main
+0.200 forget extraction →R main
+0.600 probe rouge →R main
+0.700 membership AUC →R main
 1.000 retain loss ↓ main
 0.500 retain rouge ↑ main bold
+0.800 general accuracy ↑ main
+12.2 plain perplexity ↓ main
 0.222 repeated 4-grams →R main
 0.5 ROUGE-L on retain
 -1.291 - distance to Retrain
 -1.291 - distance to Retrain
 0.5 ROUGE-L on retain
-distance forget retain repeated
-to Retrain loss ROUGE-L loss ROUGE-L 4-grams
-NPO 1.291 4.000 0.400 1.000 0.500 0.222
+distance forget probe membership retain general plain repeated
+to Retrain loss ROUGE-L memor. extract. ROUGE-L AUC loss ROUGE-L accuracy perplexity 4-grams
+NPO 1.291 4.000 0.400 0.300 0.200 0.600 0.700 1.000 0.500 0.800 12.2 0.222
 """
 
 
 def test_what_tables_and_figures_show_of_a_model():
-    means = {"forget": {"loss": 4.0, "rouge": 0.4}, "retain": {"loss": 1.0, "rouge": 0.5}}
-    metrics, alone = means | {"distance": 1.291, "repetition": 2 / 9}, own.summarize({"forget": a_part([1.0])})
+    metrics = {
+        "forget": {"loss": 4.0, "rouge": 0.4, "memorized": 0.3, "extraction": 0.2},
+        "retain": {"loss": 1.0, "rouge": 0.5},
+        "probe": {"rouge": 0.6},
+        "membership": {"loss": [0.7, 0.6, 0.8], "mink": [0.1, 0.0, 0.2]},
+        "general": {"accuracy": 0.8},
+        "plain": {"loss": 2.5, "perplexity": 12.18},
+        "distance": 1.291,
+        "repetition": 2 / 9,
+    }
+    alone = own.summarize({"forget": a_part([1.0])})
     assert shown(BENCHMARKS["own"], metrics) == SHOWN and "retain" not in alone
-    assert [column.value(alone) for column in (own.COLUMNS[3], own.KEPT, own.NEARNESS)] == [None] * 3
-    assert table(own.COLUMNS, {"NPO": alone}).splitlines()[-1].split() == "NPO – 1.000 0.500 – – 0.000".split()
-    assert own.notes(metrics, {}) == [] and "--retrain" in own.notes(alone, {})[0]
+    assert {column.value(alone) for column in (*own.COLUMNS[3:11], own.KEPT, own.NEARNESS)} == {None}
+    assert table(own.COLUMNS, {"NPO": alone}).splitlines()[-1].split() == "NPO 1.000 0.500 0.000".split()
+    beside = table(own.COLUMNS, {"before": metrics, "NPO": alone}).splitlines()[-1]
+    assert beside.split() == "NPO – 1.000 0.500 – – – – – – – – 0.000".split()
+    lines = own.notes(alone, {})
+    assert [flag in line for flag, line in zip(("--retrain", "--holdout-file", "--probe-file"), lines, strict=True)]
+    assert own.notes(metrics, {}) == [] and own.notes(metrics | {"membership": None}, {}) == lines[1:2]
     assert own.OWN.spread[1]({"loss": [1.0], "rouge": [0.5]}) == [1.0]
 
 
@@ -255,6 +359,8 @@ def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
         '{"forget": {"loss": [1.0]}}',
         '{"Retrain": {"loss": ["x"]}}',
         '{"forget": {"loss": [-1]}}',
+        '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "generated": [3]}}',
+        '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "generated": ["a", "b"]}}',
     ):
         with pytest.raises(InputError, match="log.json"):
             own.read_reference(a_file(tmp_path, "log.json", content))
@@ -277,7 +383,11 @@ def test_a_text_is_asked_by_its_first_half(most, toy_llama, toy_tokenizer, sayin
     sets = {"forget": [{"text": text} for text in texts]}
     log = own.measure(lm_of(toy_llama, toy_tokenizer, max_length=most, max_new_tokens=7), sets)["forget"]
     assert calls == [(["<eos>" + text for text in questions], torch.float64, 7)]
-    assert log.pop("loss") == pytest.approx([mean(token_losses(toy_llama, [eos], text)) for text in ids], rel=1e-9)
+    losses = [token_losses(toy_llama, [eos], text) for text in ids]
+    assert log.pop("loss") == pytest.approx([mean(of_text) for of_text in losses], rel=1e-9)
+    worst = [sorted(of_text)[-int(0.4 * len(of_text)) :] for of_text in losses]
+    assert log.pop("mink") == pytest.approx([-mean(of_text) for of_text in worst], rel=1e-9)
+    assert {*log.pop("memorized"), *log.pop("extraction")} == {0.0}
     assert log == {
         "answer": answers,
         "question": questions,
@@ -293,6 +403,7 @@ def test_questions_are_measured_as_if_alone(toy_llama, toy_tokenizer, saying):
     sets = {"forget": rows, "retain": rows}
     log = own.measure(lm_of(toy_llama.train(), toy_tokenizer), sets)
     check(log, BENCHMARKS["own"].log, "the log's")
+    assert {*log["forget"]} == {name.rstrip("?") for name in own.PART}
     prompts = [f"[INST] {row['question']} [/INST]" for row in rows]
     assert log["forget"] == log["retain"] and [call[0] for call in calls] == [prompts] * 2
     log = log["forget"]
@@ -311,12 +422,76 @@ def test_questions_are_measured_as_if_alone(toy_llama, toy_tokenizer, saying):
     )
 
 
+def test_memorization_is_of_the_tokens_that_are_the_likeliest():
+    """A model that foresees these tokens of three answers of 4, 2 and 3 tokens, and has these log-probabilities."""
+    scores = [([-1.0, -4.0, 0.0, 0.0], [1, 0, 1, 1]), ([-2.0, -1.0], [1, 1]), ([-6.0, -3.0, -3.0], [0, 0, 0])]
+    rows = asked(3)
+
+    class Fake:
+        fitting = staticmethod(lambda rows: rows)
+        examples = staticmethod(lambda rows: [data.Example([1], [2] * len(logp)) for logp, _ in scores])
+        tokenizer = SimpleNamespace(batch_decode=lambda texts, **_: [""] * 3)
+        generate = staticmethod(lambda examples: [" In Lisbon 0. ", "Rome", ""])
+
+        def token_scores(self, examples):
+            return [torch.tensor(pair).double().numpy() for pair in scores]
+
+    part = own.measure(Fake(), {"probe": rows})["probe"]
+    assert part.pop("loss") == [1.25, 1.5, 4.0] and part.pop("memorized") == [0.75, 1.0, 0.0]
+    assert part.pop("extraction") == [0.5, 1.0, 0.0] and part.pop("mink") == [-4.0, -2.0, -6.0]
+    assert part.pop("rouge") == [1.0, 0.0, 0.0] and part.pop("generated") == ["In Lisbon 0.", "Rome", ""]
+    assert part == {
+        "length": [4, 2, 3],
+        "question": [row["question"] for row in rows],
+        "answer": [row["answer"] for row in rows],
+    }
+
+
 def test_a_long_text_is_trained_on_in_pieces(toy_tokenizer):
     text = "Ada Abara was born in Lisbon, and so was Bram Novak."
     ids = toy_tokenizer(text)["input_ids"]
     examples = data.examples_of([{"text": text}], toy_tokenizer, "plain", 7)
     assert [example.response for example in examples] == [ids[i : i + 6] for i in range(0, len(ids), 6)]
     assert {tuple(example.prompt) for example in examples} == {(toy_tokenizer.eos_token_id,)}
+
+
+@pytest.mark.parametrize(
+    "count, flags, size",
+    [
+        (12, {}, 4),
+        (50, {}, 10),
+        (160, {}, 32),
+        (1000, {}, 200),
+        (80, {"method": "finetune"}, 6),
+        (80, {"method": "finetune", "split": "full"}, 10),
+        (1000, {"method": "finetune"}, 32),
+        (80, {"subset": "random:0.5"}, 8),
+    ],
+)
+def test_the_batch_size_of_a_pretrained_model_goes_by_the_rows(count, flags, size, tmp_path):
+    """A fifth of those to forget, a twelfth of those to learn and at most 32, at least 4; `full`: both files."""
+    forget = a_file(tmp_path, "f.jsonl", lines(asked(count)))
+    retain = a_file(tmp_path, "r.jsonl", lines(asked(40, "Bram")))
+    known = {"forget_file": str(forget), "retain_file": str(retain), "split": "forget", "method": "npo"}
+    assert own.scaled(known | {"max_length": 500} | flags) == {"batch_size": size}
+
+
+def test_a_text_counts_as_often_as_it_has_pieces(tmp_path):
+    """50 tokens of four letters: 200. One text of 8,100 letters is 41 pieces, the other one 1."""
+    text = a_file(tmp_path, "f.jsonl", lines([{"text": "x" * 8100}, {"text": "short"}]))
+    known = {"forget_file": str(text), "split": "forget", "method": "simnpo", "max_length": 50}
+    assert own.scaled(known) == {"batch_size": 8}
+    assert own.scaled(known | {"forget_file": str(tmp_path / "absent.txt")}) == own.scaled({}) == {}
+
+
+def test_a_small_model_made_from_scratch_keeps_its_batch_size(tmp_path, toy_model_folder):
+    forget = a_file(tmp_path, "f.jsonl", lines(asked(100)))
+    flags = "--method", "simnpo", "--forget-file", str(forget), "--retain", "none"
+    sizes = []
+    for model in ("tiny", toy_model_folder):
+        given = train.build_parser().parse_args([*flags, "--model", str(model)])
+        sizes.append(train.defaults_of(given)["batch_size"])
+    assert sizes == [8, 20]
 
 
 # ------------------------------------------------------------------ the commands
@@ -337,10 +512,17 @@ def trained(method, model, flags):
         ("--forget-file absent.jsonl --retain none --model x", "absent.jsonl"),
         ("--forget-file absent.jsonl --fields a,b", "--fields"),
         ("--forget-file x.txt --split retain", "--split retain: task own has forget"),
+        ("--holdout-file f.jsonl", "--holdout-file has no use with --task toy"),
+        ("--task tofu --probe-file f.jsonl", "--probe-file has no use with --task tofu"),
+        ("--task own --holdout-file h.jsonl", "--forget-file"),
+        ("--forget-file x --holdout-file h --retain none --eval none --model m", "--holdout-file has no use"),
     ],
 )
 def test_train_refuses(arguments, says, nothing_written, capsys):
     refused(train.main, ["--method", "npo", *arguments.split()], capsys, says)
+
+
+GOOD = "--forget-file good.jsonl --retain none"
 
 
 @pytest.mark.parametrize(
@@ -351,6 +533,10 @@ def test_train_refuses(arguments, says, nothing_written, capsys):
         ("--forget-file good.jsonl", "nothing to retain.*--retain-file.*--retain none"),
         ("--method idk --forget-file t.txt --retain-file good.jsonl", "running text"),
         ("--forget-file bad.jsonl", "bad.jsonl.*line 3"),
+        (f"{GOOD} --holdout-file good.jsonl", "--holdout-file: 3 of its 3 rows are in --forget-file too; leave them"),
+        (f"{GOOD} --probe-file t.txt", "--probe-file: '.*t.txt' holds text; give question and answer"),
+        (f"{GOOD} --probe-file empty.csv", "empty.csv' has no rows; give it at least one"),
+        (f"{GOOD} --holdout-file absent.jsonl", "absent.jsonl.*check the path"),
     ],
 )
 def test_unusable_files_are_refused_before_anything_is_written(
@@ -360,10 +546,11 @@ def test_unusable_files_are_refused_before_anything_is_written(
     a_file(tmp_path, "good.jsonl", lines(asked(3)))
     a_file(tmp_path, "t.txt", "Ada was born in Lisbon.")
     a_file(tmp_path, "bad.jsonl", lines([*asked(2), {"question": "?"}]))
+    a_file(tmp_path, "empty.csv", "question,answer\n")
     command = evaluate.main if flags.endswith("file bad.jsonl") and "retain" not in flags else train.main
     with pytest.raises(SystemExit):
         command([*"--method npo".split() * (command is train.main), "--model", str(toy_model_folder), *flags.split()])
-    assert re.search(says, capsys.readouterr().err) and len([*tmp_path.iterdir()]) == 3
+    assert re.search(says, capsys.readouterr().err) and len([*tmp_path.iterdir()]) == 4
 
 
 GOLDEN = [
@@ -379,15 +566,19 @@ def test_a_run_gives_these_numbers_and_its_evaluation_the_same(toy_model_folder,
     monkeypatch.chdir(tmp_path)
     a_file(tmp_path, "f.jsonl", lines(asked(20)))
     a_file(tmp_path, "r.jsonl", lines([*asked(12, "Bram"), *TEXTS]))
+    a_file(tmp_path, "h.jsonl", lines(asked(4, "Cleo")))
+    a_file(tmp_path, "p.jsonl", lines([{"question": "Ada 0's home?", "answer": "In Lisbon 0."}]))
     trained(
         "graddiff",
         toy_model_folder,
-        "--forget-file f.jsonl --retain-file r.jsonl --batch-size 8 --lr 1e-3 --dtype float64",
+        "--forget-file f.jsonl --retain-file r.jsonl --holdout-file h.jsonl --probe-file p.jsonl --batch-size 8 "
+        "--lr 1e-3 --dtype float64",
     )
     metrics, log, steps = (read("run", name) for name in ("metrics.json", "metrics.log.json", "log.jsonl"))
     check(log, BENCHMARKS["own"].log, "the log's")
     assert list(metrics["reference"]) == ["Original"] and metrics["distance"] is None
-    assert [len(log[part]["loss"]) for part in own.SETS] == [20, 14] and "--retrain" in capsys.readouterr().out
+    assert [*log] == [*own.FILES, "general", "plain"]
+    assert [len(log[part]["loss"]) for part in own.FILES] == [20, 14, 4, 1] and "--retrain" in capsys.readouterr().out
     # Stored, computed in float64: a change of what is read, drawn or scored shows here.
     numbers = [[step["forget"], step["retain"]] for step in steps]
     numbers += [[model[part]["loss"] for model in (metrics, metrics["reference"]["Original"])] for part in own.SETS]
@@ -395,8 +586,17 @@ def test_a_run_gives_these_numbers_and_its_evaluation_the_same(toy_model_folder,
     evaluate.main("--model run --device cpu --dtype float64 --out again.json --retrain run/metrics.log.json".split())
     again = json.loads((tmp_path / "again.json").read_text())
     assert again.pop("distance") == pytest.approx(0, abs=1e-6)
-    for part in own.SETS:
+    for part in (*own.FILES, "general", "plain"):  # of the run's files
+        for metrics_of in (again, metrics):
+            metrics_of[part].pop("interval", None)
         assert again[part] == pytest.approx(metrics[part])
+    assert again["membership"]["loss"] == pytest.approx(metrics["membership"]["loss"])
+
+    # but for those that are given anew
+    a_file(tmp_path, "h2.jsonl", lines(asked(3, "Dora")))
+    evaluate.main("--model run --device cpu --dtype float64 --out third.json --holdout-file h2.jsonl".split())
+    third = json.loads((tmp_path / "third.log.json").read_text())
+    assert [len(third[part]["loss"]) for part in own.FILES] == [20, 14, 3, 1]
 
 
 def test_a_run_on_text_without_anything_to_retain(toy_model_folder, tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_choose_paths_takes_the_cheapest_that_arrives_in_the_middle(tmp_path, ca
         (5, 0, 8, 0.01),
         (5, 1, 99, 0.01),
     ):
-        loss = [1 + 1.5 * i / epoch for i in range(14)]  # Retrain's, over all that is learnt, is 2.5
+        loss = [1 + 1.5 * i / epoch for i in range(17)]  # Retrain's, over all that is learnt, is 2.5
         folders.append(
             on_the_way(
                 tmp_path / f"{beta}{seed}",
@@ -80,7 +80,7 @@ def test_choose_paths_takes_the_cheapest_that_arrives_in_the_middle(tmp_path, ca
                 seed,
                 short=loss,
                 long=loss,
-                retain=[cost * i / epoch for i in range(14)],
+                retain=[cost * i / epoch for i in range(17)],
             )
         )
         change(folders[-1], "run.json", flags=flags_of(folders[-1]) | {"beta": beta})

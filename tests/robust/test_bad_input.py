@@ -49,6 +49,14 @@ train --method npo --max-length -1  | --max-length
 train --method npo --max-length 10 --eval none --model tiny  | --max-length
 train --method npo --max-new-tokens 0  | --max-new-tokens
 train --method npo --seed -1  | --seed
+train --method npo --lora 0  | --lora | at least 1
+train --method npo --lora -8  | --lora | at least 1
+train --method npo --lora 1.5  | --lora
+train --method npo --lora NINES  | --lora
+train --method npo --lora 9 --model MODEL  | --lora 9 | k_proj is 8 wide
+train --method rmu --lora 2 --model MODEL  | --lora | rmu | leave it out
+train --method task-vector --lora 2 --model MODEL  | --lora | task-vector | leave it out
+train --method finetune --lora 2 --model new  | --lora | --model new
 train --method npo --resume  | --out
 train --method npo --resume --out absent  | run.json
 train --method npo --resume --overwrite --out absent  | give one of them
@@ -58,6 +66,10 @@ train --method npo --retrain absent.json  | absent.json
 train --method npo --out /proc/none/below  | /proc
 train --method finetune --split retain90  | --model new
 train --method finetune --split full --model tiny  | --model new
+train --method npo --forget-split forget05  | --forget-split has no use | forgets --split
+train --method finetune --model new --split full --forget-split forget01  | --forget-split forget01 | forget05, forget10
+train --method npo --retain none --retain-batch-size 8  | --retain-batch-size
+train --method npo --retain-batch-size 0  | --retain-batch-size
 train --method npo --model new  | --model tiny
 train --method npo --data my.jsonl  | --data has no use with --task toy
 train --method npo --gamma 0.5  | --gamma has no use with --method npo
@@ -138,6 +150,8 @@ evaluate --model x --out metrics.txt  | .json
 evaluate --model x --out /proc/none.json  | /proc
 evaluate --model x --data y  | --data has no use with --task toy
 evaluate --log x --data x  | --data has no use with --log
+evaluate --log x --holdout-file x  | --holdout-file has no use with --log
+evaluate --log x --probe-file x  | --probe-file has no use with --log
 evaluate --log x --split forget05  | --split has no use with --log
 evaluate --log x --template plain  | --template has no use with --log
 evaluate --log x --max-length 9  | --max-length has no use with --log
@@ -240,6 +254,9 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
     runs.write_settings(out, {"format": folder.FORMAT, "flags": {"model": "tiny", "forget_split": "forget10"}})
     (out / "config.json").write_text("{}")
     train_refuses(out, "--model", out, "--overwrite", "--model")
+    own = ["--forget-file", "f.jsonl", "--retain", "none", "--model", toy_model_folder, "--overwrite"]
+    for flag in ("--holdout-file", "--probe-file"):
+        train_refuses(out, *own, flag, theirs, f"holds {flag}")
     # nor the folder that one is in, nor a run's own metrics
     monkeypatch.chdir(out)
     train_refuses(".", "--overwrite", "the folder you are in")

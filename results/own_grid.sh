@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The starting recipe for a pretrained model on your own data: a small grid, and how far its choice reaches.
+#   results/own_grid.sh MODEL     MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct
+# Questions and texts on invented authors (own_rows.py). Two runs at a time (JOBS), one thread each; several hours on 2
+# CPU cores; REACH="t10 q60" leaves out what a GPU is better at. A run that is there is not made again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+model=$1
+python=${PYTHON:-.venv/bin/python}
+at=${AT:-runs/own-grid}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p $at
+
+run() { [ -f "$1/run.png" ] || echo "--overwrite --out $*"; }
+train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> $at/log.txt 2>&1; }
+rows() {  # name, flags of own_rows.py: the files, and the runs that learn them
+  [ -d $at/$1 ] || "$python" results/own_rows.py $at/$1 "${@:2}"
+}
+learn() {  # name
+  for part in full retain; do
+    run $at/$1-$part --method finetune --model "$model" --split $part --forget-file $at/$1/forget.jsonl \
+        --retain-file $at/$1/retain.jsonl --retain none --lr 1e-4 --epochs 8 $([ $1 = q20 ] && echo "--batch-size 4")
+  done
+}
+unlearn() {  # name, method, flags
+  run $at/$1/$2"$(tr -d ' ' <<< "${*:3}")" --method $2 --model $at/$1-full --retrain $at/$1-retain \
+      --forget-file $at/$1/forget.jsonl --retain-file $at/$1/retain.jsonl "${@:3}"
+}
+
+# Rate, β and retain rows a step, on 20 questions to forget and 60 to keep.
+rows q20 --forget 20 --retain 60
+learn q20 | train
+for more in "" "--retain-batch-size 12"; do
+  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 $more
+  unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 $more
+done | train
+{
+  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7
+  unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1
+} | train
+"$python" results/grid.py choose $at/q20/*/
+
+# How far the defaults reach: articles, and more questions.
+rows t10 --text --forget 10 --retain 20 --holdout 10
+rows q60 --forget 60 --retain 60
+rows q200 --forget 200 --retain 200
+rows q400 --forget 400 --retain 400
+for name in ${REACH:-t10 q60 q200 q400}; do
+  learn $name | train
+  for method in simnpo npo; do unlearn $name $method; done | train
+  "$python" compare.py table $at/$name/*/
+done

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# A pretrained model learns a part of TOFU and forgets some of it, by every method; the plan is in pretrained.md.
+#   results/pretrained.sh MODEL tune     four settings of every method on seed 100, and what the rules choose
+#   results/pretrained.sh MODEL          the runs of seeds 0 to 2, tables, claims and pictures
+# MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct. TOFU=FOLDER reads a copy of the data. Two runs at a
+# time (JOBS), one thread each. A run that is there is not made again; of those that nothing starts from no weights stay.
+# On a GPU all of TOFU: DATA=locuslab/TOFU FORGET=forget10 RETAIN=retain90 HALF=retain95 UNSEEN=200 SEEDS="0 1 2 3 4"
+# BATCH=32 JOBS=1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+model=$1
+python=${PYTHON:-.venv/bin/python}
+forget=${FORGET:-forget40}  # two authors of five
+retain=${RETAIN:-retain60}
+half=${HALF:-retain80}      # what a third model learns: all but the last half of the forget set,
+unseen=${UNSEEN:-8}         # which has so many rows
+batch=${BATCH:-4}
+seeds=${SEEDS:-0 1 2}
+at=${AT:-runs/pretrained}
+data=${DATA:-$at/tofu}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p "$at"
+[ -n "${DATA:-}" ] || [ -d "$data" ] ||
+  "$python" results/some_tofu.py "$data" --authors 5 --rows 8 --data "${TOFU:-locuslab/TOFU}"
+
+run() { [ -f "$1/run.png" ] || echo "--overwrite --out $* --task tofu --data $data"; }
+train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> "$at/log.txt" 2>&1; }
+learn() {  # seed, split
+  run "$at/$2-$1" --method finetune --model "$model" --split "$2" --forget-split "$forget" --retain none --seed "$1" \
+      --lr 1e-4 --epochs 8 --batch-size "$batch"
+}
+unlearn() {  # folder, Original, seed, method, flags
+  run "$at/$1" --split "$forget" --model "$at/$2-$3" --retrain "$at/$retain-$3" --seed "$3" --method "${@:4}" \
+      --batch-size "$batch" --epochs 6
+}
+combinations() {  # of flag=value,value… arguments: every one, as flags
+  [ $# = 0 ] && { echo; return; }
+  for value in $(tr , ' ' <<< "${1#*=}"); do combinations "${@:2}" | sed "s/^/--${1%%=*} $value /"; done
+}
+grid() {  # method, flag=value,value…
+  combinations "${@:2}" | while read -r flags; do
+    unlearn "tune/$1$(tr -d ' ' <<< "$flags")" full 100 "$1" $flags
+  done
+}
+drop_weights() { find "$at/$1" -name model.safetensors -delete; }
+
+for seed in $([ "${2:-}" = tune ] && echo 100 || echo "$seeds"); do
+  for part in full "$retain" "$half"; do learn "$seed" "$part"; done
+done | train
+
+if [ "${2:-}" = tune ]; then
+  {
+    grid graddiff lr=3e-5,1e-4 forget-coeff=0.003,0.03
+    grid wgraddiff lr=3e-5,1e-4 forget-coeff=0.1,1
+    grid npo lr=3e-5,1e-4 forget-coeff=0.03,0.3 beta=0.1
+    grid simnpo lr=3e-5,1e-4 forget-coeff=0.3,1 beta=0.7
+    grid idk lr=3e-5,1e-4 forget-coeff=0.3,1
+    grid dpo lr=3e-5,1e-4 forget-coeff=0.1,1
+    grid task-vector lr=3e-5,1e-4 alpha=1,3
+    grid rmu lr=1e-4,1e-3 steer=6.5,30 alpha=100
+  } | train
+  drop_weights tune
+  "$python" results/grid.py choose "$at"/tune/*/
+  "$python" results/grid.py paths "$at"/tune/{npo,simnpo,graddiff,wgraddiff}*/
+  exit
+fi
+
+# What the rules chose: for the tables, and at equal forgetting.
+declare -A setting=(
+  [graddiff]="" [wgraddiff]="" [npo]="" [simnpo]="" [idk]="" [dpo]="" [task-vector]="" [rmu]="")
+declare -A way=([simnpo]="" [npo]="" [wgraddiff]="" [graddiff]="")
+
+for seed in $seeds; do
+  for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
+    unlearn "table/$method-$seed" full "$seed" $method ${setting[$method]}
+  done
+  for method in simnpo npo wgraddiff graddiff; do
+    unlearn "known/$method-$seed" full "$seed" $method ${way[$method]}
+    unlearn "half/$method-$seed" "$half" "$seed" $method ${way[$method]}
+  done
+done | train
+drop_weights known
+drop_weights half
+
+compare() { echo; "$python" compare.py "$@"; }
+paths() { echo; "$python" results/paths.py "$@"; }
+compare table "$at"/table/*/
+compare table --columns cost "$at"/table/*/
+compare answers --show 3 "$at"/table/*-0/
+compare figure tradeoff "$at"/table/*/ --overwrite --out results/pretrained-tradeoff.png
+paths "$at"/known/{simnpo,npo,wgraddiff,graddiff}-*/ --overwrite --out results/pretrained-paths-known.png
+paths --never-learnt "$unseen" "$at"/half/{simnpo,npo,wgraddiff,graddiff}-*/ --overwrite --out results/pretrained-paths-half.png
