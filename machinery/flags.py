@@ -346,7 +346,7 @@ def check(args, benchmark):
     if benchmark.data_of:
         if isinstance(given.data, str):
             raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
-        if isinstance(args.data, dict):  # the run's in --model, but for what is given anew
+        if isinstance(args.data, dict):  # of the run that Original and Retrain are made for
             files = {"retain": given.retain_file, "holdout": given.holdout_file, "probe": given.probe_file}
             args.data = args.data | {name: str(Path(path).absolute()) for name, path in files.items() if path}
         else:

@@ -243,6 +243,7 @@ def test_a_run_says_what_its_model_comes_from():
     again = {"flags": {"method": "finetune"}, "method": "FT", **run_folder.lineage_from(npo)}
     assert run_folder.lineage(again) == (original, npo["flags"], "NPO")
     assert run_folder.lineage_from(again) == {"original": original, "start": again["flags"], "start_method": "FT"}
+    assert run_folder.lineage(run_folder.lineage_from(again)) == (original, again["flags"], "FT")
     scratch = {"flags": {"method": "finetune", "family": "new"}, "method": "FT", "original": None}
     assert run_folder.lineage_from(scratch) == {"original": {"method": "finetune", "family": "tiny"}}
     # older runs: an Original was written as a start

@@ -504,7 +504,9 @@ def three(tmp_path, toy_tokenizer):
 
 def said(capsys, answers, names, *questions):
     """Whether the models `names`, {name on the screen: name of its folder}, answered these questions in turn."""
-    blocks = capsys.readouterr().out.removesuffix("\n\n").split("\n\n")
+    told = capsys.readouterr()
+    assert "left out" not in told.err
+    blocks = told.out.removesuffix("\n\n").split("\n\n")
     width = max(map(len, names))
     return blocks == [
         "\n".join(

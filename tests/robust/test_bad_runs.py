@@ -208,7 +208,12 @@ def test_paths_of_a_run_that_lacks_what_they_need(name, tmp_path, paths_refused)
 
 
 def test_paths_of_runs_that_do_not_go_together(tmp_path, paths_refused):
-    paths_refused(on_the_way(tmp_path / "twice", "simnpo"), "a second one of seed 0")
+    twice = on_the_way(tmp_path / "twice", "simnpo")
+    paths_refused(twice, "a second one of seed 0; give one")
+    for run in (tmp_path / "good", twice):
+        change(run, "run.json", original={"method": "finetune", "seed": 3, "family": "tiny"})
+    paths_refused(twice, "a second one of seed 0 from an Original of seed 3; give one")
+    change(tmp_path / "good", "run.json", original=None)
     refusing = on_the_way(tmp_path / "idk", "idk", short=[1, 2], long=[1, 2], retain=[0.1, 0.2])
     paths_refused(refusing, "no log π", "leave IDK out")
     half = on_the_way(tmp_path / "half", "npo")
