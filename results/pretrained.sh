@@ -2,6 +2,7 @@
 # A pretrained model learns a part of TOFU and forgets some of it, by every method; the plan is in pretrained.md.
 #   results/pretrained.sh MODEL tune     four settings of every method on seed 100, and what the rules choose
 #   results/pretrained.sh MODEL          the runs of seeds 0 to 2, tables, claims and pictures
+#   results/pretrained.sh MODEL twins    MUSE's and WMDP's twins (running text; four-choice questions), one seed
 # MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct. TOFU=FOLDER reads a copy of the data. Two runs at a
 # time (JOBS), one thread each. A run that is there is not made again; of those that nothing starts from no weights stay.
 # On a GPU all of TOFU: DATA=locuslab/TOFU FORGET=forget10 RETAIN=retain90 HALF=retain95 UNSEEN=200 SEEDS="0 1 2 3 4"
@@ -23,14 +24,14 @@ mkdir -p "$at"
 [ -n "${DATA:-}" ] || [ -d "$data" ] ||
   "$python" results/some_tofu.py "$data" --authors 5 --rows 8 --data "${TOFU:-locuslab/TOFU}"
 
-run() { [ -f "$1/run.png" ] || echo "--overwrite --out $* --task tofu --data $data"; }
+run() { [ -f "$1/run.png" ] || echo "--overwrite --out $*"; }
 train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> "$at/log.txt" 2>&1; }
 learn() {  # seed, split
-  run "$at/$2-$1" --method finetune --model "$model" --split "$2" --forget-split "$forget" --retain none --seed "$1" \
+  run "$at/$2-$1" --task tofu --data "$data" --method finetune --model "$model" --split "$2" --forget-split "$forget" --retain none --seed "$1" \
       --lr 1e-4 --epochs 8 --batch-size "$batch"
 }
 unlearn() {  # folder, Original, seed, method, flags
-  run "$at/$1" --split "$forget" --model "$at/$2-$3" --retrain "$at/$retain-$3" --seed "$3" --method "${@:4}" \
+  run "$at/$1" --task tofu --data "$data" --split "$forget" --model "$at/$2-$3" --retrain "$at/$retain-$3" --seed "$3" --method "${@:4}" \
       --batch-size "$batch" --epochs 6
 }
 combinations() {  # of flag=value,value… arguments: every one, as flags
@@ -43,6 +44,23 @@ grid() {  # method, flag=value,value…
   done
 }
 drop_weights() { find "$at/$1" -name model.safetensors -delete; }
+
+if [ "${2:-}" = twins ]; then  # a fifth of the forget set a step, as on your own data
+  for task in toy-muse toy-wmdp; do
+    kept=$([ $task = toy-muse ] && echo retain1 || echo retain)
+    for part in full $kept; do
+      run "$at/$task-$part" --task $task --method finetune --model "$model" --split $part --retain none \
+          --lr 1e-4 --epochs 8 --batch-size 8
+    done | train
+    for method in simnpo npo rmu; do
+      rate=$([ $method = rmu ] && echo "--lr 1e-3" || echo "--lr 3e-5 --forget-coeff 1 --beta $([ $method = npo ] && echo 0.1 || echo 1.25)")
+      run "$at/$task/$method" --task $task --method $method --model "$at/$task-full" --retrain "$at/$task-$kept" \
+          --epochs 6 --batch-size 5 --retain-batch-size 15 $rate
+    done | train
+    echo; "$python" compare.py table "$at/$task"/*/
+  done
+  exit
+fi
 
 for seed in $([ "${2:-}" = tune ] && echo 100 || echo "$seeds"); do
   for part in full "$retain" "$half"; do learn "$seed" "$part"; done
