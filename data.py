@@ -190,7 +190,8 @@ def rendered_answer(prompt, turns, answer, tokenizer):
     text = answer.strip()
     place = whole.rfind(text)
     if place < 0:
-        note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
+        if prompt:
+            note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
         return answer, ""
     after = place + len(text)
     ending = end_of_turn(whole[after:], tokenizer)

@@ -341,8 +341,9 @@ def loop_by_hand(model, args, forget, retain):
         results = [forget_by_hand(model, start, *pairs[i], args) for i in rows]
         loss_f, loss_r = sum(loss for loss, _ in results) / len(rows), torch.zeros(())
         if retain:
-            drawn = torch.randint(len(retain), (len(rows),), generator=draw).tolist()
-            loss_r = sum(retain_by_hand(model, start, retain[i], args) for i in drawn) / len(rows)
+            count = args.retain_batch_size or len(rows)
+            drawn = torch.randint(len(retain), (count,), generator=draw).tolist()
+            loss_r = sum(retain_by_hand(model, start, retain[i], args) for i in drawn) / count
         loss = args.forget_coeff * loss_f + (args.retain_coeff * loss_r if retain else 0)
         gradients = torch.autograd.grad(loss, weights)
         if args.clip:
@@ -476,6 +477,8 @@ def test_every_flag_reaches_the_weights_and_the_log(chosen, rest, indices, own_d
     chosen = chosen | dict(
         seed=3, lr=0.01, weight_decay=0.5, warmup=1.0, epochs=2, batch_size=4, micro_batch_size=3, forget_coeff=0.6
     )
+    if chosen["method"] != "task-vector":
+        chosen["retain_batch_size"] = 5
     words = [word for flag, value in chosen.items() for word in ("--" + flag.replace("_", "-"), value)]
     out = run(tmp_path / "run", *words, *files, "--model", toy_model_folder, "--dtype", "float64", "--eval", "none")
     model, before, args = weights_of(toy_model_folder), weights_of(toy_model_folder), flags(**chosen | rest)
@@ -519,7 +522,9 @@ def test_a_run_prints_what_was_chosen_and_what_the_recipe_filled_in(short_run, c
     short_run("--method", "simnpo", "--lr", 0, "--warmup", 0)
     chosen, recipe = [line.split() for line in capsys.readouterr().out.splitlines() if ": " in line][:2]
     assert chosen[0] == "chosen:" and {"method=simnpo", "lr=0.0", "warmup=0.0", "max_steps=1"} < {*chosen}
-    assert recipe[0] == "recipe:" and {"beta=2.5", "gamma=0.0", "weight_decay=0.01"} < {*recipe}
+    assert recipe[0] == "recipe:" and {"beta=1.25", "retain_batch_size=96", "gamma=0.0", "weight_decay=0.01"} < {
+        *recipe
+    }
     assert not {"lr=0.0", "warmup=0.0", "method=simnpo"} & {*recipe}
 
 
@@ -534,7 +539,7 @@ def test_nothing_but_the_reference_is_scored_before_the_first_step(method, passe
         return forward(*arguments, **options)
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", counted)
-    line, _ = short_run("--method", method, "--batch-size", 2, "--micro-batch-size", 2)
+    line, _ = short_run("--method", method, "--batch-size", 2, "--micro-batch-size", 2, "--retain-batch-size", 2)
     assert len(calls) == passes and len(line["met"]["row"]) == 2
 
 
@@ -836,6 +841,8 @@ def test_a_number_gone_wrong_stops_the_run_before_the_step(
         *own_data[0],
         "--model",
         toy_model_folder,
+        "--retain-batch-size",
+        4,
         "--eval",
         "none",
         "--out",

@@ -22,7 +22,7 @@ SETTINGS = train.resolve(train.build_parser().parse_args(["--method", "npo", "--
 @pytest.fixture
 def settings():
     """What run.json says at first, of a run of NPO on the toy."""
-    return train.settings_of(SETTINGS)
+    return train.settings_of(SETTINGS, "tiny")
 
 
 # ------------------------------------------------------------------ what may differ on --resume
@@ -101,7 +101,7 @@ def test_what_changed_since_is_refused_by_name_and_a_finished_run_says_so(
     train.main([*command, "--resume"])
     assert "finished" in capsys.readouterr().out.splitlines()[-1]
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    refused(train.main, [*command, "--resume", "--beta", "1"], capsys, "--beta 2.5, not 1.0")
+    refused(train.main, [*command, "--resume", "--beta", "1"], capsys, "--beta 1.25, not 1.0")
 
 
 # ------------------------------------------------------------------ files and folders
