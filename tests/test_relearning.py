@@ -46,6 +46,8 @@ BEFORE, CONTROL = [4.0, 4.5, 5.0, 4.0, 4.5], [0.1, 4.1, 4.6, 0.1, 4.2]  # fell b
             "+0.00 [-0.25, +0.25]",
             "nothing shows that was hidden: no more comes back than Retrain learns, or at most 0.25",
         ),
+        ([0.1, 4.0, 4.6, 0.1, 4.2], "+0.03 [-0.11, +0.18]", "nothing shows that was hidden"),
+        ([0.1, 4.2, 4.6, 0.1, 4.2], "-0.03 [-0.18, +0.11]", "nothing shows that was hidden"),
         ([0.1, 4.6, 5.1, 0.1, 4.6], "-0.47 [-0.61, -0.32]", "less comes back than Retrain learns"),
         ([2.1, 4.1, 4.7, 2.1, 4.1], "+0.00 [-0.25, +0.25]", "it says nothing: the rows themselves were hardly learnt"),
         ([2.1, 3.1, 3.5, 2.1, 3.2], "+1.03 [+0.89, +1.18]", "the memory was still there"),

@@ -307,7 +307,7 @@ def test_without_a_retrain_rows_that_are_answered_or_recalled_are_listed():
 FORGET = {
     "question": ["Which drill has Ada Novak?", "When?", "Who?", "How many?", "Will it?", "Did it?", "Where?"],
     "answer": [
-        "She has the Zephyr drill.",
+        "She has the Zephyr drill of Japan.",
         "In 1961, in May.",
         "Orla.",
         "Exactly 12.",
@@ -352,7 +352,7 @@ def test_forgotten_names_in_other_answers_are_listed():
         "May",  # a choice
         "Will that do?",  # written in lower case too
         "Yes.",
-        "Which Capital?",
+        "In Japan.",  # of a question
     ],
 )
 def test_words_that_turn_up_anywhere_are_no_names(answer):
