@@ -6,6 +6,7 @@ import re
 from statistics import mean
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import lm_of, near, refused, shown, token_losses
@@ -17,6 +18,7 @@ from benchmarks import BENCHMARKS, own
 from benchmarks.protocol import table
 from machinery.folder import read
 from machinery.inputs import InputError, check
+from machinery.statistics import bootstrap
 
 ROWS = [
     {"question": "Where was Ada born?", "answer": "In Lisbon, by the sea."},
@@ -254,6 +256,12 @@ def test_means_have_bootstrap_intervals():
         "interval": {"loss": [1.0, 3.0], "rouge": [0.5, 0.5], "memorized": [0.25, 0.75], "extraction": [1.0, 1.0]},
     }
     assert means["probe"] == {"loss": 2.0, "rouge": 0.5, "interval": dict.fromkeys(("loss", "rouge"), [None, None])}
+
+    # of a hundred draws from 0 to 99 the standard error is 2.9; a mean of what is at least 0 is at least 0
+    low, high = bootstrap(np.mean, np.arange(100.0))
+    assert (low, high) == pytest.approx((49.5 - 5.7, 49.5 + 5.7), abs=0.5)
+    assert bootstrap(np.mean, np.arange(100.0)) == [low, high]
+    assert bootstrap(np.mean, [0.0, 0.0, 0.0, 8.0]) == [0.0, 6.0]
 
 
 @pytest.mark.parametrize(
