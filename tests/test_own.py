@@ -285,8 +285,8 @@ def test_forget_rows_that_look_more_familiar_than_the_holdout_have_an_auc_above_
     forget, holdout = a_part([1.0, 2.0], mink=[-1.0, -3.0]), a_part([3.0, 2.0, 5.0], mink=[-2.0, -4.0, -2.5])
     auc = own.membership({"forget": forget, "holdout": holdout})
     assert [auc["loss"][0], auc["mink"][0]] == pytest.approx([5.5 / 6, 4 / 6])
-    for _, low, high in auc.values():
-        assert 0 <= low < high <= 1
+    for value, low, high in auc.values():
+        assert 0 <= low <= value <= high <= 1 and low < high
     strange = own.membership({"forget": holdout, "holdout": forget})
     assert strange["loss"][0] == pytest.approx(0.5 / 6) and strange["mink"][0] == pytest.approx(2 / 6)
     alone = own.membership({"forget": a_part([1.0], mink=[-1.0]), "holdout": holdout})
