@@ -6,6 +6,7 @@ import re
 from statistics import mean
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import lm_of, near, refused, shown, token_losses
@@ -17,6 +18,7 @@ from benchmarks import BENCHMARKS, own
 from benchmarks.protocol import table
 from machinery.folder import read
 from machinery.inputs import InputError, check
+from machinery.statistics import bootstrap
 
 ROWS = [
     {"question": "Where was Ada born?", "answer": "In Lisbon, by the sea."},
@@ -255,6 +257,12 @@ def test_means_have_bootstrap_intervals():
     }
     assert means["probe"] == {"loss": 2.0, "rouge": 0.5, "interval": dict.fromkeys(("loss", "rouge"), [None, None])}
 
+    # of a hundred draws from 0 to 99 the standard error is 2.9; a mean of what is at least 0 is at least 0
+    low, high = bootstrap(np.mean, np.arange(100.0))
+    assert (low, high) == pytest.approx((49.5 - 5.7, 49.5 + 5.7), abs=0.5)
+    assert bootstrap(np.mean, np.arange(100.0)) == [low, high]
+    assert bootstrap(np.mean, [0.0, 0.0, 0.0, 8.0]) == [0.0, 6.0]
+
 
 @pytest.mark.parametrize(
     "likeliest, strength",
@@ -277,8 +285,8 @@ def test_forget_rows_that_look_more_familiar_than_the_holdout_have_an_auc_above_
     forget, holdout = a_part([1.0, 2.0], mink=[-1.0, -3.0]), a_part([3.0, 2.0, 5.0], mink=[-2.0, -4.0, -2.5])
     auc = own.membership({"forget": forget, "holdout": holdout})
     assert [auc["loss"][0], auc["mink"][0]] == pytest.approx([5.5 / 6, 4 / 6])
-    for _, low, high in auc.values():
-        assert 0 <= low < high <= 1
+    for value, low, high in auc.values():
+        assert 0 <= low <= value <= high <= 1 and low < high
     strange = own.membership({"forget": holdout, "holdout": forget})
     assert strange["loss"][0] == pytest.approx(0.5 / 6) and strange["mink"][0] == pytest.approx(2 / 6)
     alone = own.membership({"forget": a_part([1.0], mink=[-1.0]), "holdout": holdout})
