@@ -7,7 +7,8 @@ other words, `probe`, if there are any; and a pretrained one on `general` and `p
 row:
 
     loss        mean token NLL of the answer, or of the text (its first piece), in nats
-    memorized   exact memorization: share of the answer's tokens that are the likeliest, given those before
+    memorized   exact memorization (Tirumala et al. 2022): share of the answer's tokens that are the likeliest, given
+                those before
     extraction  extraction strength, from which token on all are the likeliest, see there
     mink        Min-40%: mean of the lowest 40% of the answer's token log-probabilities, in nats, at most 0
     rouge       ROUGE-L recall of the greedy generation against the answer, or the text's second half; in words of any
