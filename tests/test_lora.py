@@ -228,6 +228,16 @@ def test_a_run_leaves_an_ordinary_folder_with_the_model_that_it_had(method, comm
     assert json_of(out / "run.json")["flags"]["lora"] == 2 and json_of(out / "config.json")["dtype"] == "float32"
 
 
+def test_at_a_rate_of_0_the_folder_is_the_one_it_started_from(command, merged, tmp_path):
+    out = run(tmp_path / "run", *command, "--lr", 0, "--seed", 3)
+    ((model, _),) = merged
+    start = loaded(command[command.index("--model") + 1])
+    weights = zip(loaded(out).parameters(), start.parameters(), strict=True)
+    assert all(torch.equal(*both) for both in weights)
+    for name, weight in adapted(start, seed=3).items():
+        assert torch.equal(model.get_parameter(name), weight)
+
+
 def test_measuring_after_epochs_does_not_merge(command, merged, tmp_path):
     plain, epochs = run(tmp_path / "plain", *command), run(tmp_path / "epochs", *command, "--eval", "epoch")
     assert (plain / "model.safetensors").read_bytes() == (epochs / "model.safetensors").read_bytes()
