@@ -463,7 +463,7 @@ def defaults_of(given):
     if given.warmup is not None:
         unused.add("warmup_share")
     if given.lora:
-        filled["lr"] *= LORA_RATE
+        filled["lr"] = round(LORA_RATE * filled["lr"], 9)  # 0.003, not 0.0029999999999999996
     fits = given.batch_size or filled["batch_size"]
     filled["micro_batch_size"] = min(filled["micro_batch_size"], fits)  # only what fits well
     filled = {flag: value for flag, value in filled.items() if flag not in unused}
