@@ -81,7 +81,7 @@ def setting_of(flags, prefix=""):
     """{flag: value} of flags that matter, with the user's files by their whole paths; {} for None."""
     flags = flags or {}
     files = flags["data"] if isinstance(flags.get("data"), dict) else {}
-    flags = flags | {f"{name}_file": path for name, path in files.items() if name in ("forget", "retain")}
+    flags = flags | {f"{name}_file": path for name, path in files.items() if name != "fields"}
     return {f"{prefix}{flag}": value for flag, value in flags.items() if flag not in IMMATERIAL}
 
 

@@ -471,9 +471,9 @@ def test_a_retrain_that_is_a_log_is_kept_while_answers_are_scored_as_there(words
 
 def test_what_a_run_hands_on_is_said_in_a_line(asked, tmp_path, capsys):
     make_run(tmp_path / "run", MADE)
-    evaluated("--model run --template plain --retrain S --split forget10")
+    evaluated("--model run --data D --template plain --retrain S --split forget10")
     assert capsys.readouterr().out.splitlines()[0] == (
-        "from the run: task=tofu data=D tokenizer=T max_length=77 max_new_tokens=9"
+        "from the run: task=tofu tokenizer=T max_length=77 max_new_tokens=9"
     )
 
 
