@@ -343,7 +343,8 @@ def epochs(lines):
     """What each epoch met, from the lines of log.jsonl: [{"epoch", "row", "weight", "length", "logp", "retain"}, …].
 
     row, weight, length and logp hold a value per forget sequence, in the order of its rows; logp is missing where a
-    method has none. retain is the mean loss of the retain examples met, 0 without a retain loss.
+    method has none. retain is the mean of the steps' retain losses, each counting as its forget sequences do (which is
+    that of the retain examples met, if those were as many); 0 without a retain loss.
     """
     pictures = []
     for epoch, group in itertools.groupby(lines, key=lambda line: line["epoch"]):

@@ -6,7 +6,7 @@
 
 Minimizes, by AdamW, Eq. 1 of the paper with a coefficient on each side (λ is their ratio):
 
-    forget-coeff · mean ℓ_f over the forget batch  +  retain-coeff · mean ℓ_r over as many retain examples
+    forget-coeff · mean ℓ_f over the forget batch  +  retain-coeff · mean ℓ_r over retain examples
 
 Methods, by their forget loss ℓ_f (each a function in losses.py, an entry in methods.py):
 

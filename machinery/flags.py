@@ -165,7 +165,7 @@ def add_recipe(parser, methods):
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
-    add("--retain-batch-size", type=number(int, 1), help="retain examples a step (default: as many as forget examples)")
+    add("--retain-batch-size", type=number(int, 1), help="retain examples a step; without it as many as to forget")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
 
 

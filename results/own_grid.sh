@@ -30,13 +30,13 @@ unlearn() {  # name, method, flags
 # Rate, β and retain rows a step, on 20 questions to forget and 60 to keep.
 rows q20 --forget 20 --retain 60
 learn q20 | train
-for more in "" "--retain-batch-size 12"; do
-  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 $more
-  unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 $more
+for rows in 4 12; do
+  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 --retain-batch-size $rows
+  unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 --retain-batch-size $rows
 done | train
 {
-  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7
-  unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1
+  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7 --retain-batch-size 4
+  unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --retain-batch-size 4
 } | train
 "$python" results/grid.py choose $at/q20/*/
 

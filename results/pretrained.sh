@@ -27,12 +27,12 @@ mkdir -p "$at"
 run() { [ -f "$1/run.png" ] || echo "--overwrite --out $*"; }
 train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> "$at/log.txt" 2>&1; }
 learn() {  # seed, split
-  run "$at/$2-$1" --task tofu --data "$data" --method finetune --model "$model" --split "$2" --forget-split "$forget" --retain none --seed "$1" \
-      --lr 1e-4 --epochs 8 --batch-size "$batch"
+  run "$at/$2-$1" --task tofu --data "$data" --method finetune --model "$model" --split "$2" --seed "$1" \
+      --forget-split "$forget" --retain none --lr 1e-4 --epochs 8 --batch-size "$batch"
 }
 unlearn() {  # folder, Original, seed, method, flags
-  run "$at/$1" --task tofu --data "$data" --split "$forget" --model "$at/$2-$3" --retrain "$at/$retain-$3" --seed "$3" --method "${@:4}" \
-      --batch-size "$batch" --epochs 6
+  run "$at/$1" --task tofu --data "$data" --split "$forget" --model "$at/$2-$3" --retrain "$at/$retain-$3" \
+      --seed "$3" --method "${@:4}" --batch-size "$batch" --epochs 6
 }
 combinations() {  # of flag=value,value… arguments: every one, as flags
   [ $# = 0 ] && { echo; return; }
@@ -87,6 +87,8 @@ fi
 declare -A setting=(
   [graddiff]="" [wgraddiff]="" [npo]="" [simnpo]="" [idk]="" [dpo]="" [task-vector]="" [rmu]="")
 declare -A way=([simnpo]="" [npo]="" [wgraddiff]="" [graddiff]="")
+
+[ -n "${setting[simnpo]}${way[simnpo]}" ] || { echo "run \`tune\` first, and write here what it chose" >&2; exit 1; }
 
 for seed in $seeds; do
   for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
