@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A pretrained model learns a part of TOFU and forgets some of it, by every method; the plan is in pretrained.md.
-#   results/pretrained.sh MODEL tune     four settings of every method on seed 100, and what the rules choose
+#   results/pretrained.sh MODEL tune     three settings of every method on seed 100, and what the rules choose
 #   results/pretrained.sh MODEL          the runs of seeds 0 to 2, tables, claims and pictures
 #   results/pretrained.sh MODEL twins    MUSE's and WMDP's twins (running text; four-choice questions), one seed
 # MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct. TOFU=FOLDER reads a copy of the data. Two runs at a
 # time (JOBS), one thread each. A run that is there is not made again; of those that nothing starts from no weights stay.
 # On a GPU all of TOFU: DATA=locuslab/TOFU FORGET=forget10 RETAIN=retain90 HALF=retain95 UNSEEN=200 SEEDS="0 1 2 3 4"
-# BATCH=32 JOBS=1.
+# BATCH=32 LEARN_BATCH=32 JOBS=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1
@@ -14,34 +14,29 @@ python=${PYTHON:-.venv/bin/python}
 forget=${FORGET:-forget40}  # two authors of five
 retain=${RETAIN:-retain60}
 half=${HALF:-retain80}      # what a third model learns: all but the last half of the forget set,
-unseen=${UNSEEN:-8}         # which has so many rows
+unseen=${UNSEEN:-5}         # which has so many rows
 batch=${BATCH:-4}
+learn_batch=${LEARN_BATCH:-2}
 seeds=${SEEDS:-0 1 2}
 at=${AT:-runs/pretrained}
 data=${DATA:-$at/tofu}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$at"
 [ -n "${DATA:-}" ] || [ -d "$data" ] ||
-  "$python" results/some_tofu.py "$data" --authors 5 --rows 8 --data "${TOFU:-locuslab/TOFU}"
+  "$python" results/some_tofu.py "$data" --authors 5 --rows 5 --data "${TOFU:-locuslab/TOFU}"
 
 run() { [ -f "$1/run.png" ] || echo "--overwrite --out $*"; }
 train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> "$at/log.txt" 2>&1; }
-learn() {  # seed, split
+learn() {  # seed, split, flags
   run "$at/$2-$1" --task tofu --data "$data" --method finetune --model "$model" --split "$2" --seed "$1" \
-      --forget-split "$forget" --retain none --lr 1e-4 --epochs 8 --batch-size "$batch"
+      --forget-split "$forget" --retain none --lr 1e-4 --epochs 8 --batch-size "$learn_batch" "${@:3}"
 }
 unlearn() {  # folder, Original, seed, method, flags
   run "$at/$1" --task tofu --data "$data" --split "$forget" --model "$at/$2-$3" --retrain "$at/$retain-$3" \
       --seed "$3" --method "${@:4}" --batch-size "$batch" --epochs 6
 }
-combinations() {  # of flag=value,value… arguments: every one, as flags
-  [ $# = 0 ] && { echo; return; }
-  for value in $(tr , ' ' <<< "${1#*=}"); do combinations "${@:2}" | sed "s/^/--${1%%=*} $value /"; done
-}
-grid() {  # method, flag=value,value…
-  combinations "${@:2}" | while read -r flags; do
-    unlearn "tune/$1$(tr -d ' ' <<< "$flags")" full 100 "$1" $flags
-  done
+settings_of() {  # method, flags of a setting, flags of the next …
+  for flags in "${@:2}"; do unlearn "tune/$1$(tr -d ' ' <<< "$flags")" full 100 "$1" $flags; done
 }
 drop_weights() { find "$at/$1" -name model.safetensors -delete; }
 
@@ -63,19 +58,20 @@ if [ "${2:-}" = twins ]; then  # a fifth of the forget set a step, as on your ow
 fi
 
 for seed in $([ "${2:-}" = tune ] && echo 100 || echo "$seeds"); do
-  for part in full "$retain" "$half"; do learn "$seed" "$part"; done
+  for part in full "$retain"; do learn "$seed" "$part"; done
+  [ "${2:-}" = tune ] || learn "$seed" "$half" --eval none
 done | train
 
 if [ "${2:-}" = tune ]; then
   {
-    grid graddiff lr=3e-5,1e-4 forget-coeff=0.003,0.03
-    grid wgraddiff lr=3e-5,1e-4 forget-coeff=0.1,1
-    grid npo lr=3e-5,1e-4 forget-coeff=0.03,0.3 beta=0.1
-    grid simnpo lr=3e-5,1e-4 forget-coeff=0.3,1 beta=0.7
-    grid idk lr=3e-5,1e-4 forget-coeff=0.3,1
-    grid dpo lr=3e-5,1e-4 forget-coeff=0.1,1
-    grid task-vector lr=3e-5,1e-4 alpha=1,3
-    grid rmu lr=1e-4,1e-3 steer=6.5,30 alpha=100
+    settings_of simnpo "--lr 4e-5 --forget-coeff 1 --beta 1.25" "--lr 1e-4 --forget-coeff 1 --beta 1.25" "--lr 1e-4 --forget-coeff 0.1 --beta 1.25"
+    settings_of npo "--lr 4e-5 --forget-coeff 0.3 --beta 0.1" "--lr 1e-4 --forget-coeff 0.3 --beta 0.1" "--lr 1e-4 --forget-coeff 0.03 --beta 0.1"
+    settings_of wgraddiff "--lr 4e-5 --forget-coeff 1" "--lr 1e-4 --forget-coeff 1" "--lr 1e-4 --forget-coeff 0.1"
+    settings_of graddiff "--lr 4e-5 --forget-coeff 0.03" "--lr 1e-4 --forget-coeff 0.03" "--lr 1e-4 --forget-coeff 0.003"
+    settings_of idk "--lr 4e-5 --forget-coeff 1" "--lr 1e-4 --forget-coeff 1" "--lr 1e-4 --forget-coeff 0.1"
+    settings_of dpo "--lr 4e-5 --forget-coeff 1" "--lr 1e-4 --forget-coeff 1" "--lr 1e-4 --forget-coeff 0.1"
+    settings_of task-vector "--lr 4e-5 --alpha 1" "--lr 1e-4 --alpha 1" "--lr 1e-4 --alpha 3"
+    settings_of rmu "--lr 1e-4 --steer 6.5 --alpha 100" "--lr 1e-3 --steer 6.5 --alpha 100" "--lr 1e-3 --steer 30 --alpha 100"
   } | train
   drop_weights tune
   "$python" results/grid.py choose "$at"/tune/*/
