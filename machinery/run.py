@@ -527,8 +527,13 @@ def is_whole(save):
 
 
 def reason_of(error):
-    """What the library that saves says in one line; for a process that failed it would print its traceback too."""
-    return textwrap.shorten(str(next(iter(getattr(error, "failures", {}).values()), [error])[0]), 160)
+    """What the library that saves says in one line; for a process that failed it would print its traceback too.
+
+    It wraps whatever stops it: a Ctrl-C or SIGTERM is raised again as what it is."""
+    failure = next(iter(getattr(error, "failures", {}).values()), [error])[0]
+    if isinstance(failure, KeyboardInterrupt):
+        raise failure from None
+    return textwrap.shorten(str(failure), 160)
 
 
 def save_state(out, model, optimizer, step, seconds):

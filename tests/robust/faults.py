@@ -226,6 +226,16 @@ def signalled(trial, moments, *numbers):
             yield (status in (0, -number) or told) and trial.recovers()
 
 
+def interrupted(trial, points):
+    """Ctrl-C or SIGTERM before a file-system call: within a step, a save, a load, or a library that wraps errors."""
+    for n in points:
+        number = (signal.SIGINT, signal.SIGTERM)[n % 2]
+        trial.reset()
+        status, said = ended(trial.start(kill_at(n, number)))
+        told = status == 128 + number and one_line(said)
+        yield (status in (0, -number) or told) and trial.recovers()
+
+
 def full(trial, points, sizes):
     """No file can be made any more from a call on, or none can grow past a size: one line, status 2."""
     for fault in [{"act": full_from(n)} for n in points] + [{"bytes_a_file": size} for size in sizes]:
@@ -302,7 +312,7 @@ def main(kinds):
     draw, total, short = random.Random(0), [0, 0], kinds == ["--short"]
     kinds = ["--resume"] if short else kinds or ["new", "--overwrite", "--resume", "tiny"]
     sizes = [0] if short else [0, 300, 800, 1200, 2000, 4000, 20_000, 50_000, 80_000, 170_000, 300_000]
-    print(f"{'':40s} tries  recovered  lost")
+    print(f"{'':44s} tries  recovered  lost")
     with tempfile.TemporaryDirectory() as root:
         for trial in trials(Path(root), kinds):
             points = range(1, len(trial.calls) + 1)
@@ -312,6 +322,7 @@ def main(kinds):
                 "killed within a write": killed_within_a_write(trial, sizes),
                 "killed at a moment": signalled(trial, moments, signal.SIGKILL),
                 "SIGTERM or Ctrl-C at a moment": signalled(trial, moments, signal.SIGTERM, signal.SIGINT),
+                "Ctrl-C or SIGTERM at every call": interrupted(trial, draw.sample(points, 1) if short else points),
                 "disk full": full(trial, points[:: len(points) if short else 4], sizes),
             }
             if trial.name != "tiny":  # there the second waits for the first one's model
@@ -325,12 +336,12 @@ def main(kinds):
                 total = [total[0] + len(outcomes), total[1] + sum(outcomes)]
                 lost = [i for i, recovered in enumerate(outcomes, 1) if not recovered]
                 print(
-                    f"{trial.name:12s}{what:28s}{len(outcomes):6d}{sum(outcomes):11d}{len(lost):6d}",
+                    f"{trial.name:12s}{what:32s}{len(outcomes):6d}{sum(outcomes):11d}{len(lost):6d}",
                     *["tries"] * bool(lost),
                     *lost,
                     flush=True,
                 )
-    print(f"{'all':40s}{total[0]:6d}{total[1]:11d}{total[0] - total[1]:6d}")
+    print(f"{'all':44s}{total[0]:6d}{total[1]:11d}{total[0] - total[1]:6d}")
     return total[0] - total[1]
 
 

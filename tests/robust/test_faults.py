@@ -1,14 +1,17 @@
 """What a run's folder survives, and what it refuses; the short form of faults.py."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import filelock
 import pytest
+import torch
 from conftest import refused
 from fixtures_runs import a_run, flags_of
+from torch.distributed import checkpoint
 
 import compare
 import train
@@ -147,6 +150,24 @@ def test_through_a_link_the_folder_is_replaced_and_the_link_stays(tmp_path):
     assert out.is_symlink() and [path.name for path in out.iterdir()] == ["run.json"]
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["run"]
     assert "format" in (out / "run.json").read_text()
+
+
+def test_an_interrupt_is_one_also_where_the_saving_library_wraps_it(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    runs.save_state(tmp_path, model, optimizer, 1, 0.0)
+    monkeypatch.setattr(checkpoint.HuggingFaceStorageReader, "read_data", interrupt)
+    monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", interrupt)
+    for stopped in (
+        lambda: runs.load_state(tmp_path, model, optimizer),  # "does not fit this run; start anew" would lose it
+        lambda: runs.save_state(tmp_path, model, optimizer, 2, 0.0),
+    ):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            stopped()
+        assert caught.value.args == (signal.SIGTERM,)
 
 
 @pytest.mark.parametrize("left", [[], ["run.json.tmp"]])
