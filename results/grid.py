@@ -1,6 +1,7 @@
 """Grids of settings: the best of each method, and the paper's Fig. A1. Reads runs of train.py, loads no model.
 
 python results/grid.py choose RUN...                 the setting that keeps 95% of utility and forgets best
+python results/grid.py choose RUN... --nearest "forget probability"     or comes nearest to Retrain's
 python results/grid.py paths RUN...                  the cheapest of those that forget in the middle of the run
 python results/grid.py draw RUN... --out FILE.png    SimNPO over β and γ
 """
@@ -17,29 +18,48 @@ from machinery.command import run_command
 from machinery.inputs import InputError
 
 
-def choose(runs, keep=0.95):
+def choose(runs, keep=0.95, nearest=None):
     """The setting of each method that forgets best, in the mean, while it keeps `keep` of what Original has.
 
-    By forget quality and model utility, or what stands for them in the benchmark. Of equals the one that keeps more;
-    where none keeps enough, the one that keeps most.
+    By forget quality and model utility, or what stands for them in the benchmark. nearest: the name of a column in
+    whose place Retrain's value is the aim; then it must keep `keep` of what Retrain has, if that is less than Original.
+    Of equals the one that keeps more; where none keeps enough, the one that keeps most.
     """
     kept, forgotten = benchmark_of(runs).kept, benchmark_of(runs).forgotten
-    original = references_of(runs).get("Original")
-    if not original:
-        raise InputError("these runs have no Original to compare utility with; give runs that start from one")
-    floor = keep * np.mean([kept.value(metrics) for metrics in original])
+    references = references_of(runs)
+
+    def mean_of(column, metrics):
+        return np.mean([column.value(each) for each in metrics])
+
+    for name in ["Original", *["Retrain"] * bool(nearest)]:
+        if not references.get(name):
+            raise InputError(f"these runs have no {name} to compare utility with; give runs that have one")
+    floor = keep * mean_of(kept, references["Original"])
+    if nearest:
+        forgotten = column_of(runs, nearest)
+        aim = mean_of(forgotten, references["Retrain"])
+        floor = min(floor, keep * mean_of(kept, references["Retrain"]))
 
     # the best score of each method: (does it keep enough, what counts then, what it keeps, its line)
     best = {}
     for label, group in group_runs(runs).items():
-        gain = np.mean([forgotten.value(run["metrics"]) for run in group])
-        rest = np.mean([kept.value(run["metrics"]) for run in group])
-        line = f"{label:60s} {forgotten.name} {gain:.3g}  {kept.name} {rest:.3f}  runs {len(group)}"
+        reached, rest = (mean_of(column, [run["metrics"] for run in group]) for column in (forgotten, kept))
+        gain = -abs(reached - aim) if nearest else reached
+        line = f"{label:60s} {forgotten.name} {reached:.3g}  {kept.name} {rest:.3f}  runs {len(group)}"
         score = rest >= floor, gain if rest >= floor else rest, rest, line
         name = group[0]["name"]
         best[name] = max(score, best.get(name, score))
-    title = f"highest {forgotten.name} among settings with {kept.name} of at least {floor:.3f}"
+    what = f"{forgotten.name} nearest to Retrain's, {aim:.3g}," if nearest else f"highest {forgotten.name}"
+    title = f"{what} among settings with {kept.name} of at least {floor:.3f}"
     return "\n".join([title, *(line for *_, line in best.values())])
+
+
+def column_of(runs, name):
+    """The column of that name of the runs' benchmark."""
+    columns = {column.name: column for column in benchmark_of(runs).columns}
+    if name not in columns:
+        raise InputError(f"--nearest: no column '{name}'; there are {', '.join(columns)}")
+    return columns[name]
 
 
 def choose_paths(runs, never_learnt=None, first=6 / 16, last=11 / 16):
@@ -101,7 +121,7 @@ def run(args):
     if args.kind == "paths":
         return print(choose_paths(read(args.runs, "log.jsonl", "reference.log.json"), args.never_learnt))
     if args.kind == "choose":
-        return print(choose(with_quality(read(args.runs))))
+        return print(choose(with_quality(read(args.runs)), nearest=args.nearest))
     out = check_picture(args.out, overwrite=True)
     draw(with_quality(read(args.runs))).savefig(out, dpi=110)
     print(f"drawn: {out}")
@@ -110,6 +130,7 @@ def run(args):
 def main(argv=None):
     parser = parser_of_runs("grid.py", __doc__, kinds=("choose", "paths", "draw"))
     add_never_learnt(parser)
+    parser.add_argument("--nearest", metavar="COLUMN", help="choose by what comes nearest to Retrain's, not by quality")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("toy-grid.png"), help="a PNG")
     run_command(parser, run, argv=argv)
 

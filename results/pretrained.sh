@@ -74,7 +74,7 @@ if [ "${2:-}" = tune ]; then
     settings_of rmu "--lr 1e-4 --steer 6.5 --alpha 100" "--lr 1e-3 --steer 6.5 --alpha 100" "--lr 1e-3 --steer 30 --alpha 100"
   } | train
   drop_weights tune
-  "$python" results/grid.py choose "$at"/tune/*/
+  "$python" results/grid.py choose --nearest "forget probability" "$at"/tune/*/
   "$python" results/grid.py paths "$at"/tune/{npo,simnpo,graddiff,wgraddiff}*/
   exit
 fi

@@ -60,6 +60,19 @@ def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
         "GA beta=6.0 forget quality 0.25 model utility 0.300 runs 2".split(),
     ]  # none keeps enough: the one that keeps most
 
+    # by what comes nearest to Retrain's value of a column; what Retrain lost, unlearning may lose too
+    for folder in folders:
+        metrics, method, beta = read(folder, "metrics.json"), *map(flags_of(folder).get, ("method", "beta"))
+        metrics["reference"]["Retrain"]["model_utility"] = 0.74
+        metrics["reference"]["Retrain"]["forget"]["probability"] = 0.2
+        metrics["forget"]["probability"] = {"npo": 0.2, "ga": 0.3}[method] - beta / 100
+        write(folder, "metrics.json", metrics)
+    grid.main(["choose", *map(str, folders), "--nearest", "forget probability"])
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "forget probability nearest to Retrain's, 0.2, among settings with model utility of at least 0.703"
+    assert [line.split()[:2] for line in lines] == [["NPO", "beta=1.0"], ["GA", "beta=6.0"]]
+    refused(grid.main, ["choose", folders[0], "--nearest", "loss"], capsys, "--nearest", "'loss'", "forget probability")
+
 
 def test_choose_paths_takes_the_cheapest_that_arrives_in_the_middle(tmp_path, capsys):
     folders = []
