@@ -22,8 +22,19 @@ SCRIPT = f"""import contextlib, sys
 sys.path.insert(0, {str(Path(train.__file__).parent)!r})
 import train
 from machinery import processes
-with processes.job():
-    processes.job = contextlib.nullcontext
+
+job, jobs = processes.job, contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def once():  # torchrun's processes meet once, so one job is for all runs
+    if not processes.several():
+        jobs.enter_context(job())
+    yield
+
+
+processes.job = once
+with jobs:
 """
 COMMON = "--epochs 2 --batch-size 9 --micro-batch-size 4 --device cpu --dtype float32 --model"
 
@@ -39,10 +50,10 @@ def start(toy_tokenizer, tmp_path):
     return tmp_path / "start"
 
 
-def on_two(words, script=train.__file__):
-    """Run train.py, or another script, in two processes; what it says."""
+def on_two(script):
+    """Run a script in two processes; what it says."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*TORCHRUN, script, *words], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*TORCHRUN, script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -74,10 +85,25 @@ def check_same(one, two, start, *names):
         assert len(ours) > 50 and theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
 
 
-def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(start, tmp_path, monkeypatch):
-    """NPO with its reference, retain loss and evaluation."""
-    command = ["--method", "npo", *COMMON.split(), str(start), "--max-new-tokens", "2", "--out"]
-    train.main([*command, str(tmp_path / "one")])
+MORE = f"--max-steps 4 --eval none {COMMON}"
+RUNS = {
+    "npo": f"--method npo --max-new-tokens 2 {COMMON}",
+    "kl": f"--method npo --retain kl --clip 0.5 {MORE}",
+    "rmu": f"--method rmu --layer 1 --lr 0.001 --clip 0.01 --warmup-share 0.3 {MORE}",
+}
+
+
+def test_two_processes_end_where_one_does(start, tmp_path, monkeypatch):
+    """NPO with its reference, retain loss and evaluation, which goes on where one process was interrupted; KL and RMU
+    with a copy of the model before unlearning, and gradients clipped. All in one job, which saves its start."""
+
+    def command(name, out):
+        return [*RUNS[name].split(), str(start), "--out", str(tmp_path / f"{out}-{name}")]
+
+    for name in RUNS:
+        train.main(command(name, "one"))
+
+    # one process begins, and is interrupted
     log = runs.Run.log
 
     def interrupt(notebook, step, *rest):
@@ -87,27 +113,20 @@ def test_two_processes_go_on_where_one_was_interrupted_and_end_where_one_does(st
 
     monkeypatch.setattr(runs.Run, "log", interrupt)
     with pytest.raises(SystemExit):
-        train.main([*command, str(tmp_path / "two")])
-    assert runs.saves(tmp_path / "two")
-    said = on_two([*command, str(tmp_path / "two"), "--resume"])
-    assert said.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two")
-    check_same(tmp_path / "one", tmp_path / "two", start, "log.jsonl", "metrics.log.json")
-    assert json.loads((tmp_path / "two" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+        train.main(command("npo", "two"))
+    assert runs.saves(tmp_path / "two-npo")
 
-
-def test_two_processes_end_where_one_does(start, tmp_path):
-    """With a copy of the model before unlearning, for KL and RMU, and gradients clipped; both in one job, which saves
-    its start."""
-    more = ["--method npo --retain kl --clip 0.5", "--method rmu --layer 1 --lr 0.001 --clip 0.01 --warmup-share 0.3"]
-    words = f"--max-steps 4 --eval none {COMMON}".split()
-    commands = [[*method.split(), *words, str(start), "--out"] for method in more]
-    lines = [f"train.main([*{command}, {str(tmp_path / f'two{i}')!r}])" for i, command in enumerate(commands)]
-    script = tmp_path / "both.py"
-    script.write_text(SCRIPT + "".join(f"    {line}\n" for line in lines))
-    on_two([], script)
-    for i, command in enumerate(commands):
-        train.main([*command, str(tmp_path / f"one{i}")])
-        check_same(tmp_path / f"one{i}", tmp_path / f"two{i}", start, "log.jsonl")
+    # two go on with that, and do the others
+    script = tmp_path / "all.py"
+    resume = {"npo": ["--resume"]}
+    script.write_text(
+        SCRIPT + "".join(f"    train.main({command(name, 'two') + resume.get(name, [])})\n" for name in RUNS)
+    )
+    said = on_two(script)
+    assert said.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two-npo")
+    for name, files in (("npo", ["log.jsonl", "metrics.log.json"]), ("kl", ["log.jsonl"]), ("rmu", ["log.jsonl"])):
+        check_same(tmp_path / f"one-{name}", tmp_path / f"two-{name}", start, *files)
+    assert json.loads((tmp_path / "two-npo" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_processes_agree_on_the_largest(monkeypatch):
