@@ -14,7 +14,7 @@ from common import parser_of_runs
 from paths import add_never_learnt, reading, with_paths
 
 from compare import benchmark_of, check_picture, group_runs, panels, read, references_of, with_quality
-from machinery.command import run_command
+from machinery.command import number, run_command
 from machinery.inputs import InputError
 
 
@@ -119,7 +119,8 @@ def draw(runs):
 
 def run(args):
     if args.kind == "paths":
-        return print(choose_paths(read(args.runs, "log.jsonl", "reference.log.json"), args.never_learnt))
+        runs = read(args.runs, "log.jsonl", "reference.log.json")
+        return print(choose_paths(runs, args.never_learnt, last=args.until))
     if args.kind == "choose":
         return print(choose(with_quality(read(args.runs)), nearest=args.nearest))
     out = check_picture(args.out, overwrite=True)
@@ -130,6 +131,8 @@ def run(args):
 def main(argv=None):
     parser = parser_of_runs("grid.py", __doc__, kinds=("choose", "paths", "draw"))
     add_never_learnt(parser)
+    until = "paths: share of the run in which the answers must get there (default: the middle, 11/16)"
+    parser.add_argument("--until", type=number(float, 0, high=1), default=11 / 16, metavar="SHARE", help=until)
     parser.add_argument("--nearest", metavar="COLUMN", help="choose by what comes nearest to Retrain's, not by quality")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("toy-grid.png"), help="a PNG")
     run_command(parser, run, argv=argv)

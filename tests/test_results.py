@@ -110,6 +110,8 @@ def test_choose_paths_takes_the_cheapest_that_arrives_in_the_middle(tmp_path, ca
             ("1 of 2", 8, 0.01),
         )
     ]
+    grid.main(["paths", *map(str, folders), "--until", "0.75"])  # of 16 epochs
+    assert [line[:12] for line in capsys.readouterr().out.splitlines() if line[0] == "*"] == ["* NPO beta=4"]
 
 
 def test_the_grid_is_drawn_over_beta_and_gamma(tmp_path, drawn):
