@@ -75,22 +75,25 @@ if [ "${2:-}" = tune ]; then
   } | train
   drop_weights tune
   "$python" results/grid.py choose --nearest "forget probability" "$at"/tune/*/
-  "$python" results/grid.py paths "$at"/tune/{npo,simnpo,graddiff,wgraddiff}*/
+  "$python" results/grid.py paths --until 1 "$at"/tune/{npo,simnpo,graddiff,wgraddiff}*/
   exit
 fi
 
 # What the rules chose: for the tables, and at equal forgetting.
 declare -A setting=(
-  [graddiff]="" [wgraddiff]="" [npo]="" [simnpo]="" [idk]="" [dpo]="" [task-vector]="" [rmu]="")
-declare -A way=([simnpo]="" [npo]="" [wgraddiff]="" [graddiff]="")
-
-[ -n "${setting[simnpo]}${way[simnpo]}" ] || { echo "run \`tune\` first, and write here what it chose" >&2; exit 1; }
+  [graddiff]="--lr 1e-4 --forget-coeff 0.03" [wgraddiff]="--lr 4e-5 --forget-coeff 1"
+  [npo]="--lr 4e-5 --forget-coeff 0.3 --beta 0.1" [simnpo]="--lr 4e-5 --forget-coeff 1 --beta 1.25"
+  [idk]="--lr 1e-4 --forget-coeff 0.1" [dpo]="--lr 1e-4 --forget-coeff 0.1"
+  [task-vector]="--lr 1e-4 --alpha 1" [rmu]="--lr 1e-3 --steer 6.5 --alpha 100")
+declare -A way=(
+  [simnpo]="--lr 1e-4 --forget-coeff 1 --beta 1.25" [npo]="--lr 1e-4 --forget-coeff 0.03 --beta 0.1"
+  [wgraddiff]="--lr 1e-4 --forget-coeff 1")
 
 for seed in $seeds; do
   for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
     unlearn "table/$method-$seed" full "$seed" $method ${setting[$method]}
   done
-  for method in simnpo npo wgraddiff graddiff; do
+  for method in simnpo npo wgraddiff; do
     unlearn "known/$method-$seed" full "$seed" $method ${way[$method]}
     unlearn "half/$method-$seed" "$half" "$seed" $method ${way[$method]}
   done
@@ -104,5 +107,5 @@ compare table "$at"/table/*/
 compare table --columns cost "$at"/table/*/
 compare answers --show 3 "$at"/table/*-0/
 compare figure tradeoff "$at"/table/*/ --overwrite --out results/pretrained-tradeoff.png
-paths "$at"/known/{simnpo,npo,wgraddiff,graddiff}-*/ --overwrite --out results/pretrained-paths-known.png
-paths --never-learnt "$unseen" "$at"/half/{simnpo,npo,wgraddiff,graddiff}-*/ --overwrite --out results/pretrained-paths-half.png
+paths "$at"/known/{simnpo,npo,wgraddiff}-*/ --overwrite --out results/pretrained-paths-known.png
+paths --never-learnt "$unseen" "$at"/half/{simnpo,npo,wgraddiff}-*/ --overwrite --out results/pretrained-paths-half.png
