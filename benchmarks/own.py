@@ -349,6 +349,8 @@ OWN = Benchmark(
         ("*", "*", "*", dict(lr=3e-5, epochs=6, micro_batch_size=8, eval_batch_size=32)),
         ("*", "*", ("finetune",), dict(lr=1e-4, epochs=8)),
         ("*", "*", ("simnpo",), dict(beta=1.25)),
+        ("*", "*", ("graddiff", "npo"), dict(forget_coeff=0.05)),  # of a whole answer; the others' are per token
+        ("*", "*", ("idk", "dpo"), dict(forget_coeff=0.1)),  # more, and it refuses everything
         ("tiny", "*", "*", dict(lr=1e-3, epochs=20, batch_size=8, forget_coeff=0.1, eval_batch_size=128)),
         ("tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),
         ("tiny", "*", ("finetune",), dict(forget_coeff=1.0)),
