@@ -27,16 +27,18 @@ unlearn() {  # name, method, flags
       --forget-file $at/$1/forget.jsonl --retain-file $at/$1/retain.jsonl "${@:3}"
 }
 
-# Rate, β and retain rows a step, on 20 questions to forget and 60 to keep.
+# Rate, β, coefficient and retain rows a step, on 20 questions to forget and 60 to keep.
 rows q20 --forget 20 --retain 60
 learn q20 | train
 for rows in 4 12; do
   unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 --retain-batch-size $rows
-  unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 --retain-batch-size $rows
+  unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size $rows
 done | train
 {
   unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7 --retain-batch-size 4
-  unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --retain-batch-size 4
+  unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size 4
+  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 2.5e-5 --beta 1.25 --retain-batch-size 12
+  unlearn q20 npo --batch-size 4 --epochs 6 --lr 2.5e-5 --beta 0.1 --forget-coeff 0.05 --retain-batch-size 12
 } | train
 "$python" results/grid.py choose $at/q20/*/
 
