@@ -589,8 +589,7 @@ def test_a_run_gives_these_numbers_and_its_evaluation_the_same(toy_model_folder,
         "graddiff",
         toy_model_folder,
         "--forget-file f.jsonl --retain-file r.jsonl --holdout-file h.jsonl --probe-file p.jsonl --batch-size 8 "
-        "--retain-batch-size 8 "
-        "--lr 1e-3 --dtype float64",
+        "--retain-batch-size 8 --forget-coeff 1 --lr 1e-3 --dtype float64",
     )
     metrics, log, steps = (read("run", name) for name in ("metrics.json", "metrics.log.json", "log.jsonl"))
     check(log, BENCHMARKS["own"].log, "the log's")
