@@ -349,7 +349,7 @@ OWN = Benchmark(
         ("*", "*", "*", dict(lr=3e-5, epochs=6, micro_batch_size=8, eval_batch_size=32)),
         ("*", "*", ("finetune",), dict(lr=1e-4, epochs=8)),
         ("*", "*", ("simnpo",), dict(beta=1.25)),
-        ("*", "*", ("graddiff", "npo"), dict(forget_coeff=0.05)),  # of a whole answer; the others' are per token
+        ("*", "*", ("graddiff", "npo"), dict(forget_coeff=0.05)),  # about 1/|y|: of a whole answer
         ("*", "*", ("idk", "dpo"), dict(forget_coeff=0.1)),  # more, and it refuses everything
         ("tiny", "*", "*", dict(lr=1e-3, epochs=20, batch_size=8, forget_coeff=0.1, eval_batch_size=128)),
         ("tiny", "*", ("graddiff",), dict(forget_coeff=0.03)),

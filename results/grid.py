@@ -29,9 +29,12 @@ def choose(runs, keep=0.95, nearest=None):
     references = references_of(runs)
 
     def mean_of(column, metrics):
-        return np.mean([column.value(each) for each in metrics])
+        values = [column.value(each) for each in metrics]
+        if None in values:
+            raise InputError(f"not all of these runs have '{column.name}'; leave out those that lack it")
+        return np.mean(values)
 
-    for name in ["Original", *["Retrain"] * bool(nearest)]:
+    for name in ("Original", "Retrain") if nearest else ("Original",):
         if not references.get(name):
             raise InputError(f"these runs have no {name} to compare utility with; give runs that have one")
     floor = keep * mean_of(kept, references["Original"])

@@ -72,6 +72,8 @@ def test_choose_takes_the_best_setting_that_keeps_utility(tmp_path, capsys):
     assert title == "forget probability nearest to Retrain's, 0.2, among settings with model utility of at least 0.703"
     assert [line.split()[:2] for line in lines] == [["NPO", "beta=1.0"], ["GA", "beta=6.0"]]
     refused(grid.main, ["choose", folders[0], "--nearest", "loss"], capsys, "--nearest", "'loss'", "forget probability")
+    change(folders[0], "metrics.json", distance=None)
+    refused(grid.main, ["choose", folders[0], "--nearest", "distance to Retrain"], capsys, "have 'distance to Retrain'")
 
 
 def test_choose_paths_takes_the_cheapest_that_arrives_in_the_middle(tmp_path, capsys):
