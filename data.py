@@ -32,7 +32,9 @@ class Response(NamedTuple):
     logp: torch.Tensor  # [B], of the whole response
     length: torch.Tensor  # [B], int64: |y|, EOS included
     token_logp: tuple  # B tensors [|y|], whose sums are logp
-    ref_logp: torch.Tensor | None = None  # [B], logp under the reference model
+    targets: tuple = ()  # B tensors [|y|]: the tokens themselves
+    logits: tuple | None = None  # B tensors [|y|, V], if asked for: as large as what a step needs otherwise
+    ref: "Response | None" = None  # the same under the reference model
 
 
 # ------------------------------------------------------------------ text becomes tokens
@@ -244,12 +246,22 @@ def response_logits(model, examples):
     return logits, on_device(targets[predicts]), predicts.sum(1)
 
 
-def respond(model, examples, ref_logp=None):
+def respond(model, examples, needs_logits=False, ref=None):
     """The Response of examples under a causal language model: log πθ(y|x), |y|, log π of each token. Differentiable."""
     logits, targets, length = response_logits(model, examples)
-    token_logp = losses.token_logp(logits, targets).split(length.tolist())
+    lengths = length.tolist()
+    token_logp = losses.token_logp(logits, targets).split(lengths)
+    return response(token_logp, model.device)._replace(
+        targets=targets.split(lengths), logits=logits.split(lengths) if needs_logits else None, ref=ref
+    )
+
+
+def response(token_logp, device):
+    """The Response whose tokens have these log-probabilities, B tensors [|y|]."""
+    token_logp = tuple(tokens.to(device, non_blocking=True) for tokens in token_logp)
     logp = torch.stack([tokens.sum() for tokens in token_logp])
-    return Response(logp, length.to(logp.device, non_blocking=True), token_logp, ref_logp)
+    length = torch.tensor([len(tokens) for tokens in token_logp])
+    return Response(logp, length.to(device, non_blocking=True), token_logp)
 
 
 def make_deterministic(model):

@@ -12,7 +12,8 @@ logp. So below each loss stands its closed-form weight w = dℓ/dlogp, and for a
     ∇θ (1/B) Σ ℓᵢ = (1/B) Σ wᵢ ∇θ log πθ(yᵢ|xᵢ)
 
 GA has w = 1. NPO and SimNPO are GA with other weights, and that is the whole difference:
-`python results/weights.py` prints the weights side by side and draws them.
+`python results/weights.py` prints the weights side by side and draws them. Losses of single tokens,
+and of the logits at a position, follow below with a weight for each token.
 
 Equation numbers are those of "Simplicity Prevails: Rethinking Negative Preference Optimization for
 LLM Unlearning" (arXiv 2410.07163). Nothing here reduces over the batch, knows a model or reads a
@@ -136,6 +137,111 @@ def dpo_weight(chosen_logp, chosen_ref_logp, rejected_logp, rejected_ref_logp, b
     _check(beta)
     margin = (_real(chosen_logp) - _real(chosen_ref_logp)) - (_real(rejected_logp) - _real(rejected_ref_logp))
     return 2 * torch.sigmoid(-beta * margin)
+
+
+# ------------------------------------------------------------------ losses of single tokens
+
+# Functions of token_logp = log p_t, p_t = πθ(y_t|x, y_<t), of any shape, which they keep. A response's loss is their
+# mean over its tokens, so that w_t / |y| is the weight on ∇θ log p_t. "sg": counted as a constant by the gradient.
+
+
+def wga(token_logp, beta):
+    """Weighted gradient ascent: ℓ_t = sg(p_t^β) log p_t  (Wang et al. 2025). beta >= 0, else ValueError."""
+    _check(beta)
+    token_logp = _real(token_logp)
+    return torch.exp(beta * token_logp).detach() * token_logp
+
+
+def wga_weight(token_logp, beta):
+    """w_t = p_t^β, in [0, 1]; 1 for β = 0, which is weighted GA"""
+    _check(beta)
+    return torch.exp(beta * _real(token_logp))
+
+
+def satimp(token_logp, beta1, beta2):
+    """ℓ_t = sg(p_t^β1 (1 - p_t)^β2) log p_t  (SatImp, Yang et al. 2025): least where all is forgotten, or nothing.
+
+    beta1, beta2 >= 0, else ValueError. β2 = 0 is WGA.
+    """
+    return satimp_weight(token_logp, beta1, beta2).detach() * _real(token_logp)
+
+
+def satimp_weight(token_logp, beta1, beta2):
+    """w_t = p_t^β1 (1 - p_t)^β2, in [0, 1]; the largest at p_t = β1 / (β1 + β2)"""
+    _check(beta1)
+    _check(beta2)
+    token_logp = _real(token_logp)
+    return torch.exp(beta1 * token_logp) * (-torch.expm1(token_logp)) ** beta2
+
+
+def tnpo(token_logp, ref_token_logp, beta):
+    """Token-wise NPO: ℓ_t = -(2/β) log σ(-β (log p_t - log p_ref,t))  (Wang et al. 2025); NPO where |y| = 1."""
+    return npo(token_logp, ref_token_logp, beta)
+
+
+def tnpo_weight(token_logp, ref_token_logp, beta):
+    """w_t = 2σ(β (log p_t - log p_ref,t)). Exactly 1 at θ = ref."""
+    return npo_weight(token_logp, ref_token_logp, beta)
+
+
+# ------------------------------------------------------------------ losses that push logits to a target
+
+# Functions of the logits z [..., V] at a position and the token y that stands there, targets [...]. The loss is the
+# cross-entropy of p = softmax z to a target q; its gradient p - q takes the place of GA's e_y - p. How much it moves
+# the right token's logit is again a weight on ∇θ log p_y: (p_y - q_y) / (1 - p_y) = (1 - q_y) / (1 - p_y) - 1.
+
+
+def _lowered(logits, targets, beta):
+    # z - β e_y; for β = ∞ the logits of all other tokens
+    by = torch.full_like(targets, -beta, dtype=_real(logits).dtype)
+    return _real(logits).scatter_add(-1, targets[..., None], by[..., None])
+
+
+def _log_rest(logits, targets):
+    # log(1 - p_y), exact also where p_y rounds to 1
+    return torch.logsumexp(_lowered(logits, targets, math.inf), -1) - torch.logsumexp(_real(logits), -1)
+
+
+def ceu(logits, targets):
+    """ℓ_t = -log(1 - p_y). q = softmax(z with z_y = -∞), which CE-U (Yang 2025) counts as a constant.
+
+    The cross-entropy to that q is this plus q's entropy, which then has no gradient. So CE-U is unlikelihood training
+    (Welleck et al. 2020). Bounded below by 0.
+    """
+    return -_log_rest(logits, targets)
+
+
+def ceu_gradient(logits, targets):
+    """dℓ/dz = p - q: p_y on the right token, -p_j p_y / (1 - p_y) on the others"""
+    return torch.softmax(_real(logits), -1) - torch.softmax(_lowered(logits, targets, math.inf), -1)
+
+
+def ceu_weight(logits, targets):
+    """w_t = p_y / (1 - p_y), the odds, and p - q = w_t (e_y - p). Unbounded, but what it multiplies tends to 0."""
+    return torch.expm1(-_log_rest(logits, targets))
+
+
+def undial(logits, ref_logits, targets, beta):
+    """ℓ_t = -Σ_j q_j log p_j with q = softmax(z_ref - β e_y)  (UNDIAL, Dong et al. 2025; β is their strength γ).
+
+    At its minimum y has e^-β of its odds under the reference model, whatever these were. beta >= 0, else ValueError;
+    0 is `kl` plus a constant. As β → ∞ q becomes CE-U's, of the reference model.
+    """
+    _check(beta)
+    target = torch.softmax(_lowered(ref_logits, targets, beta), -1)
+    return -(target * torch.log_softmax(_real(logits), -1)).sum(-1)
+
+
+def undial_gradient(logits, ref_logits, targets, beta):
+    """dℓ/dz = p - q"""
+    _check(beta)
+    return torch.softmax(_real(logits), -1) - torch.softmax(_lowered(ref_logits, targets, beta), -1)
+
+
+def undial_weight(logits, ref_logits, targets, beta):
+    """w_t = (p_y - q_y) / (1 - p_y), below 0 once p_y < q_y. At θ = ref that is all: p - q = w_t (e_y - p)."""
+    _check(beta)
+    return torch.expm1(_log_rest(_lowered(ref_logits, targets, beta), targets) - _log_rest(logits, targets))
 
 
 # ------------------------------------------------------------------ losses that keep y likely

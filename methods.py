@@ -2,11 +2,13 @@
 
 Flags, help texts, which responses are read, whether the reference model is needed, names and colours in tables and
 figures, and the tests all follow from the entry. In its calls `args` are the flags of train.py and `y` the response to
-forget, a data.Response: y.logp, y.length, y.ref_logp, y.token_logp.
+forget, a data.Response: y.logp, y.length, y.token_logp, y.ref.logp, …
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
+
+import torch
 
 import losses
 
@@ -15,8 +17,8 @@ class Method(NamedTuple):
     """loss and weight: (args, response, …) → [B], a response for each of `reads`, in that order.
 
     reads: sides of a forget example: `answer`, and `refusal`, one of thirty ways to say "I don't know". The first one's
-    weight, length and log π are logged. needs_reference: their ref_logp are there. learns: lowers the loss of what it
-    reads, instead of raising it. flags: those that not every method has.
+    weight, length and log π are logged. needs_reference: their `ref` is there, needs_logits: `logits` are, and in `ref`
+    too. learns: lowers the loss of what it reads, instead of raising it. flags: those that not every method has.
     """
 
     name: str
@@ -26,8 +28,17 @@ class Method(NamedTuple):
     weight: Callable
     reads: tuple = ("answer",)
     needs_reference: bool = False
+    needs_logits: bool = False
     learns: bool = False
     flags: tuple = ()
+
+
+def per_token(function, *tokens, **settings):
+    """[B]: the mean over each response's tokens of a loss of single tokens, or of its weight.
+
+    tokens: what the function takes, each as B tensors.
+    """
+    return torch.stack([function(*parts, **settings).mean() for parts in zip(*tokens, strict=True)])
 
 
 METHODS = {
@@ -72,8 +83,8 @@ METHODS = {
         "DPO",
         "C4",
         "direct preference optimization: a refusal preferred to the answer",
-        lambda args, y, refusal: losses.dpo(refusal.logp, refusal.ref_logp, y.logp, y.ref_logp, args.beta),
-        lambda args, y, refusal: losses.dpo_weight(refusal.logp, refusal.ref_logp, y.logp, y.ref_logp, args.beta),
+        lambda args, y, refusal: losses.dpo(refusal.logp, refusal.ref.logp, y.logp, y.ref.logp, args.beta),
+        lambda args, y, refusal: losses.dpo_weight(refusal.logp, refusal.ref.logp, y.logp, y.ref.logp, args.beta),
         reads=("answer", "refusal"),
         needs_reference=True,
         flags=("beta",),
@@ -82,8 +93,8 @@ METHODS = {
         "NPO",
         "C0",
         "Eq. 2: bounded, against the model before unlearning",
-        lambda args, y: losses.npo(y.logp, y.ref_logp, args.beta),
-        lambda args, y: losses.npo_weight(y.logp, y.ref_logp, args.beta),
+        lambda args, y: losses.npo(y.logp, y.ref.logp, args.beta),
+        lambda args, y: losses.npo_weight(y.logp, y.ref.logp, args.beta),
         needs_reference=True,
         flags=("beta",),
     ),
@@ -94,6 +105,50 @@ METHODS = {
         lambda args, y: losses.simnpo(y.logp, y.length, args.beta, args.gamma),
         lambda args, y: losses.simnpo_weight(y.logp, y.length, args.beta, args.gamma),
         flags=("beta", "gamma"),
+    ),
+    # losses of single tokens: of their weights w_t / |y| the mean is logged
+    "wga": Method(
+        "WGA",
+        "goldenrod",
+        "weighted gradient ascent, per token: p^β log p",
+        lambda args, y: per_token(losses.wga, y.token_logp, beta=args.beta),
+        lambda args, y: per_token(losses.wga_weight, y.token_logp, beta=args.beta) / y.length,
+        flags=("beta",),
+    ),
+    "satimp": Method(
+        "SatImp",
+        "salmon",
+        "saturation and importance, per token: p^β (1 − p)^β2 log p",
+        lambda args, y: per_token(losses.satimp, y.token_logp, beta1=args.beta, beta2=args.beta2),
+        lambda args, y: per_token(losses.satimp_weight, y.token_logp, beta1=args.beta, beta2=args.beta2) / y.length,
+        flags=("beta", "beta2"),
+    ),
+    "tnpo": Method(
+        "TNPO",
+        "deepskyblue",
+        "NPO of every single token",
+        lambda args, y: per_token(losses.tnpo, y.token_logp, y.ref.token_logp, beta=args.beta),
+        lambda args, y: per_token(losses.tnpo_weight, y.token_logp, y.ref.token_logp, beta=args.beta) / y.length,
+        needs_reference=True,
+        flags=("beta",),
+    ),
+    "ceu": Method(
+        "CE-U",
+        "teal",
+        "cross-entropy to the model's own distribution without the token: −log(1 − p)",
+        lambda args, y: per_token(losses.ceu, y.logits, y.targets),
+        lambda args, y: per_token(losses.ceu_weight, y.logits, y.targets) / y.length,
+        needs_logits=True,
+    ),
+    "undial": Method(
+        "UNDIAL",
+        "indigo",
+        "cross-entropy to the reference model's distribution, the token's logit lowered by β",
+        lambda args, y: per_token(losses.undial, y.logits, y.ref.logits, y.targets, beta=args.beta),
+        lambda args, y: per_token(losses.undial_weight, y.logits, y.ref.logits, y.targets, beta=args.beta) / y.length,
+        needs_reference=True,
+        needs_logits=True,
+        flags=("beta",),
     ),
     "task-vector": Method(  # what follows fine-tuning is in baselines.py
         "Task Vector",

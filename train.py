@@ -40,6 +40,9 @@ RECIPES = [
     ("*", "*", dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll")),
     ("*", "*", dict(warmup=1.0, weight_decay=0.01, batch_size=32, clip=0.0)),
     ("*", ("finetune", "ga", "task-vector"), dict(retain="none")),
+    ("*", ("wga",), dict(beta=1.0)),
+    ("*", ("satimp",), dict(beta=5.0, beta2=1.0, retain_coeff=0.1)),
+    ("*", ("undial",), dict(beta=10.0)),
     ("*", ("task-vector",), dict(alpha=1.0)),
     ("*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
     ("tiny", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0)),
@@ -81,30 +84,40 @@ def frozen_copy(model):
 
 @torch.no_grad()
 def reference_logp(model, forget, args):
-    """{side: log πref(y|x) [N]} of what the method reads; {} for one without reference.
+    """{side: N tensors [|y|]}: log πref of each token of what the method reads; {} for one that does not ask for them.
 
-    Under the model before unlearning, which never changes: one pass and N numbers are enough, and no copy is kept.
+    Under the model before unlearning, which never changes: one pass and a number a token are enough, no copy is kept.
     """
-    method, ref_logp = METHODS[args.method], {}
+    method, token_logp = METHODS[args.method], {}
     for side in method.reads if method.needs_reference else ():
         real = torch.promote_types(getattr(torch, args.dtype), torch.float32)
-        logp = torch.zeros(len(forget[side]), device=model.device, dtype=real)
+        lengths = [len(example.response) for example in forget[side]]
+        logp = torch.zeros(sum(lengths), device=model.device, dtype=real)
         batches = list(data.microbatches(forget[side], args.micro_batch_size))
         for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
             with data.autocast(model.device, getattr(torch, args.dtype)):
                 response = data.respond(model, [forget[side][i] for i in places])
             if math.isfinite(divisor):  # else it is there for the other processes' sake
-                logp[places] = response.logp
-        ref_logp[side] = processes.add_up(logp).cpu()
-    return ref_logp
+                for i, tokens in zip(places, response.token_logp, strict=True):
+                    logp.split(lengths)[i].copy_(tokens)
+        token_logp[side] = processes.add_up(logp).cpu().split(lengths)
+    return token_logp
 
 
-def respond(model, forget, ref_logp, rows, method):
-    """[Response] of the forget sequences `rows`, one for each side that the method reads."""
+def respond(model, reference, forget, rows, method):
+    """[Response] of the forget sequences `rows`, one for each side that the method reads.
+
+    reference: the `reference_logp`, or for a method that needs its logits the frozen reference model.
+    """
     responses = []
     for side in method.reads:
-        ref = ref_logp[side][rows].to(model.device, non_blocking=True) if method.needs_reference else None
-        responses.append(data.respond(model, [forget[side][row] for row in rows], ref))
+        examples, ref = [forget[side][row] for row in rows], None
+        if method.needs_reference and method.needs_logits:
+            with torch.no_grad():
+                ref = data.respond(reference, examples, needs_logits=True)
+        elif method.needs_reference:
+            ref = data.response([reference[side][row] for row in rows], model.device)
+        responses.append(data.respond(model, examples, method.needs_logits, ref))
     return responses
 
 
@@ -116,11 +129,12 @@ def train(model, forget, retain, args, run):
     """
     method, dtype = METHODS[args.method], getattr(torch, args.dtype)
 
-    # the model before unlearning: only KL needs a copy; NPO and DPO its log-probabilities, one pass and N numbers
-    frozen = frozen_copy(model) if retain and args.retain == "kl" else None
+    # the model before unlearning: a copy where its logits are needed; NPO and DPO take a number a token, from one pass
+    needs_copy = method.needs_reference and method.needs_logits or retain and args.retain == "kl"
+    frozen = frozen_copy(model) if needs_copy else None
     processes.shard(model, dtype)
     processes.shard(frozen, dtype, trained=False)
-    ref_logp = reference_logp(model, forget, args)
+    reference = frozen if method.needs_logits else reference_logp(model, forget, args)
 
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -142,7 +156,7 @@ def train(model, forget, retain, args, run):
             for places, divisor in data.microbatches([answers[row] for row in rows], args.micro_batch_size):
                 part = [rows[i] for i in places]
                 with data.autocast(model.device, dtype):
-                    responses = respond(model, forget, ref_logp, part, method)
+                    responses = respond(model, reference, forget, part, method)
                     loss, weight = method.loss(args, *responses), method.weight(args, *responses)
                 (args.forget_coeff * loss.sum() / divisor).backward()
                 run.add("forget", places, divisor, loss, weight, responses[0].length, responses[0].logp)

@@ -128,7 +128,13 @@ def add_recipe(parser, methods):
     def of(flag):
         return ", ".join(name for name, method in methods.items() if flag in method.flags)
 
-    add("--beta", type=number(float, 0), help=f"{of('beta')}: temperature; 0 is the limit of GA")
+    add(
+        "--beta",
+        type=number(float, 0),
+        help=f"{of('beta')}: temperature; 0 is the limit of GA. wga, satimp: exponent of p. undial: by how much the "
+        "token's logit is lowered",
+    )
+    add("--beta2", type=number(float, 0), help=f"{of('beta2')}: exponent of 1 − p, beside --beta of p")
     add("--gamma", type=number(float, 0), help=f"{of('gamma')}: margin, Eq. 4 (β · published code's)")
     add("--forget-coeff", type=number(float, 0), help="factor on the forget loss")
     add("--retain-coeff", type=number(float, 0), help="factor on the retain loss; λ is this / --forget-coeff")

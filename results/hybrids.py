@@ -18,12 +18,12 @@ from methods import METHODS, Method
 
 
 def npo_mean(args, y):
-    return losses.npo(y.logp / y.length, y.ref_logp / y.length, args.beta)
+    return losses.npo(y.logp / y.length, y.ref.logp / y.length, args.beta)
 
 
 def npo_mean_weight(args, y):
     """w = 2σ((β/|y|) (log πθ - log πref)) / |y|"""
-    return losses.npo_weight(y.logp / y.length, y.ref_logp / y.length, args.beta) / y.length
+    return losses.npo_weight(y.logp / y.length, y.ref.logp / y.length, args.beta) / y.length
 
 
 def simnpo_sum(args, y):

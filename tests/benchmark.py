@@ -111,7 +111,7 @@ def ours(model, forget, retain, method, micro, ref_logp, dtype):
     method, notebook = METHODS[method], runs.Run()
     for places, divisor in data.microbatches(forget, micro):
         with data.autocast(model.device, dtype):
-            (response,) = train.respond(model, {"answer": forget}, {"answer": ref_logp}, places, method)
+            (response,) = train.respond(model, {"answer": ref_logp}, {"answer": forget}, places, method)
             loss, weight = method.loss(args, response), method.weight(args, response)
         (loss.sum() / divisor).backward()
         notebook.add("forget", places, divisor, loss, weight, response.length, response.logp)
@@ -192,7 +192,7 @@ def steps_of(args, model, forget, retain, dtype):
     """(ours of a method, size of micro-batches and examples; {name: a step}, ours first)"""
     frozen = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
-    ref_logp = data.respond(frozen, forget).logp.detach().cpu()  # where the loop keeps it
+    ref_logp = [tokens.detach().cpu() for tokens in data.respond(frozen, forget).token_logp]  # where the loop keeps it
     to_500 = functools.partial(padded_logp, pad_to=500)
 
     def step(gradient, *given):

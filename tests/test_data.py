@@ -186,10 +186,19 @@ def test_only_the_responses_reach_the_output_layer_whatever_the_model_does_to_it
 def test_a_response_holds_what_a_loss_may_read():
     model, examples = tiny("llama"), some_examples(3)
     response = data.respond(model, examples)
-    assert response.ref_logp is None and response.length.dtype == torch.int64
+    assert response.ref is None and response.logits is None and response.length.dtype == torch.int64
     assert response.logp.tolist() == pytest.approx([tokens.sum().item() for tokens in response.token_logp])
-    reference = torch.tensor([-1.0, -2, -3])
-    assert data.respond(model, examples, reference).ref_logp is reference
+    assert [tokens.tolist() for tokens in response.targets] == [example.response for example in examples]
+
+    # all logits, if asked for, and what the reference model says
+    more = data.respond(model, examples, needs_logits=True, ref=response)
+    assert more.ref is response and [len(logits) for logits in more.logits] == response.length.tolist()
+    for logits, targets, token_logp in zip(more.logits, more.targets, more.token_logp, strict=True):
+        assert torch.allclose(losses.token_logp(logits, targets), token_logp, rtol=1e-12)
+
+    # what is left of a response of which the log-probabilities are kept
+    again = data.response(response.token_logp, "cpu")
+    assert torch.equal(again.logp, response.logp) and torch.equal(again.length, response.length)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -135,6 +135,123 @@ def test_each_labels_log_probability_is_read_one_position_before_it():
     assert torch.allclose(logp, by_hand.sum(1), rtol=1e-12) and length.tolist() == [2, 3]
 
 
+# ------------------------------------------------------------------ single tokens, and whole distributions
+
+TOKEN_LOGP = torch.tensor([[-1e-7, -0.01, -0.3], [-2.0, -9.0, -300.0]], dtype=torch.float64)
+EXPONENTS = (0, 0.5, 1, 5)
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        *(("wga", (beta,)) for beta in EXPONENTS),
+        *(("satimp", (beta1, beta2)) for beta1 in EXPONENTS for beta2 in EXPONENTS),
+        *(("tnpo", (TOKEN_LOGP.flip(1) - 0.5, beta)) for beta in BETAS),
+    ],
+    ids=str,
+)
+def test_a_tokens_weight_is_the_derivative_of_its_loss(name, settings):
+    token_logp = TOKEN_LOGP.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(getattr(losses, name)(token_logp, *settings).sum(), token_logp)
+    assert torch.allclose(gradient, getattr(losses, name + "_weight")(TOKEN_LOGP, *settings), rtol=1e-10, atol=1e-300)
+
+
+def test_weighted_losses_of_tokens_in_the_papers_own_form_and_where_they_meet():
+    p = TOKEN_LOGP.exp()
+    assert torch.allclose(losses.wga(TOKEN_LOGP, 0.7), p**0.7 * p.log())
+    assert torch.allclose(losses.satimp(TOKEN_LOGP, 5, 1), p**5 * (1 - p) * p.log(), atol=1e-20)
+    assert torch.equal(losses.satimp(TOKEN_LOGP, 0.7, 0), losses.wga(TOKEN_LOGP, 0.7))
+    assert torch.equal(losses.wga(TOKEN_LOGP, 0), losses.ga(TOKEN_LOGP))
+    assert losses.satimp_weight(torch.tensor([0.0, 5 / 6, 1 - 1e-6]).log(), 5, 1).tolist() == pytest.approx(
+        [0, (5 / 6) ** 5 / 6, 1e-6], rel=0.1
+    )
+
+    # the mean over a response's tokens: weighted GA without exponents, and NPO where |y| = 1
+    length = torch.tensor([3, 3])
+    assert torch.allclose(losses.wga(TOKEN_LOGP, 0).mean(1), losses.weighted_ga(TOKEN_LOGP.sum(1), length))
+    assert torch.equal(losses.tnpo(TOKEN_LOGP, TOKEN_LOGP - 1, 0.3), losses.npo(TOKEN_LOGP, TOKEN_LOGP - 1, 0.3))
+    assert torch.equal(losses.tnpo_weight(TOKEN_LOGP, TOKEN_LOGP, 2.5), torch.ones_like(TOKEN_LOGP))
+
+
+def cross_entropy(logits, target):
+    return -(target * logits.log_softmax(-1)).sum(-1)
+
+
+def one_hot(targets):
+    return torch.nn.functional.one_hot(targets, 7).double()
+
+
+LOGITS, REF_LOGITS = some_logits(2, 4, 5, 7) * 3
+TARGETS = torch.arange(20).view(4, 5) % 7
+
+
+def gradient_of(function, logits, *arguments):
+    logits = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(logits, *arguments).sum(), logits)
+    return gradient
+
+
+def test_ceus_gradient_is_autograds_and_that_of_the_cross_entropy_to_the_others():
+    masked = LOGITS.masked_fill(one_hot(TARGETS).bool(), -math.inf).softmax(-1)
+    expected = gradient_of(cross_entropy, LOGITS, masked)
+    for gradient in (gradient_of(losses.ceu, LOGITS, TARGETS), losses.ceu_gradient(LOGITS, TARGETS)):
+        assert torch.allclose(gradient, expected, rtol=1e-10, atol=1e-14)
+
+    # the entropy of that target is all that lies between them
+    entropy = -torch.special.xlogy(masked, masked).sum(-1)
+    others = LOGITS.log_softmax(-1).masked_fill(masked == 0, 0)
+    assert torch.allclose(losses.ceu(LOGITS, TARGETS) + entropy, -(masked * others).sum(-1), rtol=1e-10)
+
+    # which is GA's gradient times the odds
+    ga = one_hot(TARGETS) - LOGITS.softmax(-1)
+    assert torch.allclose(losses.ceu_weight(LOGITS, TARGETS)[..., None] * ga, expected, rtol=1e-10, atol=1e-14)
+    p = losses.token_logp(LOGITS, TARGETS).exp()
+    assert torch.allclose(losses.ceu_weight(LOGITS, TARGETS), p / (1 - p), rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0, 1, 10])
+def test_undials_gradient_is_autograds_and_its_weight_that_on_the_right_logit(beta):
+    target = (REF_LOGITS - beta * one_hot(TARGETS)).softmax(-1)
+    assert torch.allclose(losses.undial(LOGITS, REF_LOGITS, TARGETS, beta), cross_entropy(LOGITS, target), rtol=1e-10)
+    closed = losses.undial_gradient(LOGITS, REF_LOGITS, TARGETS, beta)
+    assert torch.allclose(gradient_of(losses.undial, LOGITS, REF_LOGITS, TARGETS, beta), closed, rtol=1e-10, atol=1e-14)
+
+    p = LOGITS.softmax(-1)
+    on_right = closed.gather(-1, TARGETS[..., None])[..., 0]
+    weight = losses.undial_weight(LOGITS, REF_LOGITS, TARGETS, beta)
+    assert torch.allclose(weight * (1 - p.gather(-1, TARGETS[..., None])[..., 0]), on_right, rtol=1e-10, atol=1e-14)
+
+    # at θ = ref it is all of the gradient
+    weight = losses.undial_weight(LOGITS, LOGITS, TARGETS, beta)[..., None]
+    gradient = losses.undial_gradient(LOGITS, LOGITS, TARGETS, beta)
+    assert torch.allclose(weight * (one_hot(TARGETS) - p), gradient, rtol=1e-10, atol=1e-14)
+    lowered = p.gather(-1, TARGETS[..., None]) * -math.expm1(-beta)
+    assert torch.allclose(weight, lowered / (1 - lowered), rtol=1e-10)
+
+
+def test_undial_lies_between_kl_and_ceu_and_stops_at_its_target():
+    kl = gradient_of(losses.kl, LOGITS, REF_LOGITS)
+    assert torch.allclose(losses.undial_gradient(LOGITS, REF_LOGITS, TARGETS, 0), kl, rtol=1e-10, atol=1e-14)
+    far = losses.undial_gradient(LOGITS, LOGITS, TARGETS, 60)
+    assert torch.allclose(far, losses.ceu_gradient(LOGITS, TARGETS), rtol=1e-10, atol=1e-14)
+    assert losses.undial_gradient(LOGITS - 2 * one_hot(TARGETS), LOGITS, TARGETS, 2).abs().max() < 1e-14
+    with pytest.raises(ValueError, match="beta"):
+        losses.undial(LOGITS, LOGITS, TARGETS, -1)
+
+
+def test_ceu_and_undial_stay_exact_where_float32_rounds_p_to_one():
+    logits, targets = torch.tensor([[30.0, 0.0, -2.0]]), torch.tensor([0])
+    rest = math.log(1 + math.exp(-2))
+    assert losses.token_logp(logits, targets).item() == 0  # there p / (1 - p) would be infinite
+    assert losses.ceu(logits, targets).item() == pytest.approx(30 - rest, rel=1e-6)
+    assert losses.ceu_weight(logits, targets).item() == pytest.approx(math.exp(30 - rest), rel=1e-5)
+    assert losses.ceu_gradient(logits, targets).tolist()[0] == pytest.approx(
+        [1, -1 / (1 + math.exp(-2)), -0.1192], rel=1e-3
+    )
+    assert losses.undial_weight(logits, logits, targets, 10).item() == pytest.approx(math.exp(10) - 1, rel=1e-4)
+    assert losses.ceu(logits.bfloat16(), targets).dtype == torch.float32
+
+
 def test_kl_is_the_divergence_from_reference_to_model():
     logits, ref = some_logits(2, 2, 6, 5)
     q, log_p = ref.softmax(-1), logits.log_softmax(-1)

@@ -22,6 +22,8 @@ from methods import METHODS
 
 # The loss where the answer has log π -6, log πref -4 and |y| 3, the refusal -8, -5 and 5, β is 0.5 and γ 0.25; for RMU
 # of the activations (3, 1) steered to (1, 1). And the flags that are the method's own.
+REF, LOWERED = math.exp(-4 / 3), math.exp(-4 / 3 - 0.5)
+CROSS = (2 * LOWERED - (1 - REF) * math.log(1 - math.exp(-2))) / (1 - REF + LOWERED)  # of two tokens in all
 BY_HAND = {
     "finetune": (6 / 3, ""),
     "ga": (-6, ""),
@@ -32,23 +34,32 @@ BY_HAND = {
     "npo": (4 * math.log(1 + math.exp(0.5 * (-6 + 4))), "beta"),
     "simnpo": (4 * math.log(1 + math.exp(0.5 * -6 / 3 + 0.25)), "beta gamma"),
     "task-vector": (6 / 3, "alpha finetuned"),
+    # each of three tokens has log p -2, log p_ref -4/3
+    "wga": (-2 * math.exp(-2 * 0.5), "beta"),
+    "satimp": (-2 * math.exp(-2 * 0.5) * (1 - math.exp(-2)) ** 0.75, "beta beta2"),
+    "tnpo": (4 * math.log(1 + math.exp(0.5 * (-2 + 4 / 3))), "beta"),
+    "ceu": (-math.log(1 - math.exp(-2)), ""),
+    "undial": (CROSS, "beta"),
     "rmu": (4 / 2, "layer steer alpha"),
 }
-ARGS = SimpleNamespace(beta=0.5, gamma=0.25)
+ARGS = SimpleNamespace(beta=0.5, beta2=0.75, gamma=0.25)
 
 
-def a_response(logp, ref_logp, length):
-    """The Response of one example, whose tokens are equally likely."""
+def a_response(logp, length, ref=None):
+    """The Response of one example, whose tokens are equally likely; there are two, of which it has the second."""
     logp = torch.tensor([logp], dtype=torch.float64, requires_grad=True)
-    token_logp = ((logp / length).expand(length),)
-    return Response(logp, torch.tensor([length]), token_logp, torch.tensor([ref_logp], dtype=torch.float64))
+    token_logp = (logp / length).expand(length)
+    logits = torch.stack([torch.log1p(-token_logp.exp()), token_logp], -1)
+    targets = torch.ones(length, dtype=torch.int64)
+    return Response(logp, torch.tensor([length]), (token_logp,), (targets,), (logits,), ref)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_methods_loss_and_flags_are_what_the_papers_say_and_its_weight_is_the_derivative(name):
     """Of the first thing that it reads; where that is the answer beside a refusal, the refusal's is the opposite."""
     method = METHODS[name]
-    sides = {"answer": a_response(-6.0, -4.0, 3), "refusal": a_response(-8.0, -5.0, 5)}
+    refs = {"answer": a_response(-4.0, 3), "refusal": a_response(-5.0, 5)}
+    sides = {"answer": a_response(-6.0, 3, refs["answer"]), "refusal": a_response(-8.0, 5, refs["refusal"])}
     inputs = [sides[side] for side in method.reads]
     variables = [response.logp for response in inputs]
     if name == "rmu":
@@ -69,7 +80,8 @@ def test_the_answers_weight_comes_first_and_two_methods_learn():
     """What is logged as a method's weight and length, and what is shown as learning."""
     assert {name for name in BY_HAND if METHODS[name].reads[0] == "refusal"} == {"idk"}
     assert {name for name in BY_HAND if METHODS[name].reads == ("answer", "refusal")} == {"dpo"}
-    assert {name for name in BY_HAND if METHODS[name].needs_reference} == {"dpo", "npo"}
+    assert {name for name in BY_HAND if METHODS[name].needs_reference} == {"dpo", "npo", "tnpo", "undial"}
+    assert {name for name in BY_HAND if METHODS[name].needs_logits} == {"ceu", "undial"}
     assert {name for name in BY_HAND if METHODS[name].learns} == {"finetune", "task-vector"}
 
 
@@ -77,7 +89,7 @@ def test_every_loss_with_a_weight_is_a_method():
     """And is called by its name, so that it can be searched for."""
     paired = {name for name in vars(losses) if hasattr(losses, name + "_weight")}
     for called in [f"{name}{end}" for name in paired for end in ("", "_weight")] + ["rmu", "rmu_gradient"]:
-        assert re.search(rf"\blosses\.{called}\(", inspect.getsource(methods)), called
+        assert re.search(rf"\blosses\.{called}[(,]", inspect.getsource(methods)), called
 
 
 def test_names_and_colours_are_one_to_a_method_and_help_shows_all():

@@ -40,6 +40,7 @@ def flags(**changed):
         **dict(
             method="npo",
             beta=0.1,
+            beta2=1.0,
             gamma=0.0,
             lr=1e-3,
             weight_decay=0.01,
@@ -290,6 +291,38 @@ BY_HAND = {
     "npo": lambda a, n, r, m, a_ref, r_ref, args: bounded(a - a_ref, args.beta),
     "simnpo": lambda a, n, r, m, a_ref, r_ref, args: bounded(a / n, args.beta, args.gamma),
 }
+# each token's loss and weight, of its p and of all tokens' (p_all, and under the reference r, r_all) in its place
+PER_TOKEN = {
+    "wga": lambda p, p_all, r, r_all, args: (p.item() ** args.beta * p.log(), p**args.beta),
+    "satimp": lambda p, p_all, r, r_all, args: (
+        p.item() ** args.beta * (1 - p.item()) ** args.beta2 * p.log(),
+        p**args.beta * (1 - p) ** args.beta2,
+    ),
+    "tnpo": lambda p, p_all, r, r_all, args: (
+        bounded(p.log() - r.log(), args.beta),
+        2 * p**args.beta / (p**args.beta + r**args.beta),
+    ),
+    "ceu": lambda p, p_all, r, r_all, args: (-(1 - p).log(), p / (1 - p)),
+    "undial": lambda p, p_all, r, r_all, args: undial_by_hand(p, p_all, r, r_all, math.exp(-args.beta)),
+}
+
+
+def undial_by_hand(p, p_all, r, r_all, factor):
+    rest = 1 - r + factor * r
+    others = (r_all * p_all.log()).sum() - r * p.log()
+    return -(others + factor * r * p.log()) / rest, (p - factor * r / rest) / (1 - p)
+
+
+def per_token_by_hand(model, start, example, args):
+    """(loss, {weight, length, log π}) of a method of single tokens: means over them."""
+    p_all, r_all = log_probabilities(model, example).exp(), log_probabilities(start, example).detach().exp()
+    n, losses_, weights = len(example.response), [], []
+    for place, token in enumerate(example.response):
+        each = p_all[place, token], p_all[place], r_all[place, token], r_all[place]
+        loss, weight = PER_TOKEN[args.method](*each, args)
+        losses_.append(loss)
+        weights.append(weight.item())
+    return sum(losses_) / n, {"weight": sum(weights) / n / n, "length": n, "logp": logp_of(model, example).item()}
 
 
 def bounded(margin, beta, gamma=0.0):
@@ -303,6 +336,8 @@ def forget_by_hand(model, start, answer, refusal, args):
         away = activations(model, answer, args.layer) - args.steer * direction / direction.norm()
         weight = (2 * away / 16).norm(dim=1).mean()
         return (away**2).sum(1).mean() / 16, {"weight": weight.item(), "length": len(answer.prompt + answer.response)}
+    if args.method in PER_TOKEN:
+        return per_token_by_hand(model, start, answer, args)
     a, r = logp_of(model, answer), logp_of(model, refusal)
     a_ref, r_ref = logp_of(start, answer).item(), logp_of(start, refusal).item()
     n, m = len(answer.response), len(refusal.response)
@@ -391,10 +426,11 @@ def assert_same(ours, theirs, rel=1e-9):
     [
         *(
             ("llama", method, {"finetune": "none", "ga": "none", "rmu": "activations"}.get(method, "nll"), {})
-            for method in [*BY_HAND, "rmu"]
+            for method in [*BY_HAND, *PER_TOKEN, "rmu"]
         ),
         ("gpt2", "npo", "kl", dict(micro_batch_size=1)),  # with dropout, which is off
         ("llama", "dpo", "kl", dict(micro_batch_size=4, grad_checkpointing=True)),
+        ("gpt2", "undial", "kl", {}),  # which share the copy of the model
         ("llama", "simnpo", "nll", dict(warmup=0, max_steps=4)),  # which ends within an epoch
         ("llama", "npo", "nll", dict(max_steps=2)),  # before the warm-up does
         ("llama", "simnpo", "nll", dict(clip=0.05, warmup_share=0.5)),
@@ -409,6 +445,7 @@ def test_the_loop_is_what_a_few_plain_lines_do_in_float64(kind, method, retain_b
             method=method,
             retain=retain_by,
             beta=0.7,
+            beta2=0.4,
             gamma=0.3,
             forget_coeff=0.6,
             retain_coeff=1.7,

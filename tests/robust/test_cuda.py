@@ -22,11 +22,16 @@ def flat(model):
     return torch.cat([parameter.grad.flatten().double().cpu() for parameter in model.parameters()])
 
 
+def ref_of(examples):
+    """Some log πref of each token: N tensors [|y|], float64."""
+    return [torch.linspace(-3, -0.1, len(example.response)).double() for example in examples]
+
+
 def test_float64_gradient_is_that_of_the_cpu():
     gradients = []
     for device in ("cpu", "cuda"):
-        model, ref_logp = tiny("llama").to(device), torch.linspace(-30, -5, 12).double()
-        benchmark.ours(model, some_examples(12), some_examples(12, seed=1), "npo", 5, ref_logp, torch.float64)
+        model, examples = tiny("llama").to(device), some_examples(12)
+        benchmark.ours(model, examples, some_examples(12, seed=1), "npo", 5, ref_of(examples), torch.float64)
         gradients.append(flat(model))
     assert (gradients[0] - gradients[1]).norm() <= 1e-10 * gradients[0].norm()
 
@@ -82,7 +87,8 @@ def test_no_micro_batch_waits_for_the_gpu(monkeypatch):
     And transformers' own picking of positions by a mask, which asks the GPU how many there are; it is left out here.
     """
     model, retain = tiny("llama", dtype=torch.float32).to("cuda"), some_examples(16)
-    forget, ref_logp = forget_set(16), {"answer": torch.linspace(-30, -5, 16)}
+    forget = forget_set(16)
+    ref_logp = {"answer": [tokens.float() for tokens in ref_of(forget["answer"])]}
 
     def pick(hidden, mask):
         torch.cuda.set_sync_debug_mode("default")
@@ -95,7 +101,7 @@ def test_no_micro_batch_waits_for_the_gpu(monkeypatch):
         rows = list(range(start, start + 4))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            (response,) = train.respond(model, forget, ref_logp, rows, METHODS["npo"])
+            (response,) = train.respond(model, ref_logp, forget, rows, METHODS["npo"])
             loss = METHODS["npo"].loss(flags(), response).sum()
             loss = loss + train.retain_loss(model, None, [retain[row] for row in rows], flags()).sum()
             loss.backward()

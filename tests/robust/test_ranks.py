@@ -89,6 +89,7 @@ MORE = f"--max-steps 4 --eval none {COMMON}"
 RUNS = {
     "npo": f"--method npo --max-new-tokens 2 {COMMON}",
     "kl": f"--method npo --retain kl --clip 0.5 {MORE}",
+    "undial": f"--method undial {MORE}",
     "rmu": f"--method rmu --layer 1 --lr 0.001 --clip 0.01 --warmup-share 0.3 {MORE}",
 }
 
@@ -124,7 +125,8 @@ def test_two_processes_end_where_one_does(start, tmp_path, monkeypatch):
     )
     said = on_two(script)
     assert said.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two-npo")
-    for name, files in (("npo", ["log.jsonl", "metrics.log.json"]), ("kl", ["log.jsonl"]), ("rmu", ["log.jsonl"])):
+    for name in RUNS:
+        files = ["log.jsonl", "metrics.log.json"] if name == "npo" else ["log.jsonl"]
         check_same(tmp_path / f"one-{name}", tmp_path / f"two-{name}", start, *files)
     assert json.loads((tmp_path / "two-npo" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
