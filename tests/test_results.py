@@ -8,6 +8,7 @@ import unittest.mock
 import constant
 import grid
 import hybrids
+import lens
 import markov_grid
 import matplotlib.figure
 import numpy as np
@@ -153,6 +154,40 @@ def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):
     damaged = a_run(tmp_path / "x", "simnpo")
     (damaged / "run.json").write_text((damaged / "run.json").read_text().replace('"beta": 1.0', '"beta": "x"'))
     refused(grid.main, ["draw", damaged], capsys, damaged, "run.json", "damaged")
+
+
+def test_nine_methods_weights_are_printed_and_drawn(tmp_path, capsys, drawn):
+    """Each token's, of a response of 12 whose tokens all have the same p; the reference model's log p is -0.05."""
+    lens.main(["--out", str(tmp_path / "lens.png")])
+    head, *rows = capsys.readouterr().out.splitlines()[1:11]
+    by_hand = {
+        "GA": lambda p: 12,
+        "NPO, β 0.1": lambda p: 12 * 2 / (1 + math.exp(-0.1 * 12 * (math.log(p) + 0.05))),
+        "TNPO, β 1": lambda p: 2 * p / (p + math.exp(-0.05)),
+        "Weighted-GradDiff": lambda p: 1,
+        "SimNPO, β 2.5, γ 0": lambda p: 2 * p**2.5 / (1 + p**2.5),
+        "WGA, β 1": lambda p: p,
+        "SatImp, β 5, β2 1": lambda p: p**5 * (1 - p),
+        "CE-U": lambda p: p / (1 - p),
+        "UNDIAL, β 10": lambda p: (1 - target) / (1 - p) - 1,
+    }
+    odds = math.exp(-0.05) / (1 - math.exp(-0.05)) * math.exp(-10)
+    target = odds / (1 + odds)
+    places = [float(value) for value in head.split()[5:]]
+    assert places == [-0.001, -0.05, -0.5, -1, -2, -4, -6]
+    for line, (name, weight) in zip(rows, by_hand.items(), strict=True):
+        assert line.startswith(name + " ")
+        shown = [float(value) for value in line[19:].split()]
+        assert shown == pytest.approx([weight(math.exp(place)) / 12 for place in places], rel=0.05)
+
+    # a curve for each length, and for 12 times 1 - p
+    for axis, (name, weight) in zip(drawn[0].axes, by_hand.items(), strict=True):
+        assert axis.get_title() == name
+        for n, line in zip((3, 12, 40), axis.lines, strict=False):
+            x, y = line.get_xdata()[200], line.get_ydata()[200]
+            if name not in ("GA", "NPO, β 0.1"):
+                assert y == pytest.approx(weight(math.exp(x)) / n)
+        assert axis.lines[3].get_ydata()[200] == pytest.approx(axis.lines[1].get_ydata()[200] * (1 - math.exp(x)))
 
 
 def test_the_weights_are_printed_and_drawn(tmp_path, capsys, drawn):
