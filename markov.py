@@ -27,6 +27,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -317,27 +318,25 @@ def ratio_interval(above, below):
     return tuple(None if bound is None else math.exp(bound) for bound in bounds)
 
 
+class Reading(NamedTuple):
+    """A number of a path at the moment when a chain is forgotten, and the claim that NPO's is the larger one."""
+
+    panel: str
+    awaited: str  # the chain
+    quantity: str  # of the path
+    what: str  # its name
+    claim: str | None = None
+
+
 PAYS = "NPO pays more retain distance"
-# panel, chain whose level is awaited, what is read then: (of a path, its name, claim that NPO's is larger)
+PUSHES = "NPO forgets Forget2, never learnt, further than SimNPO does"
 READINGS = [
-    ("left", "forget1", [("retain", "retain distance", None)]),
-    (
-        "left",
-        "forget2",
-        [
-            ("retain", "retain distance", f"L1: to forget the short chain, {PAYS}"),
-            ("forget1", "KL on Forget1", None),
-            ("iteration", "iterations", None),
-        ],
-    ),
-    (
-        "right",
-        "forget1",
-        [
-            ("retain", "retain distance", f"L2: to forget Forget1, {PAYS}"),
-            ("forget2", "KL on Forget2", "L2: NPO forgets Forget2, never learnt, further than SimNPO does"),
-        ],
-    ),
+    Reading("left", "forget1", "retain", "retain distance"),
+    Reading("left", "forget2", "retain", "retain distance", f"L1: to forget the short chain, {PAYS}"),
+    Reading("left", "forget2", "forget1", "KL on Forget1"),
+    Reading("left", "forget2", "iteration", "iterations"),
+    Reading("right", "forget1", "retain", "retain distance", f"L2: to forget Forget1, {PAYS}"),
+    Reading("right", "forget1", "forget2", "KL on Forget2", f"L2: {PUSHES}"),
 ]
 
 
@@ -352,31 +351,30 @@ def summarize(results, betas):
     A list of {panel, what, claim, level, npo, simnpo, ratio: an interval each, seeds: [reached, all]}.
     """
     rows = []
-    for panel, awaited, quantities in READINGS:
-        if panel not in betas:
-            continue
-        paths = {method: paths_of(results, panel, betas, method) for method in METHODS}
-        levels = {
-            "the retrained model's KL": [result["retrained"][panel][awaited] for result in results],
-            f"KL {HIGH}": [HIGH] * len(results),
-        }
-        for level, values in levels.items():
-            for quantity, what, claim in quantities:
-                # of each method the quantity in every seed; pairs where both methods get there
-                read = [
-                    [reading(path, awaited, value, quantity) for path, value in zip(paths[method], values, strict=True)]
-                    for method in METHODS
-                ]
-                pairs = [pair for pair in zip(*read, strict=True) if None not in pair]
-                row = {
-                    "panel": panel,
-                    "what": f"{what} when {NAMES[awaited]} reaches {level}",
-                    "claim": claim,
-                    "level": level,
-                    "seeds": [len(pairs), len(results)],
-                }
-                rows.append(row | compared(pairs))
+    for each in [each for each in READINGS if each.panel in betas]:
+        retrained = [result["retrained"][each.panel][each.awaited] for result in results]
+        rows.append(row_of(each, "the retrained model's KL", retrained, results, betas))
+        rows.append(row_of(each, f"KL {HIGH}", [HIGH] * len(results), results, betas))
     return rows
+
+
+def row_of(each, level, values, results, betas):
+    """A row of `summarize`. level: the name of the moment; values: the awaited chain's KL then, of every seed."""
+    numbers = []
+    for method in METHODS:
+        paths = paths_of(results, each.panel, betas, method)
+        numbers.append(
+            [reading(path, each.awaited, value, each.quantity) for path, value in zip(paths, values, strict=True)]
+        )
+    pairs = [pair for pair in zip(*numbers, strict=True) if None not in pair]  # seeds in which both get there
+    row = {
+        "panel": each.panel,
+        "what": f"{each.what} when {NAMES[each.awaited]} reaches {level}",
+        "claim": each.claim,
+        "level": level,
+        "seeds": [len(pairs), len(results)],
+    }
+    return row | compared(pairs)
 
 
 def compared(pairs):
@@ -499,69 +497,83 @@ def draw_power(results, betas, path):
 # ------------------------------------------------------------------ the command
 
 
-# flag: (type, default, help)
-count, real = number(int, 1), number(float, 0)
-FLAGS = {
-    "seeds": (count, None, "number of seeds: 0, 1, … (default: 3; 1 with --quick)"),
-    "jobs": (
-        count,
-        None,
-        "seeds run at once, a process each (default: 1 on a CPU; on a GPU, where a seed mostly waits for kernel "
-        "launches, one for each CPU core but one)",
-    ),
-    "sequences": (number(int, 20), 10000, "of the retain chain, half as many of the others; 80%% train"),
-    "test-sequences": (number(int, 2), None, "used of the retain chain, half of the others (default: all)"),
-    "layers": (count, 4, "of the GPT-2"),
-    "heads": (count, 4, "of the GPT-2"),
-    "width": (count, 128, "of the GPT-2"),
-    "epochs": (count, 5, "of pretraining"),
-    "pretrain-batch": (count, 128, "sequences a pretraining step"),
-    "iterations": (count, 50, "of unlearning"),
-    "batch": (count, 4, "sequences an iteration"),
-    "eval-every": (count, 2, "iterations between KL measurements"),
-    "probes": (count, 32, "sequences of each forget chain that measure the gradient's share"),
-    "lr": (real, 5e-4, "AdamW's learning rate"),
-    "unlearn-lr": (real, None, "the same for unlearning (default: --lr)"),
-    "embedding-std": (
-        real,
-        None,
-        "redraw the token embedding from N(0, STD²), with an output layer of its own; all else as --init says",
-    ),
-    "leakage": (real, 0.2, "ε, below 1"),
-}
-
-
 def build_parser():
     parser = OneLineParser(prog="markov.py", description=__doc__)
-    add = parser.add_argument
+    count, real = {"type": number(int, 1), "metavar": "N"}, {"type": number(float, 0), "metavar": "X"}
+
+    add = parser.add_argument_group("what to run").add_argument
+    add("--seeds", **count, help="number of seeds: 0, 1, … (default: 3; 1 with --quick)")
     add("--quick", action="store_true", help="one seed and a tenth of the test sequences; the same training")
+    add("--panel", choices=("both", *PANELS), default="both", help="of Fig. 6 (default: both)")
     add("--grid", action="store_true", help="every β of GRID too, for results/markov_grid.py to choose from")
     add(
-        "--init",
-        choices=("torch", "gpt2"),
-        default="torch",
-        help="torch: PyTorch's default initialization, untied output layer. gpt2: GPT-2's own (default: torch)",
+        "--jobs",
+        **count,
+        help="seeds run at once, a process each (default: 1 on a CPU; on a GPU, where a seed mostly waits for kernel "
+        "launches, one for each CPU core but one)",
     )
-    add("--panel", choices=("both", *PANELS), default="both", help="of Fig. 6 (default: both)")
     add("--device", choices=("cpu", "cuda"), help="default: CUDA if present")
     add(
         "--out",
         default="runs/markov",
         help="folder for figures and numbers; finished seeds in it are not run again (default: %(default)s)",
     )
-    for flag, (kind, default, text) in FLAGS.items():
-        shown_default = f" (default: {default})" if default else ""
-        metavar = "X" if kind is real else "N"
-        add(f"--{flag}", type=kind, default=default, metavar=metavar, help=text + shown_default)
+
+    add = parser.add_argument_group("chains").add_argument
+    add("--leakage", **real, default=0.2, help="ε, below 1 (default: %(default)s)")
+    add(
+        "--sequences",
+        type=number(int, 20),
+        metavar="N",
+        default=10000,
+        help="of the retain chain, half as many of the others; 80%% train (default: %(default)s)",
+    )
+    add(
+        "--test-sequences",
+        type=number(int, 2),
+        metavar="N",
+        help="used of the retain chain, half of the others (default: all)",
+    )
+
+    add = parser.add_argument_group("model").add_argument
+    add("--layers", **count, default=4, help="of the GPT-2 (default: %(default)s)")
+    add("--heads", **count, default=4, help="of the GPT-2 (default: %(default)s)")
+    add("--width", **count, default=128, help="of the GPT-2 (default: %(default)s)")
+    add(
+        "--init",
+        choices=("torch", "gpt2"),
+        default="torch",
+        help="torch: PyTorch's default initialization, untied output layer. gpt2: GPT-2's own (default: torch)",
+    )
+    add(
+        "--embedding-std",
+        **real,
+        help="redraw the token embedding from N(0, X²), with an output layer of its own; all else as --init says",
+    )
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", **count, default=5, help="of pretraining (default: %(default)s)")
+    add("--pretrain-batch", **count, default=128, help="sequences a pretraining step (default: %(default)s)")
+    add("--lr", **real, default=5e-4, help="AdamW's learning rate (default: %(default)s)")
+    add("--unlearn-lr", **real, help="the same for unlearning (default: --lr)")
+    add("--iterations", **count, default=50, help="of unlearning (default: %(default)s)")
+    add("--batch", **count, default=4, help="sequences an iteration (default: %(default)s)")
     for method in METHODS:
         add(
             f"--beta-{method}",
-            type=real,
+            type=number(float, 0),
             nargs=2,
             metavar=("LEFT", "RIGHT"),
             default=[betas[method] for _, _, betas in PANELS.values()],
             help="β (default: %(default)s)",
         )
+    add("--eval-every", **count, default=2, help="iterations between KL measurements (default: %(default)s)")
+    add(
+        "--probes",
+        **count,
+        default=32,
+        help="sequences of each forget chain that measure the gradient's share (default: %(default)s)",
+    )
     return parser
 
 

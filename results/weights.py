@@ -37,7 +37,8 @@ def draw(curves):
         left.plot(token_logp, npo, label=f"|y| = {n}")
         (line,) = right.plot(token_logp, simnpo, label=f"|y| = {n}")
         right.axhline(1 / n, color=line.get_color(), linewidth=0.8, linestyle=":")
-    left.set(title=f"NPO, β = {NPO_BETA}: starts at 1 for every response", ylabel="gradient weight")
+    left.axvline(REF_TOKEN_LOGP, color="grey", linewidth=0.8, linestyle="--", label="reference model")
+    left.set(title=f"NPO, β = {NPO_BETA}: 1 at the reference, for all lengths", ylabel="gradient weight")
     right.set_title(f"SimNPO, β = {SIMNPO_BETA}: at most 1/|y| (dotted)")
     for axis in (left, right):
         axis.set_xlabel("log πθ(y|x) / |y|   (memorized → right edge)")

@@ -1,0 +1,71 @@
+"""What README and the pages say is there: links, files, flags, and the numbers that one can compute."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import losses
+import train
+
+ROOT = Path(train.__file__).parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def headings_of(page):
+    """The anchors that a page of a repository has."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in [link for link in links if "://" not in link]:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings_of(target), link
+
+
+def commands():
+    """(script, flags) of each command in README and docs/ that runs a script of this project."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent.name != "results")
+    text = text.replace("\\\n", " ")
+    found = re.findall(r"python ([\w/]+\.py)([^`\n]*)", text)
+    return sorted({(script, *re.findall(r"--[a-z][\w-]*", rest)) for script, rest in found})
+
+
+@pytest.mark.parametrize("script, flags", [(script, flags) for script, *flags in commands()], ids=str)
+def test_commands_name_scripts_and_flags_that_exist(script, flags, capsys, monkeypatch):
+    assert (ROOT / script).exists()
+    if script.startswith("tests/"):
+        return
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    module = importlib.import_module(Path(script).stem)
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    assert set(flags) <= known
+
+
+def test_the_two_answers_weights_are_those_of_losses_py():
+    """The table of README, whose cells end with a number, or are one."""
+    rows = [line.split("|")[2:6] for line in README.splitlines() if re.match(r"\| (at the start|later) \|", line)]
+    shown = [[float(cell.split("=")[-1]) for cell in row] for row in rows]
+    logp, length = torch.tensor([[-0.5, -5.0], [-5.5, -55.0]]), torch.tensor([5, 50])
+    npo = losses.npo_weight(logp, logp[0], 0.1).tolist()
+    simnpo = losses.simnpo_weight(logp, length, 2.5).tolist()
+    for row, *weights in zip(shown, npo, simnpo, strict=True):
+        assert row == pytest.approx(sum(weights, []), rel=0.05)
+
+
+def test_readmes_python_prints_what_the_table_says(capsys):
+    (code,) = re.findall(r'python -c "([^"]+)"', README)
+    exec(code, {})  # noqa: S102
+    assert capsys.readouterr().out.strip() == "tensor([0.1751, 0.0175])"
+    assert sys.modules["losses"] is losses
