@@ -38,7 +38,7 @@ SIZES = {  # as LlamaConfig has it: width, of the MLP, layers, heads, key-value 
     "1b": (2048, 8192, 16, 32, 8, 128256),
     "7b": (4096, 11008, 32, 32, 32, 32000),
 }
-BETA = {"simnpo": 2.5, "npo": 0.1, "graddiff": None}
+BETA = {"simnpo": 2.5, "npo": 0.1, "graddiff": None, "wga": 1, "satimp": 5, "tnpo": 1, "ceu": None, "undial": 10}
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense, as their maker states them
 
 
@@ -105,13 +105,13 @@ def plain(model, forget, retain, method, micro, logp_of, frozen, dtype):
             (loss.sum() / len(examples)).backward()
 
 
-def ours(model, forget, retain, method, micro, ref_logp, dtype):
-    """The loop's own functions."""
-    args = argparse.Namespace(method=method, beta=BETA[method], gamma=0.0, retain="nll")
+def ours(model, forget, retain, method, micro, ref_logp, dtype, frozen=None):
+    """The loop's own functions. frozen: the reference model, of a method that needs its logits."""
+    args = argparse.Namespace(method=method, beta=BETA[method], beta2=1.0, gamma=0.0, retain="nll")
     method, notebook = METHODS[method], runs.Run()
     for places, divisor in data.microbatches(forget, micro):
         with data.autocast(model.device, dtype):
-            (response,) = train.respond(model, {"answer": ref_logp}, {"answer": forget}, places, method)
+            (response,) = train.respond(model, frozen or {"answer": ref_logp}, {"answer": forget}, places, method)
             loss, weight = method.loss(args, response), method.weight(args, response)
         (loss.sum() / divisor).backward()
         notebook.add("forget", places, divisor, loss, weight, response.length, response.logp)
@@ -204,7 +204,7 @@ def steps_of(args, model, forget, retain, dtype):
         return take
 
     def by_us(method, micro, forget=forget, retain=retain):
-        return step(ours, forget, retain, method, micro, ref_logp, dtype)
+        return step(ours, forget, retain, method, micro, ref_logp, dtype, frozen if method == "undial" else None)
 
     def plainly(method, micro, logp_of, frozen=None):
         return step(plain, forget, retain, method, micro, logp_of, frozen, dtype)
@@ -213,6 +213,10 @@ def steps_of(args, model, forget, retain, dtype):
         f"SimNPO, ours: micro-batch {args.micro}": by_us("simnpo", args.micro),
         "NPO, ours": by_us("npo", args.micro),
         "GradDiff, ours": by_us("graddiff", args.micro),
+        **{
+            f"{METHODS[name].name}, ours": by_us(name, args.micro)
+            for name in ("wga", "satimp", "tnpo", "ceu", "undial")
+        },
         "SimNPO, ours, micro-batch 4": by_us("simnpo", 4),
         "SimNPO, ours, micro-batch 32": by_us("simnpo", 32),
         "floor: tokens packed, bare cross-entropy": step(floor, forget, retain, args.micro, dtype),

@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from conftest import some_examples, tiny
 
+import data
 import losses
 
 BETAS, GAMMAS = (0, 1e-6, 0.1, 2.5, 50), (0, 1)
@@ -250,6 +252,33 @@ def test_ceu_and_undial_stay_exact_where_float32_rounds_p_to_one():
     )
     assert losses.undial_weight(logits, logits, targets, 10).item() == pytest.approx(math.exp(10) - 1, rel=1e-4)
     assert losses.ceu(logits.bfloat16(), targets).dtype == torch.float32
+
+
+SETTINGS = {"wga": (0.7,), "satimp": (0.7, 0.4), "tnpo": (0.7,), "ceu": (), "undial": (0.7,)}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_weight_times_the_gradient_of_log_p_is_the_gradient_of_a_model(name, kind):
+    """Of all its parameters: Σ w_t ∇θ log p_t, or Σ (p − q) · ∇θ z, with the weights as constants."""
+    (examples, settings), model = (some_examples(3), SETTINGS[name]), tiny(kind)
+    ref = data.respond(tiny(kind, seed=1), examples, needs_logits=True)
+    y = data.respond(model, examples, needs_logits=True)
+    tokens = [y.token_logp, ref.token_logp] if name == "tnpo" else [y.token_logp]
+    logits = [y.logits, ref.logits, y.targets] if name == "undial" else [y.logits, y.targets]
+    loss, by_weight = 0, 0
+    for parts in zip(*(logits if name in ("ceu", "undial") else tokens), strict=True):
+        parts = [part.detach() if i else part for i, part in enumerate(parts)]
+        loss = loss + getattr(losses, name)(*parts, *settings).mean()
+        end = "_gradient" if name in ("ceu", "undial") else "_weight"
+        constant = getattr(losses, name + end)(*[part.detach() for part in parts], *settings)
+        by_weight = by_weight + (constant * parts[0]).sum() / len(parts[0])
+    parameters = [*model.parameters()]
+    ours = torch.autograd.grad(loss, parameters, retain_graph=True)
+    theirs = torch.autograd.grad(by_weight, parameters)
+    scale = max(gradient.abs().max() for gradient in ours)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12 * scale)
 
 
 def test_kl_is_the_divergence_from_reference_to_model():
