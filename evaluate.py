@@ -110,20 +110,31 @@ class LM(NamedTuple):
             )
 
     def token_scores(self, examples):
-        """Of the tokens of each response the log-probability, in nats, and whether the token is the likeliest (1 or 0):
-        a list of arrays [2, |y|]."""
+        """Of the tokens of each response: the log-probability, in nats; whether the token is the likeliest (1 or 0);
+        the log-probability less its mean under the model's own distribution there, in standard deviations. A list of
+        arrays [3, |y|]."""
 
         def score(batch):
             logits, targets, length = data.response_logits(self.model, batch)
             token_logp = losses.token_logp(logits, targets)
-            scores = torch.stack([token_logp, (logits.argmax(-1) == targets).to(token_logp)])
+            likeliest = logits.argmax(-1) == targets
+            log_p = logits.to(token_logp.dtype).log_softmax(-1)
+            mean = (log_p.exp() * log_p).nansum(-1)  # 0 · -∞ where a token has no probability at all
+            variance = (log_p.exp() * (log_p - mean[:, None]).square()).nansum(-1)
+            normalized = (token_logp - mean) / variance.clamp(min=1e-6).sqrt()
+            scores = torch.stack([token_logp, likeliest.to(token_logp), normalized])
             return [tokens.cpu().numpy() for tokens in scores.split(length.tolist(), 1)]
 
         return self.in_batches(score, examples, "scoring")
 
     def token_logps(self, examples):
         """Log-probabilities of the tokens of each response, in nats: a list of arrays."""
-        return [logp for logp, _ in self.token_scores(examples)]
+
+        def score(batch):
+            logits, targets, length = data.response_logits(self.model, batch)
+            return [tokens.cpu().numpy() for tokens in losses.token_logp(logits, targets).split(length.tolist())]
+
+        return self.in_batches(score, examples, "scoring")
 
     def mean_losses(self, examples):
         """Mean token NLL of each example's response, in nats: a list of floats."""

@@ -14,7 +14,7 @@ import functools
 
 import numpy as np
 
-from benchmarks import rouge, toy
+from benchmarks import memorization, rouge, toy
 from benchmarks.protocol import Benchmark, Column
 from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, InputError, check, load_split, read_object
 from machinery.statistics import auc
@@ -22,7 +22,6 @@ from machinery.statistics import auc
 FOLDS = "forget", *(f"{kind}_{fold}" for kind in ("scal", "sust") for fold in (1, 2, 3, 4))
 TEXTS = "forget", "retain", "holdout"
 ANSWER_TOKENS = 32  # at most, for KnowMem
-LOWEST = 0.4  # the share of tokens that Min-K% is of
 STOPS = "\n\n", "\nQuestion", "Question:"  # where an answer ends
 
 # ------------------------------------------------------------------ rows
@@ -98,15 +97,6 @@ def prompt_of(row):
 
 
 # ------------------------------------------------------------------ arithmetic, no model
-
-
-def min_k(token_logp):
-    """Min-K% score of a text: minus the mean of its lowest 40% token log-probabilities, in nats, at least 0.
-
-    Shi et al. 2023, "Detecting Pretraining Data from Large Language Models". Low for a text known by heart.
-    """
-    lowest = np.sort(token_logp)[: max(1, int(LOWEST * len(token_logp)))]
-    return -float(np.mean(lowest, dtype=np.float64))
 
 
 def auc_of(log):
@@ -194,7 +184,7 @@ def measure(lm, sets):
     # PrivLeak: texts, not cut into chunks but as far as the model reads
     texts = {name: rows for name, rows in sets.items() if name.startswith("privleak")}
     examples = [lm.pieces(row["text"], lm.positions, "first")[0] for rows in texts.values() for row in rows]
-    scores = map(min_k, lm.token_logps(examples))
+    scores = (-memorization.min_k(logp) for logp in lm.token_logps(examples))  # low for a text known by heart
     return log | {name: {"score": [next(scores) for _ in rows]} for name, rows in texts.items()}
 
 

@@ -7,10 +7,11 @@ other words, `probe`, if there are any; and a pretrained one on `general` and `p
 row:
 
     loss        mean token NLL of the answer, or of the text (its first piece), in nats
-    memorized   exact memorization (Tirumala et al. 2022): share of the answer's tokens that are the likeliest, given
-                those before
-    extraction  extraction strength, from which token on all are the likeliest, see there
-    mink        Min-40%: mean of the lowest 40% of the answer's token log-probabilities, in nats, at most 0
+    memorized   exact memorization, extraction strength, and what an attacker would go by: see memorization.py
+    extraction
+    zlib
+    mink
+    minkpp
     rouge       ROUGE-L recall of the greedy generation against the answer, or the text's second half; in words of any
                 script (rouge.AnyScript), English ones stemmed
 
@@ -21,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import general, rouge, verdict
+from benchmarks import general, memorization, rouge, verdict
 from benchmarks.files import names_in, read_file
-from benchmarks.muse import min_k
 from benchmarks.protocol import Benchmark, Column
 from benchmarks.tofu import repetition
-from machinery.inputs import ANY_TEXT, POSITIVE, REAL, SHARE, WHOLE, InputError, check, read_object
-from machinery.statistics import auc, bootstrap
+from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, WHOLE, InputError, check, read_object
+from machinery.statistics import bootstrap
 
 SETS = "forget", "retain"
 FILES = *SETS, "holdout", "probe"
@@ -113,9 +113,7 @@ def scaled(flags):
 
 PART = {
     "loss": [POSITIVE],
-    "memorized?": [SHARE],  # logs of before there were these lack them
-    "extraction?": [SHARE],
-    "mink?": [REAL],
+    **memorization.FIELDS,  # logs of before there were these lack them
     "rouge": [SHARE],
     "length": [WHOLE],
     "question": [ANY_TEXT],
@@ -166,32 +164,6 @@ def names_of(part):
 # ------------------------------------------------------------------ arithmetic, and measuring a model
 
 
-def extraction_strength(likeliest):
-    """1 − k/|y| in [0, 1], k the shortest prefix of a response after which every token is the likeliest, from [|y|]
-    whether each is. 1: all come by themselves; 0: the last one does not.
-
-    Carlini et al. 2021, "Extracting Training Data from Large Language Models", as OpenUnlearning defines it; there a
-    response whose last token is not the likeliest has 1/|y|.
-    """
-    wrong = np.flatnonzero(np.logical_not(likeliest))
-    k = int(wrong[-1]) + 1 if len(wrong) else 0
-    return 1 - k / len(likeliest)
-
-
-def membership(log):
-    """{"loss", "mink": [AUC, low, high]} of telling forget rows from holdout rows, or None where either lacks them.
-
-    AUC = P(a forget row looks more familiar than a holdout row: less loss, or a higher Min-40%), ties counting half.
-    0.5: they cannot be told apart; above: what was to be forgotten still looks familiar; below: it looks stranger than
-    what was never seen, which tells it apart too. With 95% bootstrap bounds, None for fewer than two rows.
-    """
-    if not all((log.get(name) or {}).get("mink") for name in ("forget", "holdout")):
-        return None
-    orders = {"loss": ("holdout", "forget"), "mink": ("forget", "holdout")}  # the one that is to have more, first
-    samples = {value: [log[name][value] for name in names] for value, names in orders.items()}
-    return {value: [float(auc(*pair)), *bootstrap(auc, *pair)] for value, pair in samples.items()}
-
-
 def means_of(part):
     """Of a part of a log the means, and under `interval` their 95% bootstrap bounds."""
     values = {value: part[value] for value in MEANS if part.get(value)}
@@ -205,7 +177,7 @@ def summarize(log, reference=None):
     """
     check(log, LOG, "the log's")
     metrics = {name: means_of(log[name]) for name in FILES if log.get(name)} | general.summarize(log)
-    metrics["membership"] = membership(log)
+    metrics["membership"] = memorization.membership(log.get("forget"), log.get("holdout"))
     metrics["distance"] = None
     metrics["repetition"] = float(np.mean([*map(repetition, log["forget"]["generated"])]))
     if reference is not None:
@@ -226,14 +198,9 @@ def measured(lm, rows):
 
     # of a text the first piece, else it would have several losses
     examples = lm.examples([row | {"cut": "first"} for row in rows])
-    scores = lm.token_scores(examples)
-    part = {
-        "loss": [-float(logp.mean()) for logp, _ in scores],
-        "memorized": [float(np.mean(likeliest, dtype=np.float64)) for _, likeliest in scores],
-        "extraction": [extraction_strength(likeliest) for _, likeliest in scores],
-        "mink": [-min_k(logp) for logp, _ in scores],
-        "length": [len(example.response) for example in examples],
-    }
+    texts = lm.tokenizer.batch_decode([example.response for example in examples], skip_special_tokens=True)
+    part = memorization.measured(lm.token_scores(examples), texts)
+    part["length"] = [len(example.response) for example in examples]
 
     # its question is the first half, its answer the second
     halves = [halved(lm, e) if "text" in row else e for row, e in zip(rows, examples, strict=True)]
@@ -295,10 +262,6 @@ def mean_column(name, value, heading, better, bold=False):
     )
 
 
-def aucs(metrics, value):
-    return (metrics.get("membership") or {}).get(value, [None])[0]
-
-
 RETAINED = mean_column("retain", "rouge", "ROUGE-L", "↑", bold=True)
 COLUMNS = (
     Column("distance to Retrain", distance, ".3f", "↓", bold=True, screen=("distance", "to Retrain")),
@@ -307,7 +270,13 @@ COLUMNS = (
     mean_column("forget", "memorized", "memor.", "→R"),
     mean_column("forget", "extraction", "extract.", "→R"),
     mean_column("probe", "rouge", "ROUGE-L", "→R"),
-    Column("membership AUC", lambda metrics: aucs(metrics, "loss"), ".3f", "→R", screen=("membership", "AUC")),
+    Column(
+        "membership AUC",
+        lambda metrics: memorization.auc_of(metrics, "loss"),
+        ".3f",
+        "→R",
+        screen=("membership", "AUC"),
+    ),
     mean_column("retain", "loss", "loss", "↓"),
     RETAINED,
     mean_column("general", "accuracy", "accuracy", "↑"),

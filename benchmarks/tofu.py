@@ -3,13 +3,16 @@
 Two tasks share it: `tofu`, the benchmark of Maini et al. 2024, "TOFU: A Task of Fictitious Unlearning for
 LLMs", from the Hub or a local folder, and `toy`, the same questions asked of toy.py's invented world.
 
-Four sets are scored: forget, retain, real_authors, world_facts. A *log* of a model holds, under each set's
-name, lists of equal length, a value per example; the arithmetic needs these, and nothing of the model:
+Four sets are scored: forget, retain, real_authors, world_facts; and where the data have one, a holdout on authors that
+no model learnt. A *log* of a model holds, under each set's name, lists of equal length, a value per example; the
+arithmetic needs these, and nothing of the model:
 
     loss              mean token NLL of the answer, EOS included, in nats
     paraphrased_loss  the same for the paraphrased answer (real authors and world facts: the answer)
     perturbed_loss    the same for each wrong answer, a list per example
     rouge             ROUGE-L recall (stemmed) of the greedy generation against the answer
+
+Of the forget set, and of a holdout with its losses alone, there is also what memorization.py measures.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ import warnings
 import numpy as np
 import scipy
 
-from benchmarks import rouge, toy
+from benchmarks import memorization, rouge, toy
 from benchmarks.protocol import Benchmark, Column
 from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, WHOLE, InputError, check, load_split, read_object
 
@@ -52,7 +55,7 @@ def load_rows(dataset, config):
     the configuration is missing, empty, or a row lacks a field.
     """
     if dataset is None:
-        return toy.tofu_rows()[config]
+        return (toy.tofu_rows() | toy.holdout_rows())[config]
     shape = {"question": TEXT, "answer": TEXT}
     if config.endswith("_perturbed"):
         shape["perturbed_answer"] = [TEXT]
@@ -71,7 +74,23 @@ def evaluation_rows(dataset, forget_split):
     """Rows of the four evaluation sets: {set: [row, ...]}."""
     configs = {name: f"{name}_perturbed" for name in SETS} | {"forget": f"{forget_split}_perturbed"}
     sets = {name: load_rows(dataset, config) for name, config in configs.items()}
-    return sets | {"retain": sets["retain"][:FIRST_ROWS]}
+    return sets | {"retain": sets["retain"][:FIRST_ROWS]} | held_out(dataset, forget_split)
+
+
+def held_out(dataset, forget_split):
+    """{"holdout": rows on authors that no split holds}, as many as are forgotten; {} where the data have none.
+
+    The toy has them, and some copies of TOFU. InputError if one of them is in `full`, which Original learnt.
+    """
+    try:
+        rows = load_rows(dataset, forget_split.replace("forget", "holdout"))
+    except InputError:
+        return {}
+    seen = {(row["question"], row["answer"]) for row in load_rows(dataset, "full")}
+    shared = sum((row["question"], row["answer"]) in seen for row in rows)
+    if shared:
+        raise InputError(f"{shared} rows of the holdout are in 'full' of '{dataset}' too; take them out of either")
+    return {"holdout": rows}
 
 
 # ------------------------------------------------------------------ arithmetic, no model
@@ -232,13 +251,17 @@ def summarize(log, reference=None):
         "forget_examples": len(forget["loss"]),
         "repetition": None,
         "judged": None,
+        "memorized": None,
+        "extraction": None,
+        "membership": memorization.membership(forget, log.get("holdout")),
     }
     metrics |= {name: means_of(name, log[name]) for name in SETS}
     metrics["model_utility"] = model_utility(metrics)
     if forget.get("generated"):
         metrics["repetition"] = float(np.mean([*map(repetition, forget["generated"])]))
-    if forget.get("judged"):
-        metrics["judged"] = float(np.mean(forget["judged"]))
+    for name in ("judged", "memorized", "extraction"):
+        if forget.get(name):
+            metrics[name] = float(np.mean(forget[name]))
     return metrics if reference is None else metrics | compared(forget, reference)
 
 
@@ -265,7 +288,8 @@ EXTRAS = {
 }
 RATIOS = EXTRAS | {"truth_ratio": NUMBERS, "loss?": NUMBERS}
 LOSSES = EXTRAS | {"paraphrased_loss": NUMBERS, "perturbed_loss": [NUMBERS]}
-LOG = dict.fromkeys(SETS, LOSSES | {"loss": NUMBERS, "rouge": [SHARE]})
+LOG = dict.fromkeys(SETS, LOSSES | memorization.FIELDS | {"loss": NUMBERS, "rouge": [SHARE]})
+LOG |= {"holdout?": {"loss": NUMBERS} | memorization.FIELDS}
 
 # what TOFU's authors call the sets and their lists
 PUBLISHED_SETS = {
@@ -419,6 +443,9 @@ def measure(lm, sets):
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
     the answer).
     """
+    sets = dict(sets)
+    holdout = lm.fitting(sets.pop("holdout", []))
+
     # one pass, sorted by length, scores all texts
     asked = []
     for name, rows in sets.items():
@@ -430,13 +457,14 @@ def measure(lm, sets):
 
     # their losses, in that order
     scored = iter(zip(examples, losses, strict=True))
-    log, answer_examples = {}, []
+    log, answers = {}, {}  # answers: examples of each set
     for name, rows in sets.items():
         part = {"loss": [], "paraphrased_loss": [], "perturbed_loss": []}
         part |= {"question": [row["question"] for row in rows], "answer": [row["answer"] for row in rows], "length": []}
+        answers[name] = []
         for row in rows:
             example, loss = next(scored)
-            answer_examples.append(example)
+            answers[name].append(example)
             part["length"].append(len(example.response))
             part["loss"].append(loss)
             part["paraphrased_loss"].append(loss if name in BASE_KNOWLEDGE else next(scored)[1])
@@ -444,10 +472,18 @@ def measure(lm, sets):
         log[name] = part
 
     # what the model itself answers
-    generated = map(str.strip, lm.generate(answer_examples))
+    generated = map(str.strip, lm.generate([example for examples in answers.values() for example in examples]))
     for part in log.values():
         part["generated"] = [next(generated) for _ in part["answer"]]
         part["rouge"] = [score.recall for score in rouge.scores(part["answer"], part["generated"], stem=True)]
+
+    # is it known by heart, and can it be told from what was never read?
+    if "forget" in log:
+        forget = log["forget"]
+        log["forget"] = memorization.measured(lm.token_scores(answers["forget"]), forget["answer"]) | forget
+    if holdout:
+        texts = [row["answer"] for row in holdout]
+        log["holdout"] = memorization.measured(lm.token_scores(lm.examples(holdout)), texts)
     return log
 
 
@@ -533,6 +569,12 @@ COLUMNS = (
     *(mean_column(name, part) for name in SETS for part in PARTS),
     Column("repeated 4-grams", lambda metrics: metrics.get("repetition"), ".3f", "→R"),
     Column("answers under Retrain", lambda metrics: metrics.get("judged"), ".2f", "→R"),
+    Column("exact memorization", lambda metrics: metrics.get("memorized"), ".3f", "→R", main=False),
+    Column("extraction strength", lambda metrics: metrics.get("extraction"), ".3f", "→R", main=False),
+    *(
+        Column(f"AUC by {name}", functools.partial(memorization.auc_of, attack=attack), ".3f", "→R", main=False)
+        for attack, name in memorization.ATTACKS.items()
+    ),
 )
 
 # ------------------------------------------------------------------ the two tasks

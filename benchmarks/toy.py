@@ -246,6 +246,17 @@ def tofu_rows(seed=0):
     return {config: rows if config.endswith("_perturbed") else plain(rows) for config, rows in configs.items()}
 
 
+@functools.cache
+def holdout_rows(seed=1):
+    """{holdout05, holdout10: rows}: as many questions as are forgotten, on invented authors whom no split holds."""
+    known = {row["question"] for row in tofu_rows()["full"]}
+    others = [rows for _, rows in authors(random.Random(seed)) if not known & {row["question"] for row in rows}]
+    return {
+        forget.replace("forget", "holdout"): plain([row for rows in others[:count] for row in rows])
+        for forget, _, count in SPLITS
+    }
+
+
 def plain(rows):
     """Rows with no more than question and answer."""
     return [{field: row[field] for field in ("question", "answer")} for row in rows]

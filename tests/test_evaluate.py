@@ -45,7 +45,7 @@ def test_a_token_is_the_likeliest_or_not():
         logits = lm.model(torch.tensor([other.prompt + response])).logits[0, -1]
         response.append(logits.argmax().item())
     likely = data.Example(other.prompt, [*response[:2], logits.argmin().item()])
-    (_, first), (logp, second) = lm.token_scores([one, likely])
+    (_, first, _), (logp, second, _) = lm.token_scores([one, likely])
     assert second.tolist() == [1, 1, 0] and logp.tolist() == pytest.approx(
         [-x for x in token_losses(lm.model, *likely)]
     )

@@ -106,24 +106,6 @@ def test_auc_is_the_count_over_all_pairs(seed):
     assert muse.auc(forget.tolist(), holdout.tolist()) == pytest.approx((won + tied / 2) / 117)
 
 
-@pytest.mark.parametrize(
-    "logp, score",
-    [
-        ("-3", 3),
-        ("-1 -8", 8),
-        ("-1 -2 -3 -4", 4),
-        ("-1 -2 -3 -4 -5", 4.5),
-        ("-6 -1 -4 -2 -5 -3", 5.5),
-        ("-1 -2 -3 -4 -5 -6 -7 -8", 7),
-        ("-1 -2 -3 -4 -5 -6 -7 -8 -9", 8),
-        ("-.5 -.5 -.5 -.5 -2", 1.25),
-        ("0 0", 0),
-    ],
-)
-def test_min_k_is_the_mean_of_the_lowest_two_fifths_rounded_down(logp, score):
-    assert muse.min_k(np.array(logp.split(), dtype=np.float32)) == pytest.approx(score)
-
-
 def test_every_metric_by_hand():
     metrics = muse.summarize(a_log(), {"auc": 0.5})
     assert metrics == pytest.approx(

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import zlib
 from statistics import mean
 from types import SimpleNamespace
 
@@ -264,36 +265,6 @@ def test_means_have_bootstrap_intervals():
     assert bootstrap(np.mean, [0.0, 0.0, 0.0, 8.0]) == [0.0, 6.0]
 
 
-@pytest.mark.parametrize(
-    "likeliest, strength",
-    [
-        ([1, 1, 1, 1], 1.0),
-        ([0, 1, 1, 1], 0.75),
-        ([1, 0, 1], 1 / 3),
-        ([0, 1, 0, 1, 1], 0.4),
-        ([1, 1, 1, 0], 0.0),  # by OpenUnlearning's code 0.25
-        ([1], 1.0),
-        ([0], 0.0),
-    ],
-)
-def test_extraction_strength_counts_the_tokens_that_come_to_the_end(likeliest, strength):
-    assert own.extraction_strength(torch.tensor(likeliest).numpy()) == pytest.approx(strength)
-
-
-def test_forget_rows_that_look_more_familiar_than_the_holdout_have_an_auc_above_a_half():
-    """By loss 5.5 of 6 pairs, by Min-40% 4 of 6."""
-    forget, holdout = a_part([1.0, 2.0], mink=[-1.0, -3.0]), a_part([3.0, 2.0, 5.0], mink=[-2.0, -4.0, -2.5])
-    auc = own.membership({"forget": forget, "holdout": holdout})
-    assert [auc["loss"][0], auc["mink"][0]] == pytest.approx([5.5 / 6, 4 / 6])
-    for value, low, high in auc.values():
-        assert 0 <= low <= value <= high <= 1 and low < high
-    strange = own.membership({"forget": holdout, "holdout": forget})
-    assert strange["loss"][0] == pytest.approx(0.5 / 6) and strange["mink"][0] == pytest.approx(2 / 6)
-    alone = own.membership({"forget": a_part([1.0], mink=[-1.0]), "holdout": holdout})
-    assert alone == {"loss": [1.0, None, None], "mink": [1.0, None, None]}
-    assert own.membership({"forget": forget}) is own.membership({"forget": forget, "holdout": a_part([1.0])}) is None
-
-
 def test_a_reference_is_matched_by_its_rows_whatever_their_order():
     rows = {"question": ["Who?", "Who?", "", "Where?"], "answer": ["Ada.", "Bram.", "Ada was born.", "Here."]}
     log = {"forget": a_part([1.0, 2.0, 3.0, 4.0], **rows)}
@@ -396,6 +367,10 @@ def test_a_text_is_asked_by_its_first_half(most, toy_llama, toy_tokenizer, sayin
     worst = [sorted(of_text)[-int(0.4 * len(of_text)) :] for of_text in losses]
     assert log.pop("mink") == pytest.approx([-mean(of_text) for of_text in worst], rel=1e-9)
     assert {*log.pop("memorized"), *log.pop("extraction")} == {0.0}
+    texts = [toy_tokenizer.decode(text) for text in ids]
+    sizes = [len(zlib.compress(text.encode())) for text in texts]
+    assert log.pop("zlib") == pytest.approx([mean(of_text) / size for of_text, size in zip(losses, sizes, strict=True)])
+    assert all(-20 < value < 0 for value in log.pop("minkpp"))
     assert log == {
         "answer": answers,
         "question": questions,
@@ -442,11 +417,12 @@ def test_memorization_is_of_the_tokens_that_are_the_likeliest():
         generate = staticmethod(lambda examples: [" In Lisbon 0. ", "Rome", ""])
 
         def token_scores(self, examples):
-            return [torch.tensor(pair).double().numpy() for pair in scores]
+            return [torch.tensor([*pair, pair[0]]).double().numpy() for pair in scores]
 
     part = own.measure(Fake(), {"probe": rows})["probe"]
     assert part.pop("loss") == [1.25, 1.5, 4.0] and part.pop("memorized") == [0.75, 1.0, 0.0]
-    assert part.pop("extraction") == [0.5, 1.0, 0.0] and part.pop("mink") == [-4.0, -2.0, -6.0]
+    assert part.pop("extraction") == [0.5, 1.0, 0.0] and part.pop("mink") == part.pop("minkpp") == [-4.0, -2.0, -6.0]
+    assert part.pop("zlib") == [1.25 / 8, 1.5 / 8, 4.0 / 8]  # of no text
     assert part.pop("rouge") == [1.0, 0.0, 0.0] and part.pop("generated") == ["In Lisbon 0.", "Rome", ""]
     assert part == {
         "length": [4, 2, 3],

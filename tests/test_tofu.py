@@ -101,7 +101,12 @@ def test_rows_to_train_on_and_to_score(monkeypatch):
     def rows(config, count=400):
         return [f"D {config} {i}" for i in range(count)]
 
-    monkeypatch.setattr(tofu, "load_rows", lambda dataset, config: rows(config) * (dataset == "D"))
+    def load_rows(dataset, config):
+        if config.startswith("holdout"):
+            raise InputError("the data have none")
+        return rows(config) * (dataset == "D")
+
+    monkeypatch.setattr(tofu, "load_rows", load_rows)
     assert tofu.training_rows("D", "retain99") == rows("retain99")
     assert tofu.training_rows("D", "full", base_knowledge=True) == (
         rows("full") + rows("real_authors") + rows("world_facts")
@@ -154,15 +159,19 @@ def test_every_metric_by_hand():
         if name in ("real_authors", "world_facts"):  # of the answer among those offered
             probability /= probability + np.exp(-wrong).sum(1)
         expected[name] = {"probability": probability.mean(), "rouge": rouge.mean(), "truth_ratio": truth.mean()}
-    log["forget"] |= {"judged": [1.0, 2.0, 6.0], "generated": ["a a a a a a", "a b", "c"]}
+    log["forget"] |= {
+        "memorized": [0.25, 0.5, 0.75],
+        "judged": [1.0, 2.0, 6.0],
+        "generated": ["a a a a a a", "a b", "c"],
+    }
     metrics = tofu.summarize(log)
     for name in tofu.SETS:
         assert metrics.pop(name) == pytest.approx(expected[name], rel=1e-12)
     nine = [value for name in ("retain", "real_authors", "world_facts") for value in expected[name].values()]
     assert metrics.pop("model_utility") == pytest.approx(9 / sum(1 / x for x in nine), rel=1e-12)
     assert metrics.pop("repetition") == pytest.approx(2 / 9)
-    nothing = dict.fromkeys(("forget_quality", "forget_quality_halves", "distance"))
-    assert metrics == nothing | {"forget_examples": 3, "judged": 3.0}
+    nothing = dict.fromkeys(("forget_quality", "forget_quality_halves", "distance", "membership", "extraction"))
+    assert metrics == nothing | {"forget_examples": 3, "judged": 3.0, "memorized": 0.5}
     assert tofu.summarize(a_log())["repetition"] is tofu.summarize(a_log())["judged"] is None
 
 
@@ -400,7 +409,7 @@ def test_repetition_counts_repeated_four_grams(text, share):
 
 def test_measure_scores_each_text_as_if_alone(toy_llama, toy_tokenizer, saying):
     model, eos = toy_llama.train(), toy_tokenizer.eos_token_id
-    sets = {name: rows[:2] for name, rows in tofu.evaluation_rows(None, "forget10").items()}
+    sets = {name: rows[:2] for name, rows in tofu.evaluation_rows(None, "forget10").items() if name in tofu.SETS}
     calls = saying(" What it says. ", "And more.")
     log = tofu.measure(lm_of(model, toy_tokenizer, max_length=60, max_new_tokens=5, batch_size=7), sets)
     check(log, tofu.LOG, "the log's")
@@ -461,6 +470,12 @@ SHOWN = """0.0001 forget quality ↑ main bold
 0.320 world facts truth ratio ↑
 0.875 repeated 4-grams →R main
 2.00 answers under Retrain →R main
+0.125 exact memorization →R
+0.250 extraction strength →R
+0.900 AUC by loss →R
+0.800 AUC by loss / zlib →R
+0.700 AUC by Min-40% →R
+0.600 AUC by Min-40%++ →R
 0.625 model utility
 0.0001 forget quality
 -4 log10 forget quality
@@ -474,7 +489,8 @@ NPO 0.0001 0.750 0.625 0.000 0.010 0.020 0.100 0.110 0.120 0.200 0.210 0.220 0.3
 
 def test_what_tables_and_figures_show_of_a_model():
     metrics = dict(forget_quality=1e-4, forget_quality_halves={"shortest": 0.12, "longest": 0.5}, distance=0.75)
-    metrics |= dict(model_utility=0.625, repetition=0.875, judged=2.0)
+    metrics |= dict(model_utility=0.625, repetition=0.875, judged=2.0, memorized=0.125, extraction=0.25)
+    metrics["membership"] = {"loss": [0.9], "zlib": [0.8], "mink": [0.7], "minkpp": [0.6]}
     for i, name in enumerate(tofu.SETS):
         metrics[name] = {part: i / 10 + j / 100 for j, part in enumerate(tofu.PARTS)}
     assert shown(BENCHMARKS["tofu"], metrics) == shown(BENCHMARKS["toy"], metrics) == SHOWN
