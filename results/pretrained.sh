@@ -90,12 +90,14 @@ declare -A way=(
   [wgraddiff]="--lr 1e-4 --forget-coeff 1")
 
 for seed in $seeds; do
-  for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
-    unlearn "table/$method-$seed" full "$seed" $method ${setting[$method]}
-  done
   for method in simnpo npo wgraddiff; do
     unlearn "known/$method-$seed" full "$seed" $method ${way[$method]}
     unlearn "half/$method-$seed" "$half" "$seed" $method ${way[$method]}
+  done
+done | train
+for seed in $seeds; do
+  for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
+    unlearn "table/$method-$seed" full "$seed" $method ${setting[$method]}
   done
 done | train
 drop_weights known
