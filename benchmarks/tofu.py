@@ -444,7 +444,7 @@ def measure(lm, sets):
     the answer).
     """
     sets = dict(sets)
-    holdout = lm.fitting(sets.pop("holdout", []))
+    holdout = lm.fitting(sets.pop("holdout")) if "holdout" in sets else []
 
     # one pass, sorted by length, scores all texts
     asked = []

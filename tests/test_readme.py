@@ -33,24 +33,26 @@ def test_links_and_pictures_lead_somewhere(page):
 
 
 def commands():
-    """(script, flags) of each command in README and docs/ that runs a script of this project."""
+    """(script, kind, flags) of each command in README and docs/ that runs a script of this project; kind: `table`, …"""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent.name != "results")
     text = text.replace("\\\n", " ")
     found = re.findall(r"python ([\w/]+\.py)([^`\n]*)", text)
-    return sorted({(script, *re.findall(r"--[a-z][\w-]*", rest)) for script, rest in found})
+    kinds = [re.findall(r"^ (table|answers|figure)\b", rest) for _, rest in found]
+    flags = [re.findall(r"--[a-z][\w-]*", rest) for _, rest in found]
+    return sorted({(script, *kind[:1], *of_it) for (script, _), kind, of_it in zip(found, kinds, flags, strict=True)})
 
 
-@pytest.mark.parametrize("script, flags", [(script, flags) for script, *flags in commands()], ids=str)
-def test_commands_name_scripts_and_flags_that_exist(script, flags, capsys, monkeypatch):
+@pytest.mark.parametrize("script, words", [(script, words) for script, *words in commands()], ids=str)
+def test_commands_name_scripts_and_flags_that_exist(script, words, capsys, monkeypatch):
     assert (ROOT / script).exists()
     if script.startswith("tests/"):
         return
     monkeypatch.syspath_prepend(str((ROOT / script).parent))
     module = importlib.import_module(Path(script).stem)
     with pytest.raises(SystemExit):
-        module.main(["--help"])
+        module.main([*[word for word in words if word[0] != "-"], "--help"])
     known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    assert set(flags) <= known
+    assert {word for word in words if word[0] == "-"} <= known
 
 
 def test_the_two_answers_weights_are_those_of_losses_py():

@@ -997,6 +997,7 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     costs = {"": settings["cost"], "Original": {}, "Retrain": json_of(caches["Retrain"] / "run.json")["cost"]}
     for name, shown in ({"": metrics} | metrics["reference"]).items():
         expected = tofu.summarize(logs.get(name, log), references["Retrain"]) | costs[name]
+        assert shown["membership"] == expected.pop("membership") and len(shown["membership"]) == 4
         assert all(shown[key] == pytest.approx(value) for key, value in expected.items() if key != "judged")
         for what in ("train_seconds", "peak_memory_bytes"):
             assert (what in shown) == (name != "Original")
