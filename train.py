@@ -82,6 +82,14 @@ def frozen_copy(model):
     return copy.deepcopy(model, shared).eval().requires_grad_(False)
 
 
+def reference_model(model, retain, args):
+    """The model before unlearning, where the method or --retain kl needs its logits; else None."""
+    method = METHODS[args.method]
+    by_method = method.needs_reference and method.needs_logits
+    by_retain = retain and args.retain == "kl"
+    return frozen_copy(model) if by_method or by_retain else None
+
+
 @torch.no_grad()
 def reference_logp(model, forget, args):
     """{side: N tensors [|y|]}: log πref of each token of what the method reads; {} for one that does not ask for them.
@@ -130,8 +138,7 @@ def train(model, forget, retain, args, run):
     method, dtype = METHODS[args.method], getattr(torch, args.dtype)
 
     # the model before unlearning: a copy where its logits are needed; NPO and DPO take a number a token, from one pass
-    needs_copy = method.needs_reference and method.needs_logits or retain and args.retain == "kl"
-    frozen = frozen_copy(model) if needs_copy else None
+    frozen = reference_model(model, retain, args)
     processes.shard(model, dtype)
     processes.shard(frozen, dtype, trained=False)
     reference = frozen if method.needs_logits else reference_logp(model, forget, args)

@@ -443,9 +443,12 @@ def measure(lm, sets):
     Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
     the answer).
     """
-    sets = dict(sets)
-    holdout = lm.fitting(sets.pop("holdout")) if "holdout" in sets else []
+    log, answers = measure_questions(lm, {name: rows for name, rows in sets.items() if name in SETS})
+    return with_memorization(lm, log, answers, sets.get("holdout", []))
 
+
+def measure_questions(lm, sets):
+    """(the log of the four sets, {set: examples of its answers})"""
     # one pass, sorted by length, scores all texts
     asked = []
     for name, rows in sets.items():
@@ -476,12 +479,19 @@ def measure(lm, sets):
     for part in log.values():
         part["generated"] = [next(generated) for _ in part["answer"]]
         part["rouge"] = [score.recall for score in rouge.scores(part["answer"], part["generated"], stem=True)]
+    return log, answers
 
-    # is it known by heart, and can it be told from what was never read?
+
+def with_memorization(lm, log, answers, holdout):
+    """The log, with what memorization.py measures of the forget set and of holdout rows, where there are any.
+
+    answers: {set: examples}. The forget set's losses stay those of the pass over all texts.
+    """
     if "forget" in log:
         forget = log["forget"]
         log["forget"] = memorization.measured(lm.token_scores(answers["forget"]), forget["answer"]) | forget
     if holdout:
+        holdout = lm.fitting(holdout)
         texts = [row["answer"] for row in holdout]
         log["holdout"] = memorization.measured(lm.token_scores(lm.examples(holdout)), texts)
     return log

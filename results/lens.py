@@ -12,13 +12,13 @@ import matplotlib.figure
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from weights import LENGTHS, REF_TOKEN_LOGP
+
 from compare import check_picture
 from data import Response
 from machinery.command import OneLineParser, run_command
 from methods import METHODS
 
-LENGTHS = 3, 12, 40
-REF_TOKEN_LOGP = -0.05  # the reference model knows the response by heart
 SHOWN = {  # flags of each, the published defaults
     "ga": {},
     "npo": {"beta": 0.1},

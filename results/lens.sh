@@ -33,14 +33,14 @@ if [ "${1:-}" = tune ]; then
   exit
 fi
 
-# What the rule chose; SimNPO's, NPO's and Weighted-GradDiff's are those of paths.sh.
+# What the rule chose (empty: not yet); SimNPO's, NPO's and Weighted-GradDiff's are those of paths.sh.
 declare -A setting=(
   [simnpo]="--forget-coeff 0.1 --beta 1" [npo]="--forget-coeff 0.01 --beta 0.1" [wgraddiff]="--forget-coeff 0.07"
   [wga]="" [satimp]="" [tnpo]="" [ceu]="" [undial]="")
 for seed in $seeds; do for setup in known half; do
   share=$([ $setup = known ] || echo "--never-learnt 0.5")
   for method in simnpo npo wgraddiff wga satimp tnpo ceu undial; do
-    run "$at/$setup/$method-$seed" --seed "$seed" $share --method $method ${setting[$method]}
+    run "$at/$setup/$method-$seed" --seed "$seed" $share --method $method ${setting[$method]:?choose it by lens.sh tune}
   done
 done; done | train
 
