@@ -52,7 +52,8 @@ def sequence_logp(logits, labels):
     """(logp [B] in nats, length [B], int64) of each response, from the logits of all positions.
 
     logits [B, T, V]; labels [B, T], aligned with the input ids as in transformers: -100 where there is no loss,
-    and the shift by one happens in here. A row without labels gets length 0, which no loss below accepts.
+    and the shift by one happens in here. A row without labels gets logp 0 and length 0: whatever
+    divides by length is nan there.
     """
     targets = labels[:, 1:]
     return token_logp(logits[:, :-1], targets).sum(-1), (targets != -100).sum(-1)
@@ -71,18 +72,18 @@ def ga_weight(logp):
     return torch.ones_like(_real(logp))
 
 
-def weighted_ga(logp, length):
-    """Length-normalized GA: ℓ = log πθ(y|x) / |y|, the β → 0 limit of SimNPO  (Sec. 5)."""
+def ga_per_token(logp, length):
+    """Weighted-GradDiff's loss: ℓ = log πθ(y|x) / |y|; its gradient is SimNPO's as β → 0, for γ = 0  (Sec. 5)."""
     return _real(logp) / length
 
 
-def weighted_ga_weight(logp, length):
+def ga_per_token_weight(logp, length):
     """w = 1 / |y|"""
     return torch.ones_like(_real(logp)) / length
 
 
 def npo(logp, ref_logp, beta):
-    """ℓ = -(2/β) log σ(-β (log πθ(y|x) - log πref(y|x)))  (Eq. 2). Bounded below by 0.
+    """ℓ = -(2/β) log σ(-β (log πθ(y|x) - log πref(y|x)))  (Eq. 2). Bounded below by 0 for β > 0.
 
     beta >= 0, else ValueError. As β → 0 the loss is GA plus the constant (2/β) log 2 - log πref,
     which has no gradient; so beta = 0 is GA.
@@ -100,15 +101,15 @@ def npo_weight(logp, ref_logp, beta):
 
 
 def simnpo(logp, length, beta, gamma=0.0):
-    """ℓ = -(2/β) log σ(-(β/|y|) log πθ(y|x) - γ)  (Eq. 4). Bounded below by 0; needs no reference.
+    """ℓ = -(2/β) log σ(-(β/|y|) log πθ(y|x) - γ)  (Eq. 4). Bounded below by 0 for β > 0; needs no reference.
 
     beta >= 0 and gamma >= 0, else ValueError. The published code writes γ = β · its own γ ("delta"
-    in a later framework). As β → 0 the loss is 2σ(γ) · weighted GA plus a constant without
-    gradient; so beta = 0 is that, and plain weighted GA for gamma = 0.
+    in a later framework). As β → 0 the loss is 2σ(γ) · GA per token plus a constant without
+    gradient; so beta = 0 is that, and plain GA per token for gamma = 0.
     """
     _check(beta, gamma)
     if beta == 0:
-        return 2 / (1 + math.exp(-gamma)) * weighted_ga(logp, length)
+        return 2 / (1 + math.exp(-gamma)) * ga_per_token(logp, length)
     return -2 / beta * F.logsigmoid(-beta * _real(logp) / length - gamma)
 
 
@@ -153,15 +154,16 @@ def wga(token_logp, beta):
 
 
 def wga_weight(token_logp, beta):
-    """w_t = p_t^β, in [0, 1]; 1 for β = 0, which is weighted GA"""
+    """w_t = p_t^β, in [0, 1]; 1 for β = 0, which is GA per token"""
     _check(beta)
     return torch.exp(beta * _real(token_logp))
 
 
 def satimp(token_logp, beta1, beta2):
-    """ℓ_t = sg(p_t^β1 (1 - p_t)^β2) log p_t  (SatImp, Yang et al. 2025): least where all is forgotten, or nothing.
+    """ℓ_t = sg(p_t^β1 (1 - p_t)^β2) log p_t  (SatImp, Yang et al. 2025).
 
-    beta1, beta2 >= 0, else ValueError. β2 = 0 is WGA.
+    The weight tends to 0 where all is forgotten (β1 > 0) and where nothing is (β2 > 0). beta1, beta2 >= 0, else
+    ValueError. β2 = 0 is WGA.
     """
     return satimp_weight(token_logp, beta1, beta2).detach() * _real(token_logp)
 
@@ -187,8 +189,9 @@ def tnpo_weight(token_logp, ref_token_logp, beta):
 # ------------------------------------------------------------------ losses that push logits to a target
 
 # Functions of the logits z [..., V] at a position and the token y that stands there, targets [...]. The loss is the
-# cross-entropy of p = softmax z to a target q; its gradient p - q takes the place of GA's e_y - p. How much it moves
-# the right token's logit is again a weight on ∇θ log p_y: (p_y - q_y) / (1 - p_y) = (1 - q_y) / (1 - p_y) - 1.
+# cross-entropy of p = softmax z to a target q; its gradient p - q takes the place of GA's e_y - p. On the right token's
+# logit alone that is a weight times GA's: w_t = (p_y - q_y) / (1 - p_y), computed as (1 - q_y) / (1 - p_y) - 1, which
+# stays exact near p_y = 1. For CE-U that is the whole gradient, for UNDIAL only at θ = ref.
 
 
 def _lowered(logits, targets, beta):
@@ -239,7 +242,7 @@ def undial_gradient(logits, ref_logits, targets, beta):
 
 
 def undial_weight(logits, ref_logits, targets, beta):
-    """w_t = (p_y - q_y) / (1 - p_y), below 0 once p_y < q_y. At θ = ref that is all: p - q = w_t (e_y - p)."""
+    """w_t = (p_y - q_y) / (1 - p_y), below 0 once p_y < q_y. At θ = ref, p - q = w_t (e_y - p)."""
     _check(beta)
     return torch.expm1(_log_rest(_lowered(ref_logits, targets, beta), targets) - _log_rest(logits, targets))
 
@@ -260,8 +263,7 @@ def nll_weight(logp, length):
 def kl(logits, ref_logits):
     """KL(πref ‖ πθ) between next-token distributions, in nats: logits, ref_logits [..., V] give [...].
 
-    Its mean over a response's tokens is TOFU's other retain loss (Maini et al. 2024). It sees whole distributions,
-    so it has no weight on logp.
+    Its mean over a response's tokens is TOFU's other retain loss (Maini et al. 2024). Its gradient: UNDIAL's at β = 0.
     """
     log_pi, log_ref = F.log_softmax(_real(logits), -1), F.log_softmax(_real(ref_logits), -1)
     return F.kl_div(log_pi, log_ref, log_target=True, reduction="none").sum(-1)
@@ -285,7 +287,7 @@ def rmu_gradient(hidden, target):
 
 
 def task_vector(theta, tuned, alpha):
-    """θ - α (θ_ft - θ), in float32 (Ilharco et al. 2023): away from what fine-tuning on the forget set did.
+    """θ - α (θ_ft - θ): away from what fine-tuning on the forget set did  (Ilharco et al. 2023). In float32 at least.
 
     theta, tuned: one tensor of the two models; ValueError unless their shapes are the same.
     """

@@ -9,13 +9,14 @@ Three Markov chains share ten states. *retain* wanders among states 1 to 3, *For
 to predict them, then NPO and SimNPO make it forget the last two. The true transition probabilities
 are known, so how much is forgotten, and at what cost, is measured exactly: the KL divergence
 KL(true transition ‖ model), in nats, mean over the transitions of test sequences. On a forget chain
-it is the *forget quality* (higher is better), on retain the *retain distance* (lower is better).
+it is the paper's *forget quality* (higher is better; TOFU's p-value of that name is another thing), on
+retain the *retain distance* (lower is better).
 
     left panel   (L1)  lengths 20, 20, 5: does the short chain get forgotten too?
     right panel  (L2)  lengths 20, 20, 20, and Forget2 was never learnt: is it left in peace?
 
-States count from 0 in the code. Of the other files only losses.py matters here. Gradients, not the forward pass, are
-what the study is about, so besides Fig. 6 it draws how the gradient is shared between the two chains.
+Lengths are in states; |y| is one less, since the first state is the prompt. States count from 0 in the code. Of the
+other files only losses.py matters here. Besides Fig. 6 it draws how the gradient is shared between the two chains.
 """
 
 import collections
@@ -53,7 +54,7 @@ PANELS = {
     "right": ({"retain": 20, "forget1": 20, "forget2": 20}, ("retain", "forget1"), {"npo": 1.0, "simnpo": 4.0}),
 }
 GRID = {"npo": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0), "simnpo": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
-HIGH = 0.8  # the second forget quality at which methods are compared
+HIGH = 0.8  # methods are compared at the retrained model's KL on a forget chain, and at this one
 NAMES = {"npo": "NPO", "simnpo": "SimNPO", "forget1": "Forget1", "forget2": "Forget2"}
 
 # ------------------------------------------------------------------ the chains
@@ -81,7 +82,7 @@ def sample(initial, transition, count, length, generator):
 
 
 def make_data(lengths, args, seed):
-    """{chain: (training sequences, test sequences)}: 80% and 20% of args.sequences."""
+    """{chain: (training, test sequences)}: 80% and at most 20% of args.sequences, of a forget chain of half as many."""
     generator = torch.Generator().manual_seed(seed)
     data = {}
     for name, length in lengths.items():
@@ -99,9 +100,10 @@ def make_data(lengths, args, seed):
 def build_model(args, seed):
     """A GPT-2 over ten states. --init torch: PyTorch's default scales and an output layer of its own.
 
-    PyTorch draws embeddings from N(0, 1) and linear layers from U(±1/√fan_in); GPT-2 draws all from
-    N(0, 0.02²) and ties its output layer to the token embedding. --embedding-std redraws the token
-    embedding alone, and unties. results/README.md tells what hangs on it.
+    PyTorch draws embeddings from N(0, 1) and linear layers from U(±1/√fan_in); GPT-2 draws weights from
+    N(0, 0.02²), those into the residual stream smaller by √(2·layers), and ties its output layer to the
+    token embedding. --embedding-std redraws the token embedding alone, and unties. results/README.md
+    tells what hangs on it.
     """
     torch.manual_seed(seed)
     longest = max(max(lengths.values()) for lengths, _, _ in args.panels.values())
@@ -214,9 +216,9 @@ def gradient_power(model, probes, ref_logp, method, beta):
 def unlearn(start, data, method, beta, args, seed, bar):
     """Run `method` from model `start` on the two forget chains alone, and return its path.
 
-    data as from `make_data`. {quantity: list of numbers}. At `iteration`, every args.eval_every: retain,
-    forget1, forget2 (KL). At every iteration, before its step: weight_ and power_ of each forget chain (see
-    `gradient_power`).
+    data as from `make_data`. {quantity: list of numbers}. At `iteration`, every args.eval_every and after the last:
+    retain, forget1, forget2 (KL). At every iteration, before its step: weight_ and power_ of each forget chain
+    (see `gradient_power`).
     """
     model, device = copy.deepcopy(start), start.device
     tests, transitions = tests_of(data, args)
@@ -264,7 +266,7 @@ def unlearn(start, data, method, beta, args, seed, bar):
 
 
 def run_seed(args, seed, position=0):
-    """All of one seed: {"retrained": {chain: KL}, panel: {"npo beta": path, "simnpo beta": path, ...}}."""
+    """All of one seed: {"retrained": {panel: {chain: KL}}, panel: {"npo 0.2": path, "simnpo 4": path, …}}."""
     if args.device == "cpu" and args.jobs > 1:
         torch.set_num_threads(max(1, os.cpu_count() // args.jobs))
     # what is unlearnt in each panel: (method, β)
@@ -273,11 +275,11 @@ def run_seed(args, seed, position=0):
         betas = {method: {chosen[method], *(GRID[method] if args.grid else ())} for method in METHODS}
         settings[panel] = [(method, beta) for method in METHODS for beta in betas[method]]
 
-    # data; the first panel's retain data serve both panels, so that one retrained model does
+    # data; both panels have the left one's retain data, so that one retrained model does
     data, seen = {}, {}  # seen: by each pretraining, of which the retrained model's is the first
     for panel, (lengths, chains, _) in args.panels.items():
         data[panel] = make_data(lengths, args, 1000 * seed + [*PANELS].index(panel))
-        data[panel]["retain"] = next(iter(data.values()))["retain"]
+        data[panel] |= make_data({"retain": lengths["retain"]}, args, 1000 * seed)
         seen.setdefault("retrained", [data[panel]["retain"][0]])
         seen[panel] = [data[panel][name][0] for name in chains]
 
@@ -426,7 +428,7 @@ def report(results, betas):
 
 
 def power_share(path):
-    """Forget2's share of the gradient at every iteration."""
+    """Forget2's share of the gradient at every iteration: its norm over the sum of both chains' norms."""
     powers = zip(path["power_forget1"], path["power_forget2"], strict=True)
     return [second / (first + second) for first, second in powers]
 
@@ -585,12 +587,12 @@ def resolve(args):
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.unlearn_lr = args.lr if args.unlearn_lr is None else args.unlearn_lr
     args.seeds = args.seeds or (1 if args.quick else 3)
-    args.test_sequences = args.test_sequences or args.sequences // (50 if args.quick else 5)
+    args.test_sequences = args.test_sequences or max(2, args.sequences // (50 if args.quick else 5))
     if not args.jobs:
         args.jobs = max(1, min(args.seeds, os.cpu_count() - 1)) if args.device == "cuda" else 1
     args.panels = {
-        panel: (lengths, seen, {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
-        for i, (panel, (lengths, seen, _)) in enumerate(PANELS.items())
+        panel: (lengths, chains, {method: getattr(args, f"beta_{method}")[i] for method in METHODS})
+        for i, (panel, (lengths, chains, _)) in enumerate(PANELS.items())
         if args.panel in ("both", panel)
     }
 

@@ -1,8 +1,8 @@
 """The table of methods: an entry here makes a loss of losses.py a method, everywhere.
 
 Flags, help texts, which responses are read, whether the reference model is needed, names and colours in tables and
-figures, and the tests all follow from the entry. In its calls `args` are the flags of train.py and `y` the response to
-forget, a data.Response: y.logp, y.length, y.token_logp, y.ref.logp, …
+figures, and the tests all follow from the entry. In its calls `args` are the flags of train.py and `y` the response
+that the method reads, a data.Response: y.logp, y.length, y.token_logp, y.ref.logp, …
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ import losses
 class Method(NamedTuple):
     """loss and weight: (args, response, …) → [B], a response for each of `reads`, in that order.
 
-    reads: sides of a forget example: `answer`, and `refusal`, one of thirty ways to say "I don't know". The first one's
-    weight, length and log π are logged. needs_reference: their `ref` is there, needs_logits: `logits` are, and in `ref`
-    too. learns: lowers the loss of what it reads, instead of raising it. flags: those that not every method has.
+    reads: sides of a forget example: `answer`, and `refusal`, one of data.REFUSALS, ways to say "I don't know". The
+    first one's weight, length and log π are logged. needs_reference: their `ref` is there; needs_logits: `logits` are,
+    and with both `ref.logits` too. flags: those that not every method has.
     """
 
     name: str
@@ -29,7 +29,6 @@ class Method(NamedTuple):
     reads: tuple = ("answer",)
     needs_reference: bool = False
     needs_logits: bool = False
-    learns: bool = False
     flags: tuple = ()
 
 
@@ -48,8 +47,8 @@ METHODS = {
         "−log π / |y|: learns the split instead of forgetting it",
         lambda args, y: losses.nll(y.logp, y.length),
         lambda args, y: losses.nll_weight(y.logp, y.length),
-        learns=True,
     ),
+    # with or without a retain loss: RECIPES in train.py says it
     "ga": Method(
         "GA",
         "C3",
@@ -68,8 +67,8 @@ METHODS = {
         "Weighted-GradDiff",
         "C8",
         "the same per token: log π / |y|",
-        lambda args, y: losses.weighted_ga(y.logp, y.length),
-        lambda args, y: losses.weighted_ga_weight(y.logp, y.length),
+        lambda args, y: losses.ga_per_token(y.logp, y.length),
+        lambda args, y: losses.ga_per_token_weight(y.logp, y.length),
     ),
     "idk": Method(
         "IDK",
@@ -156,10 +155,9 @@ METHODS = {
         "fine-tunes, then goes the other way: θ − α (θ_ft − θ)",
         lambda args, y: losses.nll(y.logp, y.length),
         lambda args, y: losses.nll_weight(y.logp, y.length),
-        learns=True,
         flags=("alpha", "finetuned"),
     ),
-    "rmu": Method(  # its loop is in baselines.py: it reads activations h [B, T, d] and a target, no response
+    "rmu": Method(  # its loop is in baselines.py; of activations h [B, T, d]: a loss [B, T], a gradient [B, T, d]
         "RMU",
         "C9",
         "steers one layer's activations to a random direction: ‖h − c·u‖² / d",

@@ -13,7 +13,7 @@ import losses
 BETAS, GAMMAS = (0, 1e-6, 0.1, 2.5, 50), (0, 1)
 CASES = [
     ("ga", {}),
-    ("weighted_ga", {}),
+    ("ga_per_token", {}),
     ("nll", {}),
     *(("npo", {"beta": beta}) for beta in BETAS),
     *(("simnpo", {"beta": beta, "gamma": gamma}) for beta in BETAS for gamma in GAMMAS),
@@ -78,7 +78,7 @@ def test_npo_tends_to_ga():
 
 
 @pytest.mark.parametrize("gamma, share", [(0, 1), (1, 1.4621171572600098)])  # 2σ(γ)
-def test_simnpo_tends_to_weighted_ga(gamma, share):
+def test_simnpo_tends_to_ga_per_token(gamma, share):
     beta, limit = 1e-7, losses.simnpo(LOGP, LENGTH, 0, gamma)
     constant = 2 / beta * math.log1p(math.exp(gamma))
     assert torch.allclose(limit, share * LOGP / LENGTH)
@@ -168,9 +168,9 @@ def test_weighted_losses_of_tokens_in_the_papers_own_form_and_where_they_meet():
         [0, (5 / 6) ** 5 / 6, 1e-6], rel=0.1
     )
 
-    # the mean over a response's tokens: weighted GA without exponents, and NPO where |y| = 1
+    # the mean over a response's tokens: GA per token without exponents, and NPO of every token
     length = torch.tensor([3, 3])
-    assert torch.allclose(losses.wga(TOKEN_LOGP, 0).mean(1), losses.weighted_ga(TOKEN_LOGP.sum(1), length))
+    assert torch.allclose(losses.wga(TOKEN_LOGP, 0).mean(1), losses.ga_per_token(TOKEN_LOGP.sum(1), length))
     assert torch.equal(losses.tnpo(TOKEN_LOGP, TOKEN_LOGP - 1, 0.3), losses.npo(TOKEN_LOGP, TOKEN_LOGP - 1, 0.3))
     assert torch.equal(losses.tnpo_weight(TOKEN_LOGP, TOKEN_LOGP, 2.5), torch.ones_like(TOKEN_LOGP))
 
@@ -259,8 +259,8 @@ SETTINGS = {"wga": (0.7,), "satimp": (0.7, 0.4), "tnpo": (0.7,), "ceu": (), "und
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_weight_times_the_gradient_of_log_p_is_the_gradient_of_a_model(name, kind):
-    """Of all its parameters: Σ w_t ∇θ log p_t, or Σ (p − q) · ∇θ z, with the weights as constants."""
+def test_the_closed_form_gives_the_gradient_of_all_parameters_of_a_model(name, kind):
+    """(1/|y|) Σ w_t ∇θ log p_t of a response; of CE-U and UNDIAL (1/|y|) Σ (p − q) · ∇θ z."""
     (examples, settings), model = (some_examples(3), SETTINGS[name]), tiny(kind)
     ref = data.respond(tiny(kind, seed=1), examples, needs_logits=True)
     y = data.respond(model, examples, needs_logits=True)

@@ -259,6 +259,8 @@ def test_one_panel_alone_and_in_the_search_for_beta_is_the_same(study, tmp_path)
     alone = markov.run_seed(resolved(tmp_path, *GOLDEN_FLAGS, "--panel", "left", "--grid"), 1)
     assert set(alone["left"]) == {f"{method} {beta:g}" for method in markov.GRID for beta in markov.GRID[method]}
     assert alone["retrained"]["left"] == both["retrained"]["left"] and both["left"].items() <= alone["left"].items()
+    alone = markov.run_seed(resolved(tmp_path, *GOLDEN_FLAGS, "--panel", "right"), 1)
+    assert alone["retrained"]["right"] == both["retrained"]["right"] and alone["right"] == both["right"]
 
 
 def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):

@@ -76,13 +76,12 @@ def test_a_methods_loss_and_flags_are_what_the_papers_say_and_its_weight_is_the_
         assert torch.allclose(gradients[1], -weight, rtol=1e-12)
 
 
-def test_the_answers_weight_comes_first_and_two_methods_learn():
-    """What is logged as a method's weight and length, and what is shown as learning."""
+def test_the_answers_weight_comes_first():
+    """What is logged as a method's weight and length; and who needs what."""
     assert {name for name in BY_HAND if METHODS[name].reads[0] == "refusal"} == {"idk"}
     assert {name for name in BY_HAND if METHODS[name].reads == ("answer", "refusal")} == {"dpo"}
     assert {name for name in BY_HAND if METHODS[name].needs_reference} == {"dpo", "npo", "tnpo", "undial"}
     assert {name for name in BY_HAND if METHODS[name].needs_logits} == {"ceu", "undial"}
-    assert {name for name in BY_HAND if METHODS[name].learns} == {"finetune", "task-vector"}
 
 
 def test_every_loss_with_a_weight_is_a_method():
