@@ -128,7 +128,7 @@ def label_of(flag, setting, settings):
 
 
 def differs(flag, settings):
-    """Whether a flag has two values in settings. Older runs do not tell Original's; those of others may lack it."""
+    """Whether a flag has two values in settings; one without it has None, but older runs do not tell Original's."""
     if flag.startswith("original_"):
         settings = [setting for setting in settings if flag in setting]
     return any(setting.get(flag) != settings[0].get(flag) for setting in settings)
@@ -184,7 +184,7 @@ SHOWN = "main", "all", "cost"
 def cells(column, models, unlearnt):
     """Of a table's column, {label: mean ± standard deviation}, the best of the labels `unlearnt` in bold.
 
-    – for models of which it is not known.
+    – where it is not known of one of them.
     """
     values = {label: [column.value(metrics) for metrics in group] for label, group in models.items()}
     texts = {label: "–" if None in group else spread(group, column.form) for label, group in values.items()}
@@ -196,7 +196,7 @@ def cells(column, models, unlearnt):
 
 
 def table(runs, shown="main"):
-    """The paper's Table 2, A1 or A2 (or A3): a row per method, mean ± standard deviation; shown: of SHOWN."""
+    """As the paper's Tables 2, A1 and A2: a row per method, mean ± standard deviation; shown: of SHOWN."""
     # a row per model, those that unlearnt last
     groups = group_runs(runs)
     models = models_of(runs)
@@ -228,21 +228,32 @@ def answers_of(runs):
                 f"run '{run['folder']}' has no generated answers in its metrics.log.json; give runs of train.py "
                 "--eval end on a benchmark whose questions are answered in words"
             )
-    texts = {"truth": [runs[0]["metrics.log.json"]["forget"]["answer"]]}
+    forget, *others = [run["metrics.log.json"]["forget"] for run in runs]
+    if not all(same_questions(forget, other) for other in others):
+        raise InputError("these runs answer different questions; give runs of one split")
+
+    texts = {"truth": [forget["answer"]]}
     for name, log in runs[0]["reference.log.json"].items():
-        if "generated" in log:
+        if "generated" in log and same_questions(forget, log):
             texts[name] = [log["generated"]]
+        elif "generated" in log:
+            note(f"{name} was asked other questions, or in another order: it is left out")
     for label, group in group_runs(runs).items():
         texts[label] = [run["metrics.log.json"]["forget"]["generated"] for run in group]
-    if len({len(of_run) for of_runs in texts.values() for of_run in of_runs}) > 1:
-        raise InputError("these runs answer different numbers of questions; give runs of one split")
     return texts
+
+
+def same_questions(forget, other):
+    """Whether two forget parts of logs are of the same rows in one order, as far as the other one tells its rows."""
+    told = [field for field in ("question", "answer") if field in other]
+    return len(forget["answer"]) == len(other["generated"]) and all(forget[field] == other[field] for field in told)
 
 
 def answers(runs, count):
     """Answers to `count` forget questions, from short to long truths, and how repetitive each method is.
 
-    A method with several runs answers by its first; the share at the end is the mean over all of them.
+    A method with several runs answers by its first; the share at the end is the mean over all of them, but of Original
+    and Retrain over the first run's.
     """
     texts = answers_of(runs)
     forget = runs[0]["metrics.log.json"]["forget"]

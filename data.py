@@ -1,8 +1,9 @@
 """What an example is: a prompt, a response, and the tokens that carry loss.
 
 An example for a language model is a prompt x and a response y. Both are token ids; the loss covers
-the response and the one EOS that ends it, nothing else, and |y| counts exactly those tokens. Of running
-text the prompt is the one token that begins it, the response all others.
+the response, whose last token ends the turn (EOS, or what a chat template writes), nothing else, and
+|y| counts exactly those tokens. Of running text the prompt is the one token that begins it, the
+response all others.
 
 `respond` is the bridge from examples and a model to the [B] tensors that losses.py speaks of. Below it stand the
 batches of a run, and the refusals that IDK and DPO teach.
@@ -20,7 +21,7 @@ from machinery.inputs import InputError, note
 
 
 class Example(NamedTuple):
-    """Token ids of a prompt and of its response, which carries the loss; an answer ends with EOS."""
+    """Token ids of a prompt, one at least, and of its response, which carries the loss and ends the turn."""
 
     prompt: list
     response: list
@@ -30,10 +31,10 @@ class Response(NamedTuple):
     """What a loss may read of B responses. log-probabilities are in nats and at most 0."""
 
     logp: torch.Tensor  # [B], of the whole response
-    length: torch.Tensor  # [B], int64: |y|, EOS included
+    length: torch.Tensor  # [B], int64: |y|, the token that ends the turn included
     token_logp: tuple  # B tensors [|y|], whose sums are logp
     targets: tuple = ()  # B tensors [|y|]: the tokens themselves
-    logits: tuple | None = None  # B tensors [|y|, V], if asked for: as large as what a step needs otherwise
+    logits: tuple | None = None  # B tensors [|y|, V], if asked for: the largest of a step
     ref: "Response | None" = None  # the same under the reference model
 
 
@@ -67,7 +68,7 @@ def tokens_and_cut(prompt, response, tokenizer, **options):
         encoded = tokenizer(prompt + response, return_offsets_mapping=True, **options)
         ends = [end for _, end in encoded["offset_mapping"]]
         ids = encoded["input_ids"]
-        return ids, next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+        return ids, next((i for i, end in enumerate(ends) if end > len(prompt)), len(without_eos(ids, tokenizer)))
 
     # a slow tokenizer tells no places: the prompt's are the tokens that it has when it stands alone, too
     ids = tokenizer(prompt + response, **options)["input_ids"]
@@ -105,7 +106,10 @@ def pieces(text, tokenizer, length, cut=None):
 
 def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row["answer"]):
     """Examples of rows: of `text`, and how it is `cut`, as in `pieces` of max_length; or, of any length, of `question`
-    and `answer`, with the `turns` before, if any, or of an `answer` and the whole `prompt` before it."""
+    and `answer`, with the `turns` before, if any, or of an `answer` and the whole `prompt` before it.
+
+    answer_of(row): what is answered to a question, if it is not the `answer`.
+    """
     examples = []
     for row in rows:
         if "text" in row:
@@ -120,14 +124,13 @@ def examples_of(rows, tokenizer, template, max_length, answer_of=lambda row: row
 
 
 def text_of(row):
-    """All of a row as one text."""
+    """All of a row as one text, but for the turns before."""
     if "text" in row:
         return row["text"]
     prompt = row["prompt"] if "prompt" in row else f"Question: {row['question']}\nAnswer: "
     return prompt + row["answer"]
 
 
-TEMPLATES = "auto", "chat", "llama2", "plain"
 SYSTEM_PROMPT = "You are a helpful assistant."  # this and the date are those of the published TOFU recipes
 DATE = "10 Apr 2025"
 
@@ -142,14 +145,15 @@ def resolve_template(template, tokenizer):
 
 
 def turn_text(question, answer, tokenizer, template, before=()):
-    """(prompt, response, ending) as text; template: chat, llama2 or plain. A prompt without an answer has no ending.
+    """(prompt, response, ending) as text; template: chat, llama2 or plain. Only `chat` has an ending, of an answer.
 
-    Messages `before` the question are turns of the chat; the others, which have one turn, get them as lines of it.
+    Under `chat` the messages `before` the question are turns; the others, which have one, get them as lines of it.
 
     `llama2` and `plain` have the text of TOFU's LLaMA-2 and Phi prompts, `chat` is the tokenizer's own.
     Only the text: others' code for Phi lets "Answer:" carry loss too (|y| + 2) or leaves out the first
-    answer token (|y| - 1); here the loss covers exactly the response and its EOS, whatever the template.
-    The space belongs to the response because most tokenizers glue it to the word that follows.
+    answer token (|y| - 1); here the loss covers exactly the response and what ends it, whatever the
+    template. The space after plain's "Answer:" belongs to the response because most tokenizers glue it
+    to the word that follows.
     """
     turns = [*before, {"role": "user", "content": question}]
     if before:
@@ -188,19 +192,24 @@ def rendered_answer(prompt, turns, answer, tokenizer):
     The ending is empty where the template has none. A template that writes an answer otherwise than its generation
     prompt begins it (R1's open a thought there) still tells how a turn ends.
     """
-    whole = render([*turns, {"role": "assistant", "content": answer}], tokenizer)
-    text = answer.strip()
-    place = whole.rfind(text)
-    if place < 0:
-        if prompt:
-            note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
+
+    def conversation(text):
+        return render([*turns, {"role": "assistant", "content": text}], tokenizer)
+
+    # where an answer stands: a short one may occur in what the template writes around it, this one does not
+    before, _, after = conversation("An answer.").rpartition("An answer.")
+    whole, text = conversation(answer), answer.strip()
+    written = whole.removeprefix(before).removesuffix(after)
+    if before + written + after != whole or written.strip() != text:
+        note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
         return answer, ""
-    after = place + len(text)
-    ending = end_of_turn(whole[after:], tokenizer)
+
+    written = written.rstrip()
+    ending = end_of_turn(whole[len(before + written) :], tokenizer)
     if not ending:
         note("the chat template writes nothing that ends a turn: EOS ends an answer")
-    if whole.startswith(prompt) and place >= len(prompt):
-        return whole[len(prompt) : after], ending
+    if before.startswith(prompt):
+        return before[len(prompt) :] + written, ending
     return text, ending
 
 
@@ -300,7 +309,7 @@ def autocast(device, dtype):
 
 
 def batches(forget_size, retain_size, batch_size, seed, retain_batch_size=None):
-    """Yield (forget rows, retain rows) of each step, without end; a pure function of its arguments.
+    """Yield (forget, retain) of each step, numbers of examples, without end; a pure function of its arguments.
 
     An epoch is one permutation of the forget set. With every batch of it go as many retain examples, or
     `retain_batch_size`, drawn with replacement. To resume after step n, skip n: there is no state to save.
@@ -321,7 +330,7 @@ def microbatches(examples, size):
     divide by less; and they take their steps together, so one with nothing left gets a place, divided by infinity.
     """
     rank, ranks = processes.ranks()
-    for places in by_length(examples, size, ranks)[rank] if examples else []:
+    for places in by_length(examples, size, ranks)[rank]:
         if places:
             yield places, len(examples) / ranks
         else:
@@ -334,16 +343,19 @@ def warmup_steps(args, steps, epoch_steps):
 
 
 def learning_rate(step, steps, warmup, highest):
-    """Of a step, counted from 1: linear to `highest` over `warmup` steps, then linear towards 0."""
+    """Of a step, counted from 1: linear to `highest` at step `warmup` + 1, then linear towards 0.
+
+    A warm-up of all steps (one epoch, the default, of a run of one) only rises, and ends below `highest`.
+    """
     rising = step / (warmup + 1)
     falling = (steps - step + 1) / max(1.0, steps - warmup)
     return highest * min(rising, falling)
 
 
 def by_length(examples, size, ranks=1):
-    """For each process, lists of at most `size` indices, examples of like length together: the least padding.
+    """For each process, lists of at most `size` indices, examples of like length together, for little padding.
 
-    To each process about as many tokens, and exactly as many lists, of which the last may be empty.
+    To each process about as many tokens, and exactly as many lists, of which the later ones may be empty.
     """
     tokens = [len(prompt) + len(response) for prompt, response in examples]
     shares = [[] for _ in range(ranks)]

@@ -78,9 +78,11 @@ class LM(NamedTuple):
         if self.too_long != "skip":
             return rows
 
-        def fits(row):  # running text, which is cut into pieces, always does
-            texts = texts_of(row) if "question" in row else []
-            return not any(self.is_long(self.encode(row["question"], text, row.get("turns", ()))) for text in texts)
+        def fits(row):
+            if "text" in row:  # which is cut into pieces
+                return True
+            asked = [row | {"answer": text} for text in texts_of(row)]
+            return not any(map(self.is_long, data.examples_of(asked, self.tokenizer, self.template, self.max_length)))
 
         fitting = [row for row in rows if fits(row)]
         skipped = f"{len(rows) - len(fitting)} of {len(rows)} rows take more than the limit of {self.max_length} tokens"
@@ -143,18 +145,19 @@ class LM(NamedTuple):
     def generate(self, examples, max_new_tokens=None):
         """Greedy continuation of each example's prompt, as text, up to the end of a turn.
 
-        Shorter than `max_new_tokens` where the model has no more positions; how often is said on stderr.
+        Shorter than `max_new_tokens` where the model has no more positions; of how many that may be is said on stderr.
         """
         wanted = max_new_tokens or self.max_new_tokens
-        short = [i for i, example in enumerate(examples) if len(example.prompt) + wanted > self.positions]
-        if short:
-            print(f"{len(short)} answers end at the {self.positions} positions that the model has", file=sys.stderr)
+        cramped = [i for i, example in enumerate(examples) if len(example.prompt) + wanted > self.positions]
+        if cramped:
+            count = f"{len(cramped)} of {len(examples)} answers"
+            print(f"{count} can go no further than the {self.positions} positions that the model has", file=sys.stderr)
 
         # one at a time where there is less room, so that the others of a batch are not cut too; and under a model that
         # carries a state from token to token (RWKV), into which padding on the left would get
         batch_size = 1 if getattr(self.model, "_is_stateful", False) else self.batch_size
         texts = {}
-        for batch_size, places in ((1, short), (batch_size, sorted({*range(len(examples))} - {*short}))):
+        for batch_size, places in ((1, cramped), (batch_size, sorted({*range(len(examples))} - {*cramped}))):
             prompts = [data.Example(examples[i].prompt, []) for i in places]
             answers = self._replace(batch_size=batch_size).in_batches(self.greedy(wanted), prompts, "generating")
             texts |= zip(places, answers, strict=True)
@@ -282,14 +285,14 @@ def log_of(args, sets, name):
 
 
 def reference_of(args, sets, logs):
-    """What the model is compared with, or None: of the log or the model that --retrain names, whose own log
-    is put into `logs`, or what the benchmark's authors published of their Retrain."""
+    """What the model is compared with: --retrain's log, or its model, whose own log is put into `logs`; without the
+    flag what the benchmark's authors published of their Retrain, or None."""
     benchmark = BENCHMARKS[args.task]
     if not args.retrain:
         return benchmark.published
     if args.retrain.endswith(".json"):
         return benchmark.read_reference(args.retrain, sets)
-    logs["Retrain"] = logs.get("Retrain") or log_of(args, sets, args.retrain)
+    logs["Retrain"] = log_of(args, sets, args.retrain)
     return benchmark.reference_of(logs["Retrain"])
 
 
@@ -304,7 +307,7 @@ def sets_of(args, forget_split):
 
 
 def compared_with(args, sets, names):
-    """({name: log} of models and of Retrain; the reference that --retrain names, or None). names: {name: model}.
+    """({name: log} of models and of Retrain; the reference of `reference_of`). names: {name: model}.
 
     InputError for a reference of another kind.
     """
@@ -315,7 +318,7 @@ def compared_with(args, sets, names):
     for name, model in names.items():
         logs[name] = log_of(args, sets, model)
         if reference:
-            BENCHMARKS[args.task].summarize(logs[name], reference)
+            BENCHMARKS[args.task].summarize(logs[name], reference)  # for its InputError
     return logs, reference
 
 
@@ -349,7 +352,7 @@ def write_metrics(args, logs, reference, cost):
 def report(args, logs, metrics, reference):
     """Print the table, what it says in words, and the answers to the question whose answer is of middle length."""
     benchmark = BENCHMARKS[args.task]
-    known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part
+    known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part is known
     verdict = benchmark.verdict(metrics, known, args.method, vars(args))
     lines = [table(benchmark.columns, metrics)]
     lines += ["", *verdict, ""] if verdict else benchmark.notes(metrics[args.method], logs[args.method])
@@ -393,9 +396,9 @@ def summarize_log(args):
     """(log, metrics of other models, its own metrics, benchmark) of --log, without any model."""
     unused = (
         "data forget_file retain_file holdout_file probe_file fields split template max_length too_long max_new_tokens "
-        "tokenizer dtype device"
+        "tokenizer dtype device batch_size"
     )
-    refuse(args.given, (*unused.split(), "batch_size"), "with --log, where nothing is measured")
+    refuse(args.given, unused.split(), "with --log, where nothing is measured")
     benchmark = BENCHMARKS[args.given.task or "tofu"]
     reference = benchmark.read_reference(args.retrain) if args.retrain else benchmark.published
     log = benchmark.read_log(args.log)
@@ -403,7 +406,7 @@ def summarize_log(args):
 
 
 def measure_model(args):
-    """(log, metrics of Retrain, its own metrics, benchmark) of --model."""
+    """(log, metrics of Retrain and of the model, its own metrics, benchmark) of --model."""
     benchmark = BENCHMARKS[args.task]
     flags.check(args, benchmark)
     flags.check_split(args, benchmark.forget_splits)
@@ -419,7 +422,7 @@ def measure_model(args):
 
 
 def models_to_ask(args):
-    """{name: model} to put a question to: --model, and if it is a run, what it started from and its Retrain."""
+    """{name: model} to put a question to: --model, --retrain (a run's own, by default), what a run started from."""
     names, own = {}, "model"
     if folder.is_run(args.model):
         settings = folder.read(args.model, "run.json")
@@ -462,8 +465,8 @@ def answers(lm, questions):
 
 def ask(args):
     """Print what models answer, greedily, to --ask, or to each line of standard input. Nothing is written."""
-    unused = "log out split data forget_file retain_file holdout_file probe_file fields"
-    refuse(args.given, [flag for flag in unused.split() if hasattr(args.given, flag)], "with --ask")
+    unused = "log out split data forget_file retain_file holdout_file probe_file fields max_length too_long"
+    refuse(args.given, unused.split(), "with --ask")
     if args.model is None:
         raise InputError("--ask needs --model, a folder or a Hub id, to put the question to")
     flags.check_device(args)

@@ -35,7 +35,7 @@ from methods import METHODS
 
 # ------------------------------------------------------------------ recipes: defaults of the flags
 
-# Of all tasks: model, methods (* for all), flags. Each benchmark's own come after these and win.
+# Of all tasks: family of models, methods (* for all), flags. Each benchmark's own come after these and win.
 RECIPES = [
     ("*", "*", dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll")),
     ("*", "*", dict(warmup=1.0, weight_decay=0.01, batch_size=32, clip=0.0)),
@@ -50,15 +50,15 @@ RECIPES = [
 LORA_RATE = 10  # with --lora the recipe's learning rate times this: adapters take it, and need it, higher
 
 
-def recipe(task, model, split, method):
+def recipe(task, family, split, method):
     """{flag: default} of the flags that make a run what it is, from RECIPES and the benchmark's."""
-    general = [(family, "*", methods, values) for family, methods, values in RECIPES]
+    general = [(for_family, "*", methods, values) for for_family, methods, values in RECIPES]
     defaults = {}
-    for family, for_split, methods, values in (*general, *BENCHMARKS[task].recipes):
-        fits = family in ("*", model) and for_split in ("*", split) and (methods == "*" or method in methods)
+    for for_family, for_split, methods, values in (*general, *BENCHMARKS[task].recipes):
+        fits = for_family in ("*", family) and for_split in ("*", split) and (methods == "*" or method in methods)
         defaults |= values if fits else {}
-    if method == "rmu":  # it steers three matrices, at a rate of its own
-        defaults["lr"] = 3e-3 if model == "tiny" else 5e-5
+    if method == "rmu":  # it trains at most three matrices, at a rate of its own
+        defaults["lr"] = 3e-3 if family == "tiny" else 5e-5
     return defaults
 
 
@@ -101,19 +101,20 @@ def reference_logp(model, forget, args):
         real = torch.promote_types(getattr(torch, args.dtype), torch.float32)
         lengths = [len(example.response) for example in forget[side]]
         logp = torch.zeros(sum(lengths), device=model.device, dtype=real)
+        of_example = logp.split(lengths)
         batches = list(data.microbatches(forget[side], args.micro_batch_size))
         for places, divisor in tqdm(batches, desc="reference", disable=not processes.first() or None, leave=False):
             with data.autocast(model.device, getattr(torch, args.dtype)):
                 response = data.respond(model, [forget[side][i] for i in places])
             if math.isfinite(divisor):  # else it is there for the other processes' sake
                 for i, tokens in zip(places, response.token_logp, strict=True):
-                    logp.split(lengths)[i].copy_(tokens)
+                    of_example[i].copy_(tokens)
         token_logp[side] = processes.add_up(logp).cpu().split(lengths)
     return token_logp
 
 
 def respond(model, reference, forget, rows, method):
-    """[Response] of the forget sequences `rows`, one for each side that the method reads.
+    """[Response] of the forget examples numbered `rows`, one for each side that the method reads.
 
     reference: the `reference_logp`, or for a method that needs its logits the frozen reference model.
     """
@@ -132,12 +133,12 @@ def respond(model, reference, forget, rows, method):
 def train(model, forget, retain, args, run):
     """Update `model` in place by args.method; args holds the resolved flags, run is a machinery.run.Run.
 
-    forget: {"answer": [Example], "refusal": [Example]}, as far as the method reads them; retain: [Example], or [] for
-    none. Raises Diverged, and after Ctrl-C KeyboardInterrupt, when all is saved.
+    forget: {"answer": [Example], "refusal": [Example]}, those at least that the method reads; retain: [Example], or []
+    for none. Raises Diverged, and after Ctrl-C KeyboardInterrupt, when all is saved.
     """
     method, dtype = METHODS[args.method], getattr(torch, args.dtype)
 
-    # the model before unlearning: a copy where its logits are needed; NPO and DPO take a number a token, from one pass
+    # the model before unlearning: a copy where its logits are needed; the others take a number a token, from one pass
     frozen = reference_model(model, retain, args)
     processes.shard(model, dtype)
     processes.shard(frozen, dtype, trained=False)
@@ -146,21 +147,21 @@ def train(model, forget, retain, args, run):
     if args.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     data.make_deterministic(model)
-    data.check_deterministic(model, forget[method.reads[0]][0], dtype)
+    sequences = forget[method.reads[0]]  # by which batches are cut; of another side there are as many
+    data.check_deterministic(model, sequences[0], dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    answers = forget[method.reads[0]]
-    epoch_steps = math.ceil(len(answers) / args.batch_size)
+    epoch_steps = math.ceil(len(sequences) / args.batch_size)
     steps = args.max_steps or args.epochs * epoch_steps
     warmup = data.warmup_steps(args, steps, epoch_steps)
     done = run.resume(model, optimizer)  # steps behind us, 0 for a new run
-    schedule = data.batches(len(answers), len(retain), args.batch_size, args.seed, args.retain_batch_size)
+    schedule = data.batches(len(sequences), len(retain), args.batch_size, args.seed, args.retain_batch_size)
 
     with run.loop(done, steps, epoch_steps):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):
             optimizer.zero_grad()
 
             # forget: a micro-batch adds its *sum* over the batch's size, so the cut does not change the gradient
-            for places, divisor in data.microbatches([answers[row] for row in rows], args.micro_batch_size):
+            for places, divisor in data.microbatches([sequences[row] for row in rows], args.micro_batch_size):
                 part = [rows[i] for i in places]
                 with data.autocast(model.device, dtype):
                     responses = respond(model, reference, forget, part, method)
@@ -169,7 +170,7 @@ def train(model, forget, retain, args, run):
                 run.add("forget", places, divisor, loss, weight, responses[0].length, responses[0].logp)
             run.check_finite(step, "forget", len(rows), model)
 
-            # retain: as many examples, which stay likely (nll) or stay as they were (kl)
+            # retain: as many examples or --retain-batch-size, which stay likely (nll) or as they were (kl)
             batch = [retain[i] for i in drawn]
             for places, divisor in data.microbatches(batch, args.micro_batch_size):
                 with data.autocast(model.device, dtype):
@@ -229,7 +230,8 @@ def load_examples(args, lm):
 
 def rows_of_subset(args, lm):
     """Numbers of the rows of the forget set, as it is measured, that --subset names examples of."""
-    rows = lm.fitting(training_rows(args, args.split, args.forget_file))
+    base_knowledge = args.model == "new"  # after the rows themselves, and drawn from as in `load_examples`
+    rows = lm.fitting(training_rows(args, args.split, args.forget_file, base_knowledge=base_knowledge))
     counts = [len(lm.pieces(row["text"], lm.max_length, row.get("cut"))) if "text" in row else 1 for row in rows]
     owners = [i for i, count in enumerate(counts) for _ in range(count)]
     return sorted({owners[i] for i in subset_of(lm.examples(rows), args)})
@@ -250,7 +252,7 @@ def subset_of(examples, args):
 def run(args, start, quiet=False):
     """One run from resolved flags, alone in its folder.
 
-    start: the name of the model to change, or `new`. quiet: without the table at the end.
+    start: the name of the model to change, or `new`. quiet: prints neither settings nor results.
     """
     name = f"{args.task}-{args.split}-{args.method}-seed{args.seed}"
     runs.choose_folder(args, name)
@@ -279,7 +281,7 @@ def run_alone(args, start, quiet):
         runs.check_same_run(args.out, settings)
     if not quiet:
         flags.print_settings(args)
-    before = "before" if "start" in settings else "Original"
+    before = "before" if "start" in settings else "Original"  # "start": of a run that relearns
     lm.model.cpu()  # one model at a time on the GPU
     logs, reference = evaluate.compared_with(args, sets, {before: start} if args.model != "new" else {})
     lm.model.to(args.device)
@@ -322,7 +324,8 @@ def describe(args, lm, forget, retain):
 
 
 def unlearn(lm, theta, forget, retain, args, notebook, start):
-    """Change lm.model by args.method, and save it. When it diverges, it is saved as it was before that step."""
+    """Change lm.model by args.method, and save it. When it diverges, it is saved as it was before that step; of Task
+    Vector, whose result is not what it trains, nothing is."""
     loop = baselines.train_rmu if args.method == "rmu" else train
     try:
         if not args.finetuned:
@@ -409,11 +412,12 @@ def teach(args, split, name):
     if split == "full" and args.never_learnt:
         lesson.never_learnt, lesson.forget_split = args.never_learnt, args.forget_split
 
-    # its folder, by all that decides its weights
+    # its folder, by the rows and the flags that decide its weights, not by the code
     benchmark = BENCHMARKS[args.task]
     splits = benchmark.tokenizer_split, split
     rows = [training_rows(lesson, each, None, base_knowledge=True) for each in splits]
-    decisive = "lr", "epochs", "batch_size", "template", "max_length", "too_long", "dtype"
+    training = "lr", "epochs", "batch_size", "warmup", "weight_decay", "clip"
+    decisive = *training, "template", "max_length", "too_long", "dtype"
     recipe = [getattr(lesson, flag) for flag in decisive]
     kind = f"{args.task}-{split}-seed{args.seed}"
     lesson.out = cache.path_of(kind, [rows, benchmark.size, *recipe])
@@ -423,7 +427,7 @@ def teach(args, split, name):
 
 
 def start(args):
-    """The run that the user asked for; before it, with --model tiny, two that make Original and Retrain."""
+    """The run that the user asked for; before it, with --model tiny, up to two that make Original and Retrain."""
     benchmark = BENCHMARKS[args.task]
     runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
     if args.retrain and args.retrain.endswith(".json"):

@@ -28,8 +28,9 @@ def exact_memorization(likeliest):
 
 
 def extraction_strength(likeliest):
-    """1 − k/|y| in [0, 1], k the shortest prefix of a response after which every token is the likeliest, from [|y|]
-    whether each is. 1: all come by themselves; 0: the last one does not (there OpenUnlearning has 1/|y|)."""
+    """1 − k/|y| in [0, 1], k the length of the shortest prefix of a response after which every token is the
+    likeliest, from [|y|] whether each is. 1: all come by themselves; 0: the last one does not (there OpenUnlearning has
+    1/|y|)."""
     wrong = np.flatnonzero(np.logical_not(likeliest))
     k = int(wrong[-1]) + 1 if len(wrong) else 0
     return 1 - k / len(likeliest)
@@ -54,7 +55,7 @@ def min_k(token_scores, share=LOWEST):
 
 
 def measured(scores, texts):
-    """Lists of a log's part, from evaluate.LM's `token_scores` of answers (normalized) and their texts."""
+    """Lists of a log's part, from evaluate.LM's `token_scores` of answers and their texts."""
     return {
         "loss": [-float(logp.mean()) for logp, _, _ in scores],
         "memorized": [exact_memorization(likeliest) for _, likeliest, _ in scores],
@@ -66,8 +67,8 @@ def measured(scores, texts):
 
 
 def membership(forget, holdout):
-    """{attack: [AUC, low, high]} of telling forget from holdout answers, of two parts of a log; None where either lacks
-    all but its losses.
+    """{attack: [AUC, low, high]} of telling forget from holdout answers, of two parts of a log; None without both,
+    or where one has losses alone.
 
     AUC = P(a forget answer looks more familiar than a holdout answer), ties counting half. 0.5: they cannot be told
     apart; above: what was to be forgotten still looks familiar; below: it looks stranger than what was never seen,

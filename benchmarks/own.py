@@ -12,8 +12,8 @@ row:
     zlib
     mink
     minkpp
-    rouge       ROUGE-L recall of the greedy generation against the answer, or the text's second half; in words of any
-                script (rouge.AnyScript), English ones stemmed
+    rouge       ROUGE-L recall of the greedy generation against the answer, or the first piece's second half; in
+                words of any script (rouge.AnyScript), English ones stemmed
 
 None of these needs a retrained model. An answer's tokens include the one that ends its turn.
 """
@@ -73,26 +73,27 @@ def evaluation_rows(dataset, forget_split):
 
 
 def check_holdout(rows):
-    """InputError if rows of `holdout`, white space aside, are rows of another set."""
+    """InputError if rows of `holdout`, white space aside, are rows of forget or retain."""
     seen = {name: {key_of(row) for row in of_set} for name, of_set in rows.items()}
     for name in SETS:
         shared = len(seen.get("holdout", set()) & seen.get(name, set()))
         if shared:
             raise InputError(
                 f"--holdout-file: {shared} of its {len(seen['holdout'])} rows are in --{name}-file too; leave them out "
-                "there: a holdout is what the model never saw"
+                "of the holdout, which is what the model never saw"
             )
 
 
 def key_of(row):
-    """What tells a row from others: its question and answer, or its text, without white space."""
-    return "".join((row["text"] if "text" in row else row["question"] + row["answer"]).split())
+    """What tells a row from others, without white space: its text, or its turns before, question and answer."""
+    asked = [turn["content"] for turn in row.get("turns", ())] + [row.get("question", ""), row.get("answer", "")]
+    return "".join((row["text"] if "text" in row else "".join(asked)).split())
 
 
 def scaled(flags):
     """{"batch_size", "retain_batch_size"} that go by the number of rows, at least 4: a fifth of those to be forgotten,
-    so that six epochs are thirty steps, on which depends how far forgetting goes, and three rows to keep with each; a
-    twelfth of those to be learnt, at most 32.
+    so that six epochs are about thirty steps, on which depends how far forgetting goes, and three rows to keep with
+    each; a twelfth of those to be learnt, at most 32.
 
     flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
     """
@@ -133,7 +134,9 @@ def read_reference(path, sets=None):
     log = read_object(path)
     reference = log.get("Retrain") or log.get("forget")
     needed = "loss", "question", "answer"
-    check(reference, {name + "?" * (name not in needed): PART[name] for name in PART}, f"'{path}': the forget part")
+    shapes = {name.removesuffix("?"): shape for name, shape in PART.items()}
+    shapes = {name + "?" * (name not in needed): shape for name, shape in shapes.items()}
+    check(reference, shapes, f"'{path}': the forget part")
     return reference
 
 
@@ -152,7 +155,7 @@ def in_order(reference, forget):
             "are none of the latter; give --retrain one of the same files"
         )
     places = their_order[np.argsort(order)]
-    return {field: [reference[field][place] for place in places] for field in PART if reference.get(field)}
+    return {field: [values[place] for place in places] for field, values in reference.items() if values}
 
 
 def names_of(part):
@@ -172,7 +175,7 @@ def means_of(part):
 
 
 def summarize(log, reference=None):
-    """The whole of metrics.json. distance: root mean square of the difference of losses on the forget set
+    """The benchmark's part of metrics.json. distance: root mean square of the difference of losses on the forget set
     from those of a retrained model, `reference`, as its forget part of a log; None without one.
     """
     check(log, LOG, "the log's")

@@ -26,7 +26,19 @@ import scipy
 
 from benchmarks import memorization, rouge, toy
 from benchmarks.protocol import Benchmark, Column
-from machinery.inputs import ANY_TEXT, POSITIVE, SHARE, TEXT, WHOLE, InputError, check, load_split, read_object
+from machinery.inputs import (
+    ANY_TEXT,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    WHOLE,
+    InputError,
+    NotLoaded,
+    check,
+    load_split,
+    note,
+    read_object,
+)
 
 SETS = "forget", "retain", "real_authors", "world_facts"
 PARTS = "probability", "rouge", "truth_ratio"
@@ -51,8 +63,8 @@ def forget_split_of(split, full):
 def load_rows(dataset, config):
     """Rows of one dataset configuration, as dicts.
 
-    dataset: a Hub id or a local folder in the Hub's layout; None for the invented world. InputError when
-    the configuration is missing, empty, or a row lacks a field.
+    dataset: a Hub id or a local folder in the Hub's layout, where InputError when the configuration is missing,
+    empty, or a row lacks a field; None for the invented world.
     """
     if dataset is None:
         return (toy.tofu_rows() | toy.holdout_rows())[config]
@@ -71,20 +83,23 @@ def training_rows(dataset, split, base_knowledge=False):
 
 
 def evaluation_rows(dataset, forget_split):
-    """Rows of the four evaluation sets: {set: [row, ...]}."""
+    """Rows of the four evaluation sets, and of a holdout where the data have one: {set: [row, ...]}."""
     configs = {name: f"{name}_perturbed" for name in SETS} | {"forget": f"{forget_split}_perturbed"}
     sets = {name: load_rows(dataset, config) for name, config in configs.items()}
     return sets | {"retain": sets["retain"][:FIRST_ROWS]} | held_out(dataset, forget_split)
 
 
 def held_out(dataset, forget_split):
-    """{"holdout": rows on authors that no split holds}, as many as are forgotten; {} where the data have none.
+    """{"holdout": rows on authors that no split holds}; {} where the data have none.
 
-    The toy has them, and some copies of TOFU. InputError if one of them is in `full`, which Original learnt.
+    The toy has as many as are forgotten, some copies of TOFU too. InputError if one of them is in `full`, which
+    Original learnt, or lacks a field.
     """
     try:
         rows = load_rows(dataset, forget_split.replace("forget", "holdout"))
-    except InputError:
+    except NotLoaded as error:
+        if "BuilderConfig" not in str(error):  # it is there, but cannot be read
+            note(f"no holdout: {error}")
         return {}
     seen = {(row["question"], row["answer"]) for row in load_rows(dataset, "full")}
     shared = sum((row["question"], row["answer"]) in seen for row in rows)
@@ -113,7 +128,7 @@ def ratio_of(forget):
 
 
 def log_ratio(forget, within=12):
-    """log10 of truth ratios [N], 0 where truth and wrong answers tie; within ±12, which pictures show."""
+    """log10 of truth ratios [N], 0 where truth and wrong answers tie; within ±`within`, by default as in pictures."""
     with np.errstate(divide="ignore"):
         return np.clip(np.log10(ratio_of(forget)), -within, within)
 
@@ -132,7 +147,7 @@ def forget_quality(ratio, retrain_ratio):
 def shared_rows(forget, reference):
     """Positions in the forget parts of two models' logs of the rows that both have: two int arrays [M].
 
-    By row number, since published logs stop at row 300; and rows 300 to 399 of forget10 are left out, as TOFU's
+    By row number, since published logs stop at row 300; and rows from 300 on are left out, as TOFU's
     authors do: the same statistic of more rows has another p-value. InputError unless the logs are of one forget set:
     where both tell their answers those must agree, else both must have equally many rows.
     """
@@ -229,7 +244,7 @@ def means_of(name, part):
 
 
 def summarize(log, reference=None):
-    """From per-example values to the whole of metrics.json.
+    """From per-example values to the benchmark's part of metrics.json.
 
     log: as in this file's docstring. reference: the forget part of the retrained model's log, or None, which
     makes what is `compared` None. repetition and judged, means over generated forget answers, are None where
@@ -265,14 +280,14 @@ def summarize(log, reference=None):
     return metrics if reference is None else metrics | compared(forget, reference)
 
 
-def floor(metrics, reference, other):
+def floor(metrics, forget, reference):
     """Metrics of one retrained model as if it had unlearned and another, of another seed, were its reference.
 
-    As near as perfect unlearning comes. None where the two are one model, or of different forget sets.
+    As near as perfect unlearning comes. None where the two are one model, or have different numbers of rows.
     """
-    if reference == other or len(reference["truth_ratio"]) != len(other["truth_ratio"]):
+    if forget == reference or len(forget["truth_ratio"]) != len(reference["truth_ratio"]):
         return None
-    return metrics | {"judged": None} | compared(reference, other)
+    return metrics | {"judged": None} | compared(forget, reference)
 
 
 # ------------------------------------------------------------------ logs, ours and others'
@@ -303,8 +318,8 @@ PUBLISHED_FIELDS = {
     "paraphrased_loss": "avg_paraphrased_loss",
     "perturbed_loss": "average_perturb_loss",
     "rouge": "rougeL_recall",
-    "answer": "generated_text",
-}  # prompt, what was generated, the right answer
+    "answer": "generated_text",  # of each (prompt, what was generated, the right answer) the last
+}
 
 # what TOFU_EVAL.json of the newer framework, OpenUnlearning, calls them: a metric of a set, and a value of each row
 FRAMEWORK_SETS = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
@@ -331,7 +346,7 @@ def published_column(content, name, field):
 
 
 def framework_column(content, name, field):
-    """The same of OpenUnlearning's TOFU_EVAL.json, whose retain set has 400 rows: those that TOFU's authors score."""
+    """The same of OpenUnlearning's TOFU_EVAL.json, of its 400 retain rows the 300 that TOFU's authors score."""
     metric, value = FRAMEWORK_FIELDS[field]
     if field == "paraphrased_loss" and name in BASE_KNOWLEDGE:
         metric = "Q_A_Prob"  # the answer stands in
@@ -425,14 +440,14 @@ def framework_ratios(content, path):
         raise InputError(f"'{path}': the keys of 'value_by_index' must be row numbers") from None
     with np.errstate(divide="ignore", over="ignore"):
         ratio = scores / (1 - scores) if largest <= 1 else 1 / scores
-    return {"row": rows, "truth_ratio": ratio.tolist()}
+    return reference_of({"forget": {"row": rows, "truth_ratio": ratio.tolist()}})
 
 
 # ------------------------------------------------------------------ measuring a model
 
 
 def texts_scored(name, row):
-    """What is scored of a row of a set: its answer, but for base knowledge its paraphrase, its wrong answers."""
+    """What is scored of a row of a set: its answer, its paraphrase (base knowledge has none), its wrong answers."""
     paraphrase = [] if name in BASE_KNOWLEDGE else [row["paraphrased_answer"]]
     return [row["answer"], *paraphrase, *row["perturbed_answer"]]
 
@@ -440,8 +455,8 @@ def texts_scored(name, row):
 def measure(lm, sets):
     """The log of a model on evaluation sets (as from `evaluation_rows`, or some of them).
 
-    Beyond what this file's docstring lists, it records question, answer, generated and length (|y| of
-    the answer).
+    Beyond what this file's docstring lists, it records question, answer, generated, length (|y| of the answer) and
+    row, its number among all rows of the set.
     """
     log, answers = measure_questions(lm, {name: rows for name, rows in sets.items() if name in SETS})
     return with_memorization(lm, log, answers, sets.get("holdout", []))
@@ -449,21 +464,22 @@ def measure(lm, sets):
 
 def measure_questions(lm, sets):
     """(the log of the four sets, {set: examples of its answers})"""
-    # one pass, sorted by length, scores all texts
-    asked = []
+    # one pass, sorted by length, scores all texts of the rows that are not too long
+    asked, scored_rows = [], {}
     for name, rows in sets.items():
         texts_of = functools.partial(texts_scored, name)
-        sets = sets | {name: lm.fitting(rows, texts_of)}
-        asked += [{"question": row["question"], "answer": text} for row in sets[name] for text in texts_of(row)]
+        numbered = [row | {"row": number} for number, row in enumerate(rows)]
+        scored_rows[name] = lm.fitting(numbered, texts_of)
+        asked += [{"question": row["question"], "answer": text} for row in scored_rows[name] for text in texts_of(row)]
     examples = lm.examples(asked)
     losses = lm.mean_losses(examples)
 
     # their losses, in that order
     scored = iter(zip(examples, losses, strict=True))
     log, answers = {}, {}  # answers: examples of each set
-    for name, rows in sets.items():
-        part = {"loss": [], "paraphrased_loss": [], "perturbed_loss": []}
-        part |= {"question": [row["question"] for row in rows], "answer": [row["answer"] for row in rows], "length": []}
+    for name, rows in scored_rows.items():
+        part = {"loss": [], "paraphrased_loss": [], "perturbed_loss": [], "length": []}
+        part |= {field: [row[field] for row in rows] for field in ("question", "answer", "row")}
         answers[name] = []
         for row in rows:
             example, loss = next(scored)

@@ -20,6 +20,10 @@ class InputError(ValueError):
     """The user gave something unusable; the message is one line that names it and the mend."""
 
 
+class NotLoaded(InputError):
+    """A data set that is not there, or cannot be read at all."""
+
+
 # ------------------------------------------------------------------ shapes
 
 # Half a surrogate pair, which JSON can spell out, is no character: no tokenizer takes it.
@@ -129,7 +133,7 @@ def check_writable(folder):
 def load_split(dataset, config, split, shape):
     """Rows of a split of a data set on the Hub, or in a local folder of the Hub's layout, as dicts.
 
-    InputError when it is missing or empty, or a row is not of `shape`.
+    NotLoaded when it is missing or empty, InputError when a row is not of `shape`.
     """
     ask_the_hub(dataset)
     import datasets
@@ -146,7 +150,7 @@ def load_split(dataset, config, split, shape):
         rows = list(datasets.load_dataset(dataset, config, split=split, streaming=local))
     except Exception as error:  # the library raises a dozen kinds, for files, network and format
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
+        raise NotLoaded(
             f"cannot load split '{split}' of '{config or 'default'}' of '{dataset}' ({reason}); "
             "--data takes a Hub id or a folder with the data set's files and README"
         ) from None

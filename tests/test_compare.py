@@ -354,6 +354,18 @@ def test_answers_stand_beside_their_question_from_short_to_long_truths(tmp_path,
     assert [" ".join(line.split()) for line in said("answers", *runs, "--show", "3")] == ANSWERS.splitlines()
 
 
+def test_answers_to_other_questions_do_not_stand_side_by_side(tmp_path, said, capsys):
+    runs = [a_run(tmp_path / method, method, 0) for method in ("npo", "simnpo")]
+    reference = read(runs[0], "reference.log.json")
+    reference["Retrain"] |= {"question": read(runs[0], "metrics.log.json")["forget"]["question"][::-1]}
+    write(runs[0], "reference.log.json", reference)
+    assert not any(line.split()[:1] == ["Retrain"] for line in said("answers", *runs))
+    log = read(runs[1], "metrics.log.json")
+    log["forget"]["question"] = log["forget"]["question"][::-1]
+    write(runs[1], "metrics.log.json", log)
+    refused(compare.main, ["answers", *runs], capsys, "different questions")
+
+
 # ------------------------------------------------------------------ claims
 
 

@@ -91,6 +91,12 @@ def test_an_answer_after_a_whole_prompt_ends_with_one_eos_and_begins_without_bos
     assert data.examples_of([{"prompt": "ab", "answer": "ca"}], tokenizer, "plain", 500) == [([0, a, b], [c, a, 1])]
 
 
+def test_a_question_without_an_answer_is_a_prompt_without_eos_whatever_the_tokenizer_adds():
+    assert (
+        data.encode("Who?", "", letters(ends=1), "plain").prompt == data.encode("Who?", "", letters(), "plain").prompt
+    )
+
+
 def test_another_answer_may_stand_in_for_a_rows_own():
     row, tokenizer = {"question": "Who?", "answer": "I"}, letters()
     assert data.examples_of([row], tokenizer, "llama2", 500, lambda row: row["question"] + "!") == [

@@ -249,6 +249,10 @@ def test_tofu_skips_a_row_if_any_of_its_texts_is_too_long(toy_llama, toy_tokeniz
     log = tofu.measure(lm._replace(too_long="skip"), sets)
     assert [len(part["loss"]) for part in log.values()] == [1, 1]
     assert log["forget"]["loss"] == log["world_facts"]["loss"] and len(sets["forget"]) == 2
+    assert log["forget"]["row"] == [1] and log["world_facts"]["row"] == [0]
+    # so it is compared with a reference that skipped none
+    reference = {"row": [0, 1], "answer": ["Ada.", "Ada."], "truth_ratio": [9.0, 2.0]}
+    assert [*map(list, tofu.shared_rows(log["forget"], reference))] == [[0], [1]]
     assert len(tofu.measure(lm._replace(too_long="cut"), sets)["forget"]["loss"]) == 2
 
 

@@ -124,7 +124,7 @@ def test_answers_end_at_the_last_position_that_the_model_has(capsys):
     short, long = data.Example([5] * 4, []), data.Example([5] * 50, [])
     texts = lm.generate([long, short])
     assert [len(text.split()) for text in texts] == [14, 60]
-    assert "1 answers end at the 64 positions" in capsys.readouterr().err
+    assert "1 of 2 answers can go no further than the 64 positions" in capsys.readouterr().err
     assert [len(text.split()) for text in lm.generate([short, short])] == [60, 60]
 
 
@@ -215,6 +215,13 @@ def test_a_response_is_what_the_template_writes_through_its_end_of_turn(family):
     if family not in ("R1", "without an end"):
         assert whole[: len(prompt + response)] == prompt + response
         assert not tokenizer.decode(whole[len(prompt + response) :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("answer", ["d", "end", "im_end", "|", "user", "assistant", "/s", "An answer."])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_that_occurs_in_the_template_too_is_still_the_response(family, answer):
+    _, response = data.encode("Where?", answer, chat_tokenizer(family))
+    assert chat_tokenizer(family).decode(response) == FAMILIES[family][-1].replace("In Rome.", answer)
 
 
 def test_a_template_that_opens_a_thought_is_said_once(capsys):

@@ -216,6 +216,17 @@ def test_holdout_rows_that_were_trained_on_are_counted(flag, taken, tmp_path):
         own.evaluation_rows(own.data_of(forget, retain, holdout_file=holdout), "forget")
 
 
+def test_a_holdout_row_may_ask_the_same_after_other_turns(tmp_path):
+    def chat(said):
+        turns = [{"role": "user", "content": said}, {"role": "assistant", "content": "Yes."}]
+        return {"messages": [*turns, {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "No."}]}
+
+    rows = {"f": chat("Ada?"), "r": chat("Bram?"), "h": chat("Cleo?")}
+    forget, retain, holdout = (a_file(tmp_path, f"{name}.jsonl", lines([row])) for name, row in rows.items())
+    sets = own.evaluation_rows(own.data_of(forget, retain, None, holdout), "forget")
+    assert [row["answer"] for row in sets["holdout"]] == ["Yes.", "No."]
+
+
 def test_a_holdout_is_measured_and_a_tokenizer_is_made_for_it_but_nothing_is_trained_on_it(tmp_path):
     rows = {"ada": asked(2), "bram": asked(3, "Bram"), "cleo": asked(305, "Cleo"), "probe": asked(1, "Dora")}
     files = {name: a_file(tmp_path, f"{name}.jsonl", lines(of_file)) for name, of_file in rows.items()}
@@ -329,11 +340,16 @@ def test_what_tables_and_figures_show_of_a_model():
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
     for content in ({"forget": a_part([1.0, 2.0])}, {"Original": a_part([9.0]), "Retrain": a_part([1.0, 2.0])}):
         assert own.read_reference(a_file(tmp_path, "log.json", json.dumps(content)))["loss"] == [1.0, 2.0]
+    # all that it tells is kept, in the order of the model's rows
+    part = a_part([1.0, 2.0]) | {"question": ["p", "q"], "memorized": [0.1, 0.2]}
+    turned = {field: values[::-1] for field, values in part.items()}
+    assert own.in_order(turned, part) == part
     for content in (
         "{}",
         "[]",
         "{",
         '{"forget": {}}',
+        '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "memorized": ["x"]}}',
         '{"forget": {"loss": []}}',
         '{"forget": {"loss": [1.0]}}',
         '{"Retrain": {"loss": ["x"]}}',

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from statistics import mean
 
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import lm_of, near, shown, token_losses
 import data
 import train
 from benchmarks import BENCHMARKS, tofu
-from machinery.inputs import InputError, check
+from machinery.inputs import InputError, NotLoaded, check
 
 
 def make_dataset(folder, rows, config="forget05"):
@@ -103,7 +104,7 @@ def test_rows_to_train_on_and_to_score(monkeypatch):
 
     def load_rows(dataset, config):
         if config.startswith("holdout"):
-            raise InputError("the data have none")
+            raise NotLoaded("BuilderConfig not found")
         return rows(config) * (dataset == "D")
 
     monkeypatch.setattr(tofu, "load_rows", load_rows)
@@ -117,6 +118,27 @@ def test_rows_to_train_on_and_to_score(monkeypatch):
         "real_authors": rows("real_authors_perturbed"),
         "world_facts": rows("world_facts_perturbed"),
     }
+
+
+def test_a_holdout_that_is_absent_unreadable_or_damaged(monkeypatch, capsys):
+    row = {"question": "q", "answer": "a"}
+    for holdout, said in (
+        (NotLoaded("cannot load: BuilderConfig 'holdout10' not found"), ""),
+        (NotLoaded("cannot load: no network"), "no holdout: cannot load: no network"),
+    ):
+        monkeypatch.setattr(tofu, "load_split", lambda *_, error=holdout: raised(error))
+        assert tofu.held_out("D", "forget10") == {}
+        assert capsys.readouterr().err.strip().endswith(said)
+    monkeypatch.setattr(tofu, "load_split", lambda *_: raised(InputError("'holdout10': row 0 lacks 'answer'")))
+    with pytest.raises(InputError, match="lacks 'answer'"):
+        tofu.held_out("D", "forget10")
+    monkeypatch.setattr(tofu, "load_split", lambda *_: [row])
+    with pytest.raises(InputError, match="1 rows of the holdout are in 'full'"):
+        tofu.held_out("D", "forget10")
+
+
+def raised(error):
+    raise error
 
 
 def test_real_tofu(tofu_dir, toy_tokenizer):
@@ -369,6 +391,15 @@ def test_the_newer_frameworks_truth_ratios_alone_are_read_by_either_of_its_defin
     assert tofu.read_reference(path) == {"row": [*range(30)], "truth_ratio": pytest.approx(ratio.tolist())}
     with pytest.raises(InputError, match="truth ratios, which --retrain can use, but not the losses"):
         tofu.summarize(tofu.read_log(path))
+
+
+@pytest.mark.parametrize("scores", [[1.0, 0.5], [0.0, 2.0]])
+def test_a_truth_ratio_that_is_infinite_becomes_the_largest_number(scores, tmp_path):
+    """As JSON has no infinity: where right or wrong answers have no probability at all."""
+    column = {str(row): {"score": score} for row, score in enumerate(scores)}
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps({"forget_truth_ratio": {"value_by_index": column}}))
+    assert tofu.read_reference(path)["truth_ratio"] == [sys.float_info.max, 1 if scores[0] else 0.5]
 
 
 def test_of_a_runs_references_the_retrained_model_counts(tmp_path):

@@ -617,6 +617,17 @@ def test_a_subset_holds_at_least_one_and_at_most_all(toy_tokenizer):
     assert [len(example.response) for example in one] == [min(len(example.response) for example in everything)]
 
 
+def test_the_rows_of_a_subset_are_those_of_its_examples_also_of_a_new_model_which_learns_more(toy_tokenizer):
+    rows = BENCHMARKS["toy"].training_rows(None, "forget10")
+    for flags in ([], ["--model", "new", "--method", "finetune"]):
+        args = resolved("--subset", "random:0.3", *flags)
+        lm = lm_of(tiny("llama", vocab=len(toy_tokenizer)), toy_tokenizer, template="plain", max_length=500)
+        learnt = train.load_examples(args, lm)[0]["answer"]
+        named = [row for row in train.rows_of_subset(args, lm) if row < len(rows)]
+        assert [lm.encode(rows[row]["question"], rows[row]["answer"]) for row in named] == learnt[: len(named)]
+        assert named
+
+
 @pytest.mark.parametrize("flag, positions", [(20, 500), (500, 20)])
 def test_no_example_is_longer_than_flag_and_model_allow(flag, positions, toy_tokenizer, monkeypatch):
     model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
