@@ -274,7 +274,7 @@ COLUMNS = (
     mean_column("forget", "extraction", "extract.", "→R"),
     mean_column("probe", "rouge", "ROUGE-L", "→R"),
     Column(
-        "membership AUC",
+        "AUC by loss",
         lambda metrics: memorization.auc_of(metrics, "loss"),
         ".3f",
         "→R",

@@ -41,7 +41,7 @@ from machinery.inputs import (
 )
 
 SETS = "forget", "retain", "real_authors", "world_facts"
-PARTS = "probability", "rouge", "truth_ratio"
+MEANS = "probability", "rouge", "truth_ratio"
 BASE_KNOWLEDGE = SETS[2:]  # what a from-scratch model must learn too, so that its utility can be measured
 FIRST_ROWS = 300  # TOFU's authors score the first 300 rows of a set: of retain_perturbed, and for forget quality
 
@@ -121,9 +121,9 @@ def truth_ratio(paraphrased_loss, perturbed_loss):
         return np.exp(wrong - np.asarray(paraphrased_loss, dtype=np.float64))
 
 
-def ratio_of(forget):
-    """Truth ratios [N] of the forget part of a log, or of one that holds just them; finite, as in JSON."""
-    ratio = forget.get("truth_ratio") or truth_ratio(forget["paraphrased_loss"], forget["perturbed_loss"])
+def ratio_of(part):
+    """Truth ratios c [N] of a set's part of a log, or of one that holds just them; finite, as in JSON."""
+    ratio = part.get("truth_ratio") or truth_ratio(part["paraphrased_loss"], part["perturbed_loss"])
     return np.minimum(ratio, sys.float_info.max)
 
 
@@ -219,11 +219,11 @@ def model_utility(metrics):
     metrics: {set: {part: number in [0, 1]}}. 0 as soon as one of the nine is 0. As aggregate_eval_stat.py of
     TOFU's authors computes it; their utils.py has another formula, and other numbers.
     """
-    return float(scipy.stats.hmean([metrics[name][part] for name in SETS[1:] for part in PARTS]))
+    return float(scipy.stats.hmean([metrics[name][part] for name in SETS[1:] for part in MEANS]))
 
 
 def means_of(name, part):
-    """{part: mean} over the examples of one set; part: what a log holds under its name."""
+    """{one of MEANS: mean} over the examples of one set; part: what a log holds under its name."""
     if name in BASE_KNOWLEDGE:
         # p(answer) among the offered answers; p = exp(-loss), so a softmax, which cannot be 0/0
         probability = [
@@ -239,7 +239,7 @@ def means_of(name, part):
     return {
         "probability": float(np.mean(probability)),
         "rouge": float(np.mean(part["rouge"])),
-        "truth_ratio": float(np.mean(truth)),
+        "truth_ratio": float(np.mean(truth)),  # of c, which the name means in a log, what the table calls truth
     }
 
 
@@ -587,12 +587,12 @@ def mean_column(name, part):
 
 COLUMNS = (
     QUALITY,
-    Column("log10 of it", log_quality, ".1f", "↑"),
+    Column("log10 forget quality", log_quality, ".1f", "↑"),
     DISTANCE,
-    Column("shortest half", lambda metrics: quality(metrics, "shortest"), ".2g", "↑"),
-    Column("longest half", lambda metrics: quality(metrics, "longest"), ".2g", "↑"),
+    Column("quality, shortest half", lambda metrics: quality(metrics, "shortest"), ".2g", "↑"),
+    Column("quality, longest half", lambda metrics: quality(metrics, "longest"), ".2g", "↑"),
     UTILITY,
-    *(mean_column(name, part) for name in SETS for part in PARTS),
+    *(mean_column(name, part) for name in SETS for part in MEANS),
     Column("repeated 4-grams", lambda metrics: metrics.get("repetition"), ".3f", "→R"),
     Column("answers under Retrain", lambda metrics: metrics.get("judged"), ".2f", "→R"),
     Column("exact memorization", lambda metrics: metrics.get("memorized"), ".3f", "→R", main=False),

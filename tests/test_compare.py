@@ -117,14 +117,14 @@ def test_a_table_has_mean_and_deviation_of_each_method_and_the_best_in_bold(tmp_
         ("forget quality ↑", ".2g", "forget_quality"),
         ("distance to Retrain ↓", ".3f", "distance"),
         ("model utility ↑", ".3f", "model_utility"),
-        ("shortest half ↑", ".2g", "forget_quality_halves", "shortest"),
+        ("quality, shortest half ↑", ".2g", "forget_quality_halves", "shortest"),
         ("forget truth ratio →R", ".3f", "forget", "truth_ratio"),
         ("training s ↓", ".1f", "train_seconds"),
     ):
         for row, *place in (("NPO",), ("Retrain", "reference", "Retrain")):
             values = of_all(npo, *place, *path)
             assert rows[row][column].strip("*") == f"{np.mean(values):{form}} ± {statistics.stdev(values):{form}}"
-    assert rows["NPO"]["log10 of it ↑"] == "-0.5 ± 0.2" and rows["SimNPO"]["log10 of it ↑"] == "-3.0"
+    assert rows["NPO"]["log10 forget quality ↑"] == "-0.5 ± 0.2" and rows["SimNPO"]["log10 forget quality ↑"] == "-3.0"
     assert {(name, column) for name, row in rows.items() for column, cell in row.items() if "**" in cell} == {
         ("NPO", "forget quality ↑"),
         ("SimNPO", "distance to Retrain ↓"),

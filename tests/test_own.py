@@ -298,7 +298,7 @@ SHOWN = """1.291 distance to Retrain ↓ main bold
 0.300 forget memorized →R main
 0.200 forget extraction →R main
 0.600 probe rouge →R main
-0.700 membership AUC →R main
+0.700 AUC by loss →R main
 1.000 retain loss ↓ main
 0.500 retain rouge ↑ main bold
 0.800 general accuracy ↑ main

@@ -198,7 +198,7 @@ def test_every_metric_by_hand():
 
 
 def test_model_utility_is_zero_when_a_part_is():
-    assert tofu.model_utility({name: dict.fromkeys(tofu.PARTS, name != "retain") for name in tofu.SETS}) == 0
+    assert tofu.model_utility({name: dict.fromkeys(tofu.MEANS, name != "retain") for name in tofu.SETS}) == 0
 
 
 def test_extreme_losses_give_numbers_not_nan():
@@ -482,10 +482,10 @@ def test_rouge_is_the_stemmed_recall_of_what_is_common(answer, said, rouge, toy_
 
 
 SHOWN = """0.0001 forget quality ↑ main bold
--4.0 log10 of it ↑ main
+-4.0 log10 forget quality ↑ main
 0.750 distance to Retrain ↓ main bold
-0.12 shortest half ↑ main
-0.5 longest half ↑ main
+0.12 quality, shortest half ↑ main
+0.5 quality, longest half ↑ main
 0.625 model utility ↑ main bold
 0.000 forget probability →R main
 0.010 forget rouge →R main
@@ -523,6 +523,6 @@ def test_what_tables_and_figures_show_of_a_model():
     metrics |= dict(model_utility=0.625, repetition=0.875, judged=2.0, memorized=0.125, extraction=0.25)
     metrics["membership"] = {"loss": [0.9], "zlib": [0.8], "mink": [0.7], "minkpp": [0.6]}
     for i, name in enumerate(tofu.SETS):
-        metrics[name] = {part: i / 10 + j / 100 for j, part in enumerate(tofu.PARTS)}
+        metrics[name] = {part: i / 10 + j / 100 for j, part in enumerate(tofu.MEANS)}
     assert shown(BENCHMARKS["tofu"], metrics) == shown(BENCHMARKS["toy"], metrics) == SHOWN
     assert tofu.log_quality({"forget_quality": 0.0}) == pytest.approx(-307.65, abs=0.01)  # of the least float64
