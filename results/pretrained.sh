@@ -108,6 +108,5 @@ paths() { echo; "$python" results/paths.py "$@"; }
 compare table "$at"/table/*/
 compare table --columns cost "$at"/table/*/
 compare answers --show 3 "$at"/table/*-0/
-compare figure tradeoff "$at"/table/*/ --overwrite --out results/pretrained-tradeoff.png
 paths "$at"/known/{simnpo,npo,wgraddiff}-*/ --overwrite --out results/pretrained-paths-known.png
 paths --never-learnt "$unseen" "$at"/half/{simnpo,npo,wgraddiff}-*/ --overwrite --out results/pretrained-paths-half.png
