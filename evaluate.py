@@ -354,7 +354,8 @@ def report(args, logs, metrics, reference):
     benchmark = BENCHMARKS[args.task]
     known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part is known
     verdict = benchmark.verdict(metrics, known, args.method, vars(args))
-    lines = [table(benchmark.columns, metrics)]
+    learns = {"Original": "before"} if args.method == "finetune" else {}  # what makes an Original begins from none
+    lines = [table(benchmark.columns, {learns.get(name, name): numbers for name, numbers in metrics.items()})]
     lines += ["", *verdict, ""] if verdict else benchmark.notes(metrics[args.method], logs[args.method])
     seconds, peak = (metrics[args.method].get(name) for name in ("train_seconds", "peak_memory_bytes"))
     memory = f", {peak / 1e9:.1f} GB at most" if peak else ""
@@ -365,7 +366,7 @@ def report(args, logs, metrics, reference):
         return
     by_length = sorted(range(len(forget["length"])), key=forget["length"].__getitem__)
     texts = {"question": forget["question"], "truth": forget["answer"]}
-    texts |= {name: log["forget"]["generated"] for name, log in logs.items()}
+    texts |= {learns.get(name, name): log["forget"]["generated"] for name, log in logs.items()}
     for name, column in texts.items():
         print(f"{name:>10s}: {column[by_length[len(by_length) // 2]]}")
 

@@ -1251,3 +1251,11 @@ def test_a_model_that_is_fine_tuned_already_takes_no_time(own_data, toy_model_fo
     for theta, theta_ft, made in zip(*weights, strict=True):
         assert torch.allclose(made, theta - 2 * (theta_ft - theta), atol=1e-6) and not torch.equal(theta, theta_ft)
     assert json_of(out / "run.json")["cost"] == {"train_seconds": 0}
+
+
+def test_what_a_model_that_is_taught_begins_from_is_no_original(own_data, toy_model_folder, tmp_path, capsys):
+    common = "--model", toy_model_folder, "--max-steps", 1, *own_data[0]
+    for method, name in (("finetune", "before"), ("simnpo", "Original")):
+        run(tmp_path / method, "--method", method, *common)
+        first = [line.split()[:1] for line in capsys.readouterr().out.splitlines()]
+        assert [name] in first and [name + ":"] in first and [{"before": "Original"}.get(name, "before")] not in first
