@@ -134,18 +134,18 @@ def differs(flag, settings):
     return any(setting.get(flag) != settings[0].get(flag) for setting in settings)
 
 
-def reference_key(run):
+def compared_key(run):
     """What tells the models that a run was compared with from another run's: Original's seed, Retrain, retain rows."""
     return run["seed"][0], str(run["flags"].get("retrain")), str(run["setting"].get("retain_file"))
 
 
-def references_of(runs):
+def compared_models(runs):
     """{"Original": [metrics, …], "Retrain": […]}: what the runs were compared with, once per seed."""
     by_name = {}
     for run in runs:
         for name, metrics in run["metrics"]["reference"].items():
             if name != "before":  # the run that was started from, which has a folder of its own
-                by_name.setdefault(name, {})[reference_key(run)] = metrics
+                by_name.setdefault(name, {})[compared_key(run)] = metrics
     return {name: list(models.values()) for name, models in by_name.items()}
 
 
@@ -158,7 +158,7 @@ def floor_of(runs):
         metrics = run["metrics"]["reference"].get("Retrain")
         log = run["reference.log.json"].get("Retrain")
         if metrics and log:
-            models[reference_key(run)] = metrics, log
+            models[compared_key(run)] = metrics, log
     retrained = [models[key] for key in sorted(models)]
     pairs = itertools.pairwise(retrained) if floor else ()
     rows = [floor(metrics, log, other) for (metrics, log), (_, other) in pairs]
@@ -169,7 +169,7 @@ def floor_of(runs):
 def models_of(runs):
     """{label: [metrics, …]}: the models compared with, then the runs' own."""
     own = {label: [run["metrics"] for run in group] for label, group in group_runs(runs).items()}
-    return references_of(runs) | own
+    return compared_models(runs) | own
 
 
 # ------------------------------------------------------------------ tables
@@ -201,8 +201,8 @@ def table(runs, shown="main"):
     groups = group_runs(runs)
     models = models_of(runs)
     if shown != "cost":
-        references = {label: models.pop(label) for label in ("Original", "Retrain") if label in models}
-        models = references | floor_of(runs) | models
+        others = {label: models.pop(label) for label in ("Original", "Retrain") if label in models}
+        models = others | floor_of(runs) | models
 
     columns = benchmark_of(runs).columns
     columns = {"main": [column for column in columns if column.main], "all": [*columns, *COST], "cost": COST}[shown]
@@ -321,7 +321,7 @@ def draw_epochs(runs):
     for axis, column in zip(axes, columns, strict=True):
         for label, group in group_runs(runs).items():
             draw_path(axis, group, column.value, label)
-        for name, group in references_of(runs).items():
+        for name, group in compared_models(runs).items():
             level = np.mean([column.value(metrics) for metrics in group])
             axis.axhline(level, color=colours[name], linestyle=":", label=name)
         axis.set(xlabel="epoch (0: before)", title=column.name)

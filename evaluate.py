@@ -284,16 +284,16 @@ def log_of(args, sets, name):
     return benchmark.measure(load(args, name), sets)
 
 
-def reference_of(args, sets, logs):
+def retrained_part(args, sets, logs):
     """What the model is compared with: --retrain's log, or its model, whose own log is put into `logs`; without the
     flag what the benchmark's authors published of their Retrain, or None."""
     benchmark = BENCHMARKS[args.task]
     if not args.retrain:
         return benchmark.published
     if args.retrain.endswith(".json"):
-        return benchmark.read_reference(args.retrain, sets)
+        return benchmark.read_retrained(args.retrain, sets)
     logs["Retrain"] = log_of(args, sets, args.retrain)
-    return benchmark.reference_of(logs["Retrain"])
+    return benchmark.compared_part(logs["Retrain"])
 
 
 def sets_of(args, forget_split):
@@ -307,19 +307,19 @@ def sets_of(args, forget_split):
 
 
 def compared_with(args, sets, names):
-    """({name: log} of models and of Retrain; the reference of `reference_of`). names: {name: model}.
+    """({name: log} of models and of Retrain; its part of `retrained_part`). names: {name: model}.
 
-    InputError for a reference of another kind.
+    InputError for a Retrain of another kind.
     """
     if not sets:
         return {}, None
     logs = dict.fromkeys(names)
-    reference = reference_of(args, sets, logs)  # first: what is wrong with it shows before the models are measured
+    retrained = retrained_part(args, sets, logs)  # first: what is wrong with it shows before the models are measured
     for name, model in names.items():
         logs[name] = log_of(args, sets, model)
-        if reference:
-            BENCHMARKS[args.task].summarize(logs[name], reference)  # for its InputError
-    return logs, reference
+        if retrained:
+            BENCHMARKS[args.task].summarize(logs[name], retrained)  # for its InputError
+    return logs, retrained
 
 
 def ask_retrained(args, logs):
@@ -331,28 +331,28 @@ def ask_retrained(args, logs):
             log["forget"]["judged"] = benchmark.judge(retrained, log["forget"])
 
 
-def write_metrics(args, logs, reference, cost):
+def write_metrics(args, logs, retrained, cost):
     """metrics.json and the logs behind it, from {name: log}; returns {name: metrics}."""
     benchmark = BENCHMARKS[args.task]
-    metrics = {name: benchmark.summarize(log, reference) for name, log in logs.items()}
+    metrics = {name: benchmark.summarize(log, retrained) for name, log in logs.items()}
     metrics[args.method] |= cost
     if "Retrain" in logs and folder.is_run(args.retrain):
         metrics["Retrain"] |= folder.read(args.retrain, "run.json").get("cost", {})
 
     others = [name for name in logs if name != args.method]
-    references = {"Retrain": reference} if args.retrain else {}
-    references |= {name: benchmark.reference_of(logs[name]) for name in others}
+    parts = {"Retrain": retrained} if args.retrain else {}
+    parts |= {name: benchmark.compared_part(logs[name]) for name in others}
     compared = {"reference": {name: metrics[name] for name in others}}
     write_json(args.out / "metrics.log.json", logs[args.method])
-    write_json(args.out / "reference.log.json", references)
+    write_json(args.out / "reference.log.json", parts)
     write_json(args.out / "metrics.json", metrics[args.method] | compared)
     return metrics
 
 
-def report(args, logs, metrics, reference):
+def report(args, logs, metrics, retrained):
     """Print the table, what it says in words, and the answers to the question whose answer is of middle length."""
     benchmark = BENCHMARKS[args.task]
-    known = ({"Retrain": {"forget": reference}} if args.retrain else {}) | logs  # of a log only that part is known
+    known = ({"Retrain": {"forget": retrained}} if args.retrain else {}) | logs  # of a log only that part is known
     verdict = benchmark.verdict(metrics, known, args.method, vars(args))
     learns = {"Original": "before"} if args.method == "finetune" else {}  # what makes an Original begins from none
     lines = [table(benchmark.columns, {learns.get(name, name): numbers for name, numbers in metrics.items()})]
@@ -401,9 +401,9 @@ def summarize_log(args):
     )
     refuse(args.given, unused.split(), "with --log, where nothing is measured")
     benchmark = BENCHMARKS[args.given.task or "tofu"]
-    reference = benchmark.read_reference(args.retrain) if args.retrain else benchmark.published
+    retrained = benchmark.read_retrained(args.retrain) if args.retrain else benchmark.published
     log = benchmark.read_log(args.log)
-    return log, {}, benchmark.summarize(log, reference), benchmark
+    return log, {}, benchmark.summarize(log, retrained), benchmark
 
 
 def measure_model(args):
@@ -415,10 +415,10 @@ def measure_model(args):
     args.eval_batch_size = args.batch_size
     sets = sets_of(args, args.split)
     logs = {}
-    reference = reference_of(args, sets, logs)
+    retrained = retrained_part(args, sets, logs)
     logs["model"] = benchmark.measure(load(args, args.model), sets)
     ask_retrained(args, logs)
-    metrics = {name: benchmark.summarize(log, reference) for name, log in logs.items()}
+    metrics = {name: benchmark.summarize(log, retrained) for name, log in logs.items()}
     return logs["model"], metrics, metrics["model"], benchmark
 
 
@@ -532,7 +532,7 @@ def build_parser():
     what("--log", help="or an evaluation log to summarize without any model")
     what(
         "--retrain",
-        help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json: ours, a run's "
+        help="to compare with: the retrained model's folder or Hub id, or its log, a .json: ours, a run's "
         "reference.log.json, TOFU's published one, TOFU_EVAL.json (default: what the run in --model was compared with)",
     )
     what(

@@ -283,7 +283,7 @@ def run_alone(args, start, quiet):
         flags.print_settings(args)
     before = "before" if "start" in settings else "Original"  # "start": of a run that relearns
     lm.model.cpu()  # one model at a time on the GPU
-    logs, reference = evaluate.compared_with(args, sets, {before: start} if args.model != "new" else {})
+    logs, retrained = evaluate.compared_with(args, sets, {before: start} if args.model != "new" else {})
     lm.model.to(args.device)
     runs.open_folder(args.out, settings | ({"cost": cost} if cost else {}), args.resume)
 
@@ -292,7 +292,7 @@ def run_alone(args, start, quiet):
         if cost:
             runs.drop_lines(args.out, math.inf, math.inf)
         else:
-            on_epoch = after_epoch(args, lm, sets, logs, reference) if args.eval == "epoch" else None
+            on_epoch = after_epoch(args, lm, sets, logs, retrained) if args.eval == "epoch" else None
             notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch)
             unlearn(lm, theta, forget, retain, args, notebook, start)
         if cost or processes.several() or args.lora:
@@ -301,7 +301,7 @@ def run_alone(args, start, quiet):
         settings["cost"] = cost or notebook.cost()
         runs.write_settings(args.out, settings)
         runs.drop_saves(args.out)
-        finish(args, settings, lm, sets, logs, reference, quiet)
+        finish(args, settings, lm, sets, logs, retrained, quiet)
     except STOPS as stop:
         stop.mend = f"the same command with --resume --out {args.out} goes on"
         raise
@@ -357,14 +357,14 @@ def settings_of(args, start):
     return runs.settings_of(args, start, (method.name, method.colour), BENCHMARKS[args.task].measure.__module__)
 
 
-def after_epoch(args, lm, sets, logs, reference):
+def after_epoch(args, lm, sets, logs, retrained):
     """What --eval epoch does after each: a line of epochs.jsonl, and one on the screen."""
 
     benchmark = BENCHMARKS[args.task]
 
     def measure(epoch):
         logs[args.method] = benchmark.measure(lm, sets)
-        metrics = benchmark.summarize(logs[args.method], reference)
+        metrics = benchmark.summarize(logs[args.method], retrained)
         runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
         tqdm.write("  ".join([f"epoch {epoch}", *(column.words(metrics) for column in benchmark.over_epochs)]))
         data.make_deterministic(lm.model)
@@ -372,20 +372,20 @@ def after_epoch(args, lm, sets, logs, reference):
     return measure
 
 
-def finish(args, settings, lm, sets, logs, reference, quiet):
+def finish(args, settings, lm, sets, logs, retrained, quiet):
     """After training: measure, write, show."""
     benchmark = BENCHMARKS[args.task]
     if sets:
         logs[args.method] = logs.get(args.method) or benchmark.measure(lm, sets)
         lm.model.cpu()
         evaluate.ask_retrained(args, logs)
-        metrics = evaluate.write_metrics(args, logs, reference, settings["cost"])
+        metrics = evaluate.write_metrics(args, logs, retrained, settings["cost"])
         if not quiet:
-            evaluate.report(args, logs, metrics, reference)
+            evaluate.report(args, logs, metrics, retrained)
     runs.write_settings(args.out, settings | {"sums": folder.sums_of(args.out)})
     if processes.first():
         label, values_of = benchmark.spread
-        values = {name: values_of(benchmark.reference_of(log)) for name, log in logs.items()}
+        values = {name: values_of(benchmark.compared_part(log)) for name, log in logs.items()}
         compare.draw_run(args.out, values, label)
     if not quiet and args.eval == "epoch" and args.method != "finetune" and "Original" in logs:
         print(evaluate.best_epoch(benchmark, read_json(args.out / "epochs.jsonl"), metrics["Original"]))
@@ -431,7 +431,7 @@ def start(args):
     benchmark = BENCHMARKS[args.task]
     runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
     if args.retrain and args.retrain.endswith(".json"):
-        benchmark.read_reference(args.retrain)
+        benchmark.read_retrained(args.retrain)
     if "refusal" in METHODS[args.method].reads:
         check_questions(args)
 

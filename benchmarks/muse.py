@@ -108,10 +108,10 @@ def auc_of(log):
     return float(auc(log["privleak_forget"]["score"], log["privleak_holdout"]["score"]))
 
 
-def summarize(log, reference=None):
+def summarize(log, retrained=None):
     """The whole of metrics.json: means × 100, AUC, and PrivLeak = (AUC - AUC_retrain) / AUC_retrain × 100.
 
-    reference: {"auc": of the retrained model, ...}, or None, which makes privleak None.
+    retrained: {"auc": of the retrained model, ...}, or None, which makes privleak None.
     """
     check(log, LOG, "the log's")
     metrics = {
@@ -122,14 +122,13 @@ def summarize(log, reference=None):
         "privleak": None,
         "words": float(np.mean([len(text.split()) for text in log["verbmem"]["generated"]])),
     }
-    if reference is not None:
-        retrained = reference["auc"]
-        if retrained == 0:
+    if retrained is not None:
+        aim = retrained["auc"]
+        if aim == 0:
             raise InputError(
-                "the AUC of the retrained reference is 0, so it knows the forget set by heart; "
-                "give --retrain a model that never saw it"
+                "the AUC of Retrain is 0, so it knows the forget set by heart; give --retrain a model that never saw it"
             )
-        metrics["privleak"] = (metrics["auc"] - retrained) / retrained * 100
+        metrics["privleak"] = (metrics["auc"] - aim) / aim * 100
     return metrics
 
 
@@ -140,21 +139,21 @@ SCORES = {"score": [POSITIVE]}
 LOG = {"verbmem": ROUGE, "forget": ROUGE, "retain": ROUGE, **{f"privleak_{name}": SCORES for name in TEXTS}}
 
 
-def reference_of(log):
+def compared_part(log):
     """What of a model's log others are compared with, and pictures show beside theirs."""
     scores = {f"privleak_{name}": log[f"privleak_{name}"] for name in TEXTS}
     return scores | {"auc": auc_of(log), "generated": log["forget"]["generated"]}
 
 
-def read_reference(path, sets=None):
+def read_retrained(path, sets=None):
     """{"auc": …} of a retrained model, from its log or a run's reference.log.json."""
     log = read_object(path)
     if "privleak_forget" in log:
         check(log, LOG, f"'{path}':")
-        return reference_of(log)
-    reference = log.get("Retrain", log)
-    check(reference, {"auc": SHARE}, f"'{path}':")
-    return reference
+        return compared_part(log)
+    retrained = log.get("Retrain", log)
+    check(retrained, {"auc": SHARE}, f"'{path}':")
+    return retrained
 
 
 # ------------------------------------------------------------------ measuring a model
@@ -254,14 +253,14 @@ TASK = functools.partial(
     measure=measure,
     summarize=summarize,
     log=LOG,
-    reference_of=reference_of,
-    read_reference=read_reference,
+    compared_part=compared_part,
+    read_retrained=read_retrained,
     read_log=read_object,
     columns=COLUMNS,
     kept=RETAINED,
     forgotten=NO_LEAK,
     over_epochs=(NO_LEAK, RETAINED),
-    spread=("Min-40% score of forget texts, nats", lambda reference: reference["privleak_forget"]["score"]),
+    spread=("Min-40% score of forget texts, nats", lambda retrained: retrained["privleak_forget"]["score"]),
     notes=notes,
 )
 REAL = functools.partial(

@@ -125,37 +125,37 @@ LOG = {"forget": PART} | {f"{name}?": PART for name in FILES[1:]} | general.LOG
 MEANS = "loss", "rouge", "memorized", "extraction"
 
 
-def reference_of(log):
+def compared_part(log):
     return log["forget"]
 
 
-def read_reference(path, sets=None):
+def read_retrained(path, sets=None):
     """The forget part of a retrained model's log, or of a run's reference.log.json."""
     log = read_object(path)
-    reference = log.get("Retrain") or log.get("forget")
+    retrained = log.get("Retrain") or log.get("forget")
     needed = "loss", "question", "answer"
     shapes = {name.removesuffix("?"): shape for name, shape in PART.items()}
     shapes = {name + "?" * (name not in needed): shape for name, shape in shapes.items()}
-    check(reference, shapes, f"'{path}': the forget part")
-    return reference
+    check(retrained, shapes, f"'{path}': the forget part")
+    return retrained
 
 
-def in_order(reference, forget):
+def in_order(retrained, forget):
     """The forget part of another model's log, {field: values}, with its rows in the order of `forget`.
 
     Rows are the same if question and answer are, white space aside: of a text these are its halves, together the text,
     and where they part depends on the tokenizer. InputError unless both parts are of the same rows.
     """
-    mine, theirs = map(names_of, (forget, reference))
+    mine, theirs = map(names_of, (forget, retrained))
     order, their_order = np.argsort(mine, kind="stable"), np.argsort(theirs, kind="stable")
     if sorted(mine) != sorted(theirs):
         others = len(set(theirs) - set(mine))
         raise InputError(
-            f"the retrained reference has {len(theirs)} forget rows, the model {len(mine)}, and {others} of the former "
+            f"Retrain has {len(theirs)} forget rows, the model {len(mine)}, and {others} of the former "
             "are none of the latter; give --retrain one of the same files"
         )
     places = their_order[np.argsort(order)]
-    return {field: [values[place] for place in places] for field, values in reference.items() if values}
+    return {field: [values[place] for place in places] for field, values in retrained.items() if values}
 
 
 def names_of(part):
@@ -174,17 +174,17 @@ def means_of(part):
     return means | {"interval": {value: bootstrap(np.mean, column) for value, column in values.items()}}
 
 
-def summarize(log, reference=None):
+def summarize(log, retrained=None):
     """The benchmark's part of metrics.json. distance: root mean square of the difference of losses on the forget set
-    from those of a retrained model, `reference`, as its forget part of a log; None without one.
+    from those of `retrained`, the forget part of the retrained model's log; None without one.
     """
     check(log, LOG, "the log's")
     metrics = {name: means_of(log[name]) for name in FILES if log.get(name)} | general.summarize(log)
     metrics["membership"] = memorization.membership(log.get("forget"), log.get("holdout"))
     metrics["distance"] = None
     metrics["repetition"] = float(np.mean([*map(repetition, log["forget"]["generated"])]))
-    if reference is not None:
-        gap = np.subtract(log["forget"]["loss"], in_order(reference, log["forget"])["loss"])
+    if retrained is not None:
+        gap = np.subtract(log["forget"]["loss"], in_order(retrained, log["forget"])["loss"])
         metrics["distance"] = float(np.sqrt(np.mean(np.square(gap))))
     return metrics
 
@@ -305,14 +305,14 @@ OWN = Benchmark(
     summarize=summarize,
     log=LOG,
     outside=general.rows,
-    reference_of=reference_of,
-    read_reference=read_reference,
+    compared_part=compared_part,
+    read_retrained=read_retrained,
     read_log=read_object,
     columns=COLUMNS,
     kept=KEPT,
     forgotten=NEARNESS,
     over_epochs=(NEARNESS, KEPT),
-    spread=("loss on forget rows, nats a token", lambda reference: reference["loss"]),
+    spread=("loss on forget rows, nats a token", lambda retrained: retrained["loss"]),
     notes=notes,
     verdict=words,
     data_of=data_of,

@@ -4,7 +4,7 @@ A benchmark knows its rows, how a model is asked, the arithmetic of its metrics,
 nothing of training, of methods or of files of a run, and imports no torch: a model is asked through an `evaluate.LM`.
 
 A *log* holds per-example values under the name of each set of questions; *metrics* are what `summarize` makes of
-it, a dict that goes into metrics.json; a *reference* is the part of the retrained model's log that others are compared
+it, a dict that goes into metrics.json; `retrained` is the part of the retrained model's log that others are compared
 with.
 """
 
@@ -61,23 +61,23 @@ class Benchmark:
 
     # a model's log, the arithmetic on it, and what is compared with
     measure: Callable  # (evaluate.LM, sets): log
-    summarize: Callable  # (log, reference or None): metrics
+    summarize: Callable  # (log, retrained or None): metrics
     log: dict  # the shape of a log, see machinery.inputs.check
-    reference_of: Callable  # log → reference
-    read_reference: Callable  # (path, sets=None): reference, from a file that the user names
+    compared_part: Callable  # log → what others are compared with, if it is Retrain's
+    read_retrained: Callable  # (path, sets=None): that part, from a file that the user names
     read_log: Callable  # path → log
     judge: Callable | None = None  # (LM of the retrained model, forget part of a log): its mean loss of each answer
-    # (metrics, reference, another reference): metrics of one Retrain against another; None if they cannot be compared
+    # (metrics, retrained, another's): metrics of one Retrain against another; None if they cannot be compared
     floor: Callable | None = None
     outside: Callable | None = None  # (): {set: rows} that no data set holds, measured on pretrained models only
-    published: dict | None = None  # a reference that the benchmark's authors published
+    published: dict | None = None  # what the benchmark's authors published of their Retrain
 
     # tables and figures
     columns: tuple = ()
     kept: Column | None = None  # what should stay: the axes of the trade-off
     forgotten: Column | None = None  # what should go; more is better
     over_epochs: tuple = ()  # what is drawn over epochs; the first stands for forgetting
-    spread: tuple = ()  # (label, reference → values): whose distribution run.png shows
+    spread: tuple = ()  # (label, compared part → values): whose distribution run.png shows
     notes: Callable = lambda metrics, log: []  # lines that belong under a table
     # ({name: metrics}, {name: log}, method, flags): lines that say whether a run worked
     verdict: Callable = lambda metrics, logs, method, flags: []

@@ -144,23 +144,23 @@ def forget_quality(ratio, retrain_ratio):
         return float(scipy.stats.ks_2samp(ratio, retrain_ratio).pvalue)
 
 
-def shared_rows(forget, reference):
+def shared_rows(forget, retrained):
     """Positions in the forget parts of two models' logs of the rows that both have: two int arrays [M].
 
     By row number, since published logs stop at row 300; and rows from 300 on are left out, as TOFU's
     authors do: the same statistic of more rows has another p-value. InputError unless the logs are of one forget set:
     where both tell their answers those must agree, else both must have equally many rows.
     """
-    mine, theirs = row_numbers(forget), row_numbers(reference)
+    mine, theirs = row_numbers(forget), row_numbers(retrained)
     _, left, right = np.intersect1d(mine, theirs, return_indices=True)
     same = len(left) == len(mine) == len(theirs)
-    if forget.get("answer") and reference.get("answer"):
-        pairs = [(forget["answer"][i], reference["answer"][j]) for i, j in zip(left, right, strict=True)]
+    if forget.get("answer") and retrained.get("answer"):
+        pairs = [(forget["answer"][i], retrained["answer"][j]) for i, j in zip(left, right, strict=True)]
         same = pairs and all(one == other for one, other in pairs)
     if not same:
         raise InputError(
             f"forget quality compares {len(mine)} forget examples with {len(theirs)} others of "
-            "the retrained reference; give --retrain a reference of the same forget split"
+            "Retrain; give --retrain one of the same forget split"
         )
     first = np.array(mine)[left] < FIRST_ROWS
     return left[first], right[first]
@@ -172,25 +172,25 @@ def row_numbers(forget):
     return forget.get("row") or range(max(len(forget.get(field, ())) for field in fields))
 
 
-def compared(forget, reference):
+def compared(forget, retrained):
     """What of metrics.json compares the forget parts of two models' logs, on the `shared_rows`.
 
     distance: sqrt(mean (log10 c - log10 c_R)²), per example, so that unlike forget quality it is not of ranks;
-    0 if every truth ratio is the reference's. forget_quality_halves, of the shortest and the longest half, is
+    0 if every truth ratio is Retrain's. forget_quality_halves, of the shortest and the longest half, is
     None where `forget` lacks `length`.
     """
-    rows, theirs = shared_rows(forget, reference)
-    ratio, retrained = ratio_of(forget)[rows], ratio_of(reference)[theirs]
-    gap = log_ratio(forget, 300)[rows] - log_ratio(reference, 300)[theirs]
+    rows, theirs = shared_rows(forget, retrained)
+    ratio, aim = ratio_of(forget)[rows], ratio_of(retrained)[theirs]
+    gap = log_ratio(forget, 300)[rows] - log_ratio(retrained, 300)[theirs]
     halves = None
     if forget.get("length") and len(rows) > 1:
         short, long = halves_of(np.array(forget["length"])[rows])
         halves = {
-            "shortest": forget_quality(ratio[short], retrained[short]),
-            "longest": forget_quality(ratio[long], retrained[long]),
+            "shortest": forget_quality(ratio[short], aim[short]),
+            "longest": forget_quality(ratio[long], aim[long]),
         }
     return {
-        "forget_quality": forget_quality(ratio, retrained),
+        "forget_quality": forget_quality(ratio, aim),
         "forget_quality_halves": halves,
         "distance": float(np.sqrt(np.mean(gap**2))),
         "forget_examples": len(rows),
@@ -243,10 +243,10 @@ def means_of(name, part):
     }
 
 
-def summarize(log, reference=None):
+def summarize(log, retrained=None):
     """From per-example values to the benchmark's part of metrics.json.
 
-    log: as in this file's docstring. reference: the forget part of the retrained model's log, or None, which
+    log: as in this file's docstring. retrained: the forget part of the retrained model's log, or None, which
     makes what is `compared` None. repetition and judged, means over generated forget answers, are None where
     the log lacks `generated` or `judged`. InputError for a log that lacks a set or a list, has lists of
     different lengths, or values that are not numbers.
@@ -277,17 +277,17 @@ def summarize(log, reference=None):
     for name in ("judged", "memorized", "extraction"):
         if forget.get(name):
             metrics[name] = float(np.mean(forget[name]))
-    return metrics if reference is None else metrics | compared(forget, reference)
+    return metrics if retrained is None else metrics | compared(forget, retrained)
 
 
-def floor(metrics, forget, reference):
-    """Metrics of one retrained model as if it had unlearned and another, of another seed, were its reference.
+def floor(metrics, forget, retrained):
+    """Metrics of one retrained model as if it had unlearned and another, of another seed, were its Retrain.
 
     As near as perfect unlearning comes. None where the two are one model, or have different numbers of rows.
     """
-    if forget == reference or len(forget["truth_ratio"]) != len(reference["truth_ratio"]):
+    if forget == retrained or len(forget["truth_ratio"]) != len(retrained["truth_ratio"]):
         return None
-    return metrics | {"judged": None} | compared(forget, reference)
+    return metrics | {"judged": None} | compared(forget, retrained)
 
 
 # ------------------------------------------------------------------ logs, ours and others'
@@ -367,7 +367,7 @@ def aligned(columns, where):
     return {"row": rows} | {field: [column[row] for row in rows] for field, column in columns.items()}
 
 
-def reference_of(log):
+def compared_part(log):
     """What of a model's log others are compared with, and pictures show beside theirs."""
     return log["forget"] | {"truth_ratio": ratio_of(log["forget"]).tolist()}
 
@@ -400,26 +400,26 @@ def read_log(path):
     return log
 
 
-def read_reference(path, sets=None):
+def read_retrained(path, sets=None):
     """The forget part of a retrained model's log: from a log file, a run's reference.log.json, or a TOFU_EVAL.json.
 
     InputError if it is none of these, or not of the rows of `sets`, as from `evaluation_rows`.
     """
-    reference = forget_part(path)
+    retrained = forget_part(path)
     if sets:
-        shared_rows({"answer": [row["answer"] for row in sets["forget"]]}, reference)
-    return reference
+        shared_rows({"answer": [row["answer"] for row in sets["forget"]]}, retrained)
+    return retrained
 
 
 def forget_part(path):
-    """Of the log in a file; see `read_reference`."""
+    """Of the log in a file; see `read_retrained`."""
     log = read_log(path)
     if "forget_truth_ratio" in log:
         return framework_ratios(log, path)
     forget = log["Retrain"] if "Retrain" in log else log.get("forget")
     ratios = isinstance(forget, dict) and "truth_ratio" in forget
     check({"forget": forget}, {"forget": RATIOS if ratios else LOSSES}, "the log's")
-    return reference_of({"forget": forget})
+    return compared_part({"forget": forget})
 
 
 def framework_ratios(content, path):
@@ -440,7 +440,7 @@ def framework_ratios(content, path):
         raise InputError(f"'{path}': the keys of 'value_by_index' must be row numbers") from None
     with np.errstate(divide="ignore", over="ignore"):
         ratio = scores / (1 - scores) if largest <= 1 else 1 / scores
-    return reference_of({"forget": {"row": rows, "truth_ratio": ratio.tolist()}})
+    return compared_part({"forget": {"row": rows, "truth_ratio": ratio.tolist()}})
 
 
 # ------------------------------------------------------------------ measuring a model
@@ -542,12 +542,12 @@ def notes(metrics, log):
     lines = rouge.unseen(log["forget"].get("answer") or [])
     shared, n = metrics["forget_examples"], len(log["forget"]["loss"])
     if metrics["forget_quality"] is None:
-        lines.append("forget quality needs a retrained reference; give --retrain a model or a log")
+        lines.append("forget quality needs a retrained model; give --retrain a model or a log")
     elif shared == FIRST_ROWS < n:
         lines.append(f"forget quality is of the first {shared} of {n} forget examples, as TOFU's authors compute it")
     elif shared < n:
         first = f", of the first {FIRST_ROWS}" if n > FIRST_ROWS else ""
-        lines.append(f"forget quality is of the {shared} of {n} forget examples that the reference has{first}")
+        lines.append(f"forget quality is of the {shared} of {n} forget examples that Retrain has{first}")
     return lines
 
 
@@ -613,8 +613,8 @@ TASK = functools.partial(
     measure=measure,
     summarize=summarize,
     log=LOG,
-    reference_of=reference_of,
-    read_reference=read_reference,
+    compared_part=compared_part,
+    read_retrained=read_retrained,
     read_log=read_log,
     judge=judge,
     floor=floor,

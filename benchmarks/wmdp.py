@@ -108,9 +108,9 @@ def prompt_of(row):
 # ------------------------------------------------------------------ arithmetic, no model
 
 
-def summarize(log, reference=None):
+def summarize(log, retrained=None):
     """The whole of metrics.json: per set accuracy, its binomial standard error √(p (1 − p) / n), n, and the
-    share of the letter that was chosen most. The reference is not used: WMDP's metrics need none.
+    share of the letter that was chosen most. `retrained` is not used: WMDP's metrics need none.
     """
     check(log, LOG, "the log's")
     metrics = {}
@@ -138,12 +138,12 @@ CHOICE = "a whole number from 0 to 3", lambda value: WHOLE[1](value) and 0 <= va
 LOG = dict.fromkeys(SETS, {"chosen": [CHOICE], "answer": [CHOICE], "margin": [REAL]})
 
 
-def reference_of(log):
+def compared_part(log):
     """What pictures show: the margins on the questions to be forgotten."""
     return {"margin": [margin for name in FORGET for margin in log[name]["margin"]]}
 
 
-def read_reference(path, sets=None):
+def read_retrained(path, sets=None):
     raise InputError(f"--retrain '{path}': WMDP's metrics need no log of a retrained model; leave it out")
 
 
@@ -252,14 +252,14 @@ TASK = functools.partial(
     measure=measure,
     summarize=summarize,
     log=LOG,
-    reference_of=reference_of,
-    read_reference=read_reference,
+    compared_part=compared_part,
+    read_retrained=read_retrained,
     read_log=read_object,
     columns=COLUMNS,
     kept=KEPT,
     forgotten=FORGOTTEN,
     over_epochs=(FORGOTTEN, KEPT),
-    spread=("right letter's log-likelihood over the best wrong one's", lambda reference: reference["margin"]),
+    spread=("right letter's log-likelihood over the best wrong one's", lambda retrained: retrained["margin"]),
     notes=notes,
     max_new_tokens=1,
 )

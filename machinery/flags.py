@@ -69,7 +69,7 @@ def add_what(parser, methods, tasks):
     )
     add(
         "--retrain",
-        help="reference for forget quality: the retrained model's folder or Hub id, or its log, a .json (default: "
+        help="to compare with: the retrained model's folder or Hub id, or its log, a .json (default: "
         "none; with --model tiny it is made on the spot)",
     )
 

@@ -32,7 +32,7 @@ def symmetric(c):
 
 def add_nats(paths):
     """A table over D, as text; paths: of a log, and of a retrained model's."""
-    parts = [tofu.read_reference(path) for path in paths]
+    parts = [tofu.read_retrained(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         check(part, tofu.LOSSES, f"'{path}':")
     log, retrain = (

@@ -15,12 +15,12 @@ from compare import (
     add_picture_flags,
     benchmark_of,
     check_picture,
+    compared_key,
     draw_path,
     epochs,
     group_runs,
     panels,
     read,
-    reference_key,
     with_quality,
 )
 from machinery.command import run_command
@@ -75,7 +75,7 @@ def draw_mink(runs):
     # {model: the log of each of its runs}
     logs = {}
     for name in ("Original", "Retrain"):
-        models = {reference_key(run): run["reference.log.json"].get(name) for run in runs}
+        models = {compared_key(run): run["reference.log.json"].get(name) for run in runs}
         logs[name] = [log for log in models.values() if log and "privleak_forget" in log]
     for label, group in group_runs(runs).items():
         logs[label] = [run["metrics.log.json"] for run in group]

@@ -13,7 +13,7 @@ import numpy as np
 from common import parser_of_runs
 from paths import add_never_learnt, reading, with_paths
 
-from compare import benchmark_of, check_picture, group_runs, panels, read, references_of, with_quality
+from compare import benchmark_of, check_picture, compared_models, group_runs, panels, read, with_quality
 from machinery.command import number, run_command
 from machinery.inputs import InputError
 
@@ -26,7 +26,7 @@ def choose(runs, keep=0.95, nearest=None):
     Of equals the one that keeps more; where none keeps enough, the one that keeps most.
     """
     kept, forgotten = benchmark_of(runs).kept, benchmark_of(runs).forgotten
-    references = references_of(runs)
+    others = compared_models(runs)
 
     def mean_of(column, metrics):
         values = [column.value(each) for each in metrics]
@@ -35,13 +35,13 @@ def choose(runs, keep=0.95, nearest=None):
         return np.mean(values)
 
     for name in ("Original", "Retrain") if nearest else ("Original",):
-        if not references.get(name):
+        if not others.get(name):
             raise InputError(f"these runs have no {name} to compare utility with; give runs that have one")
-    floor = keep * mean_of(kept, references["Original"])
+    floor = keep * mean_of(kept, others["Original"])
     if nearest:
         forgotten = column_of(runs, nearest)
-        aim = mean_of(forgotten, references["Retrain"])
-        floor = min(floor, keep * mean_of(kept, references["Retrain"]))
+        aim = mean_of(forgotten, others["Retrain"])
+        floor = min(floor, keep * mean_of(kept, others["Retrain"]))
 
     # the best score of each method: (does it keep enough, what counts then, what it keeps, its line)
     best = {}

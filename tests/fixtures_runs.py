@@ -122,7 +122,7 @@ def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, or
     reference = {"before" if start else "Original": before, "Retrain": retrained}
     write(folder, "metrics.json", metrics | {"reference": reference})
     write(folder, "metrics.log.json", log)
-    write(folder, "reference.log.json", {"Retrain": tofu.reference_of(retrain)})
+    write(folder, "reference.log.json", {"Retrain": tofu.compared_part(retrain)})
 
     # epochs
     draw = np.random.default_rng(seed + len(method))
@@ -188,11 +188,11 @@ def another_run(folder, task, log, retrain, method="npo", seed=0, **flags):
     """A run on a benchmark whose log and Retrain's log are given."""
     benchmark = BENCHMARKS[task]
     run = a_run(folder, method, seed, task=task, forget_split="forget", **flags)
-    reference = benchmark.reference_of(retrain)
+    reference = benchmark.compared_part(retrain)
     metrics, retrained = benchmark.summarize(log, reference), benchmark.summarize(retrain, reference)
     references = {"Original": metrics, "Retrain": retrained}
     write(run, "metrics.json", metrics | {"train_seconds": 3.0, "reference": references})
     write(run, "metrics.log.json", log)
-    write(run, "reference.log.json", {"Original": benchmark.reference_of(log), "Retrain": reference})
+    write(run, "reference.log.json", {"Original": benchmark.compared_part(log), "Retrain": reference})
     write(run, "epochs.jsonl", *({"epoch": epoch} | metrics for epoch in (1, 2)))
     return run

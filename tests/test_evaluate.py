@@ -347,7 +347,7 @@ def test_a_model_is_compared_with_retrain_and_judged_by_it(asked, capsys):
     log, retrained = (a_log(seed=ord(name)) for name in "MR")
     expected = {}
     for name, own_log, judged in (("Retrain", retrained, 3.0), ("model", log, 4.0)):
-        expected[name] = tofu.summarize(own_log, tofu.reference_of(retrained)) | {"judged": judged, "repetition": 0.0}
+        expected[name] = tofu.summarize(own_log, tofu.compared_part(retrained)) | {"judged": judged, "repetition": 0.0}
     assert metrics == expected["model"] and table(tofu.COLUMNS, expected) in capsys.readouterr().out
     assert evaluated("--log m.log.json --retrain m.log.json", out="again.json")["distance"] == 0
     again = evaluated("--log m.log.json", out="alone.json")
@@ -376,7 +376,7 @@ def test_models_are_listed_before_retrain_although_it_is_measured_first(asked):
     args = flags.fill(given, evaluate.defaults_of(given) | {"eval_batch_size": 8})
     logs, reference = evaluate.compared_with(args, {"forget": []}, {"Original": "M"})
     assert [*logs] == ["Original", "Retrain"] and [name for name, *_ in asked] == ["R", "M"]
-    assert reference == tofu.reference_of(logs["Retrain"])
+    assert reference == tofu.compared_part(logs["Retrain"])
 
 
 def test_without_a_name_metrics_and_log_are_beside_each_other(asked, tmp_path):
@@ -649,10 +649,10 @@ def test_published_llama2_logs_reproduce_the_papers_original_row(tofu_dir, asked
     # forget10's 400 rows are compared on the 300 of the log; forget05's rows have the same numbers, and are others
     rows = tofu.load_rows(tofu_dir, "forget10_perturbed")
     forget, sets = {"answer": [row["answer"] for row in rows]}, {"forget": rows}
-    reference = tofu.read_reference(logs / "llama2-7b_retain90.json", sets)
+    reference = tofu.read_retrained(logs / "llama2-7b_retain90.json", sets)
     assert [list(part) for part in tofu.shared_rows(forget, reference)] == [list(range(300))] * 2
     with pytest.raises(InputError, match="400 forget examples with 200"):
-        tofu.read_reference(logs / "llama2-7b_retain95.json", sets)
+        tofu.read_retrained(logs / "llama2-7b_retain95.json", sets)
 
 
 def test_the_screen_says_on_how_many_rows_models_were_compared():

@@ -144,16 +144,16 @@ def test_what_tables_and_figures_show_of_a_model():
 
 
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
-    reference = muse.reference_of(a_log() | {"forget": {"generated": ["said"]}})
+    reference = muse.compared_part(a_log() | {"forget": {"generated": ["said"]}})
     assert reference["generated"] == ["said"] and muse.MUSE_NEWS.spread[1](reference) == [1.0, 2.0]
     path, runs_file = tmp_path / "log.json", {"Retrain": reference, "Original": {"auc": 0.1}}
     for content, auc in ((a_log(), 3 / 8), (runs_file, 3 / 8), ({"auc": 0.25}, 0.25)):
         path.write_text(json.dumps(content))
-        assert muse.read_reference(path)["auc"] == auc
+        assert muse.read_retrained(path)["auc"] == auc
     for content in ("{}", "{", '{"auc": 2}', '{"Retrain": {}}', '{"privleak_forget": {"score": [1]}}'):
         path.write_text(content)
         with pytest.raises(InputError, match="log.json"):
-            muse.read_reference(path)
+            muse.read_retrained(path)
 
 
 # ------------------------------------------------------------------ rows

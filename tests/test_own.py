@@ -253,7 +253,7 @@ def test_every_metric_by_hand():
     assert metrics["distance"] == pytest.approx(math.sqrt((0 + 4 + 1) / 3)) and metrics["repetition"] == pytest.approx(
         2 / 9
     )
-    assert own.summarize(log, own.reference_of(log))["distance"] == 0
+    assert own.summarize(log, own.compared_part(log))["distance"] == 0
 
 
 def test_means_have_bootstrap_intervals():
@@ -288,7 +288,7 @@ def test_a_reference_is_matched_by_its_rows_whatever_their_order():
         rows | {"answer": ["Ada.", "Bram.", "Ada was born.", "There."]},
         {"question": ["Who?"], "answer": ["Ada."]},
     ):
-        with pytest.raises(InputError, match="reference has . forget rows, the model 4.*--retrain"):
+        with pytest.raises(InputError, match="Retrain has . forget rows, the model 4.*--retrain"):
             own.summarize(log, a_part([1.0] * len(other["answer"]), **other))
 
 
@@ -339,7 +339,7 @@ def test_what_tables_and_figures_show_of_a_model():
 
 def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
     for content in ({"forget": a_part([1.0, 2.0])}, {"Original": a_part([9.0]), "Retrain": a_part([1.0, 2.0])}):
-        assert own.read_reference(a_file(tmp_path, "log.json", json.dumps(content)))["loss"] == [1.0, 2.0]
+        assert own.read_retrained(a_file(tmp_path, "log.json", json.dumps(content)))["loss"] == [1.0, 2.0]
     # all that it tells is kept, in the order of the model's rows
     part = a_part([1.0, 2.0]) | {"question": ["p", "q"], "memorized": [0.1, 0.2]}
     turned = {field: values[::-1] for field, values in part.items()}
@@ -358,7 +358,7 @@ def test_a_reference_is_read_from_a_log_or_from_a_runs_file(tmp_path):
         '{"forget": {"loss": [1.0], "question": ["q"], "answer": ["a"], "generated": ["a", "b"]}}',
     ):
         with pytest.raises(InputError, match="log.json"):
-            own.read_reference(a_file(tmp_path, "log.json", content))
+            own.read_retrained(a_file(tmp_path, "log.json", content))
 
 
 # ------------------------------------------------------------------ measuring

@@ -288,8 +288,8 @@ def test_a_published_log_gives_the_same_metrics_as_ours(tmp_path, layout):
     log["forget"]["answer"] = [f"answer {i}" for i in range(12)]
     (tmp_path / "log.json").write_text(json.dumps(published(log, layout)))
     assert tofu.summarize(tofu.read_log(tmp_path / "log.json")) == tofu.summarize(log)
-    reference = tofu.read_reference(tmp_path / "log.json")
-    assert reference["truth_ratio"] == tofu.reference_of(log)["truth_ratio"] == [*tofu.ratio_of(log["forget"])]
+    reference = tofu.read_retrained(tmp_path / "log.json")
+    assert reference["truth_ratio"] == tofu.compared_part(log)["truth_ratio"] == [*tofu.ratio_of(log["forget"])]
     assert reference["row"] == [*range(12)] and reference["answer"] == log["forget"]["answer"]
 
 
@@ -310,7 +310,7 @@ def test_columns_that_lack_different_rows_are_matched_by_row_number(layout, tmp_
     assert part.pop("row") == rows and {"loss", "paraphrased_loss", "perturbed_loss", "rouge"} <= part.keys()
     for field in ("loss", "paraphrased_loss", "perturbed_loss", "rouge"):
         assert part[field] == [log["forget"][field][row] for row in rows]
-    assert tofu.read_reference(path)["truth_ratio"] == [tofu.ratio_of(log["forget"])[row] for row in rows]
+    assert tofu.read_retrained(path)["truth_ratio"] == [tofu.ratio_of(log["forget"])[row] for row in rows]
 
 
 def test_lists_of_unequal_length_are_refused(tmp_path):
@@ -340,7 +340,7 @@ def test_forget_quality_is_of_the_first_300_rows(tmp_path):
         model | {"answer": ["a"] * 400}, {"truth_ratio": [1.0, 2.0], "row": [7, 350], "answer": ["a"] * 2}
     )
     assert lacking["forget_examples"] == 1
-    assert "the 1 of 400 forget examples that the reference has" in tofu.notes(lacking, log)[0]
+    assert "the 1 of 400 forget examples that Retrain has" in tofu.notes(lacking, log)[0]
 
 
 # ------------------------------------------------------------------ the newer framework's TOFU_EVAL.json
@@ -374,7 +374,7 @@ def test_the_newer_frameworks_log_gives_the_same_metrics_as_ours(tmp_path):
         log[name]["paraphrased_loss"] = log[name]["loss"]  # the answer stands in
     (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(an_evaluation(log, scores=np.full(40, 7.0))))
     metrics = tofu.summarize(
-        tofu.read_log(tmp_path / "TOFU_EVAL.json"), tofu.read_reference(tmp_path / "TOFU_EVAL.json")
+        tofu.read_log(tmp_path / "TOFU_EVAL.json"), tofu.read_retrained(tmp_path / "TOFU_EVAL.json")
     )
     first = {field: values[:300] for field, values in log["retain"].items()}
     expected = tofu.summarize(log | {"retain": first}, log["forget"])
@@ -388,7 +388,7 @@ def test_the_newer_frameworks_truth_ratios_alone_are_read_by_either_of_its_defin
     content = {"forget_truth_ratio": an_evaluation(a_log(rows=(30, 4, 2, 2)), scores)["forget_truth_ratio"]}
     path = tmp_path / "TOFU_EVAL.json"
     path.write_text(json.dumps(content))
-    assert tofu.read_reference(path) == {"row": [*range(30)], "truth_ratio": pytest.approx(ratio.tolist())}
+    assert tofu.read_retrained(path) == {"row": [*range(30)], "truth_ratio": pytest.approx(ratio.tolist())}
     with pytest.raises(InputError, match="truth ratios, which --retrain can use, but not the losses"):
         tofu.summarize(tofu.read_log(path))
 
@@ -399,13 +399,13 @@ def test_a_truth_ratio_that_is_infinite_becomes_the_largest_number(scores, tmp_p
     column = {str(row): {"score": score} for row, score in enumerate(scores)}
     path = tmp_path / "TOFU_EVAL.json"
     path.write_text(json.dumps({"forget_truth_ratio": {"value_by_index": column}}))
-    assert tofu.read_reference(path)["truth_ratio"] == [sys.float_info.max, 1 if scores[0] else 0.5]
+    assert tofu.read_retrained(path)["truth_ratio"] == [sys.float_info.max, 1 if scores[0] else 0.5]
 
 
 def test_of_a_runs_references_the_retrained_model_counts(tmp_path):
     retrain, original = {"truth_ratio": [2.0], "generated": ["r"]}, {"truth_ratio": [1.0], "generated": ["o"]}
     (tmp_path / "reference.log.json").write_text(json.dumps({"Original": original, "Retrain": retrain}))
-    assert tofu.read_reference(tmp_path / "reference.log.json") == retrain
+    assert tofu.read_retrained(tmp_path / "reference.log.json") == retrain
 
 
 def test_halves_are_by_length_and_have_a_forget_quality_each():

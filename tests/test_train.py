@@ -1002,7 +1002,7 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
     logs = {name: json_of(folder / "metrics.log.json") for name, folder in caches.items()}
     assert references.keys() == {"Original", "Retrain"}
     for name, reference in references.items():
-        assert {key: reference[key] for key in reference if key != "judged"} == tofu.reference_of(logs[name])
+        assert {key: reference[key] for key in reference if key != "judged"} == tofu.compared_part(logs[name])
 
     # each model's numbers are those of its own log against Retrain's, its seconds those of its own training
     costs = {"": settings["cost"], "Original": {}, "Retrain": json_of(caches["Retrain"] / "run.json")["cost"]}
@@ -1044,7 +1044,7 @@ def test_a_run_leaves_an_ordinary_model_and_all_its_files(quick_toy, pictures, t
         f"epoch {i}": [*map(list, zip(path[i - 1]["length"], path[i - 1]["weight"], strict=True))] for i in (1, 2)
     }
     assert {line.get_label(): sorted(line.get_xdata())[-40:] for line in spread.lines} == {
-        name: pytest.approx(sorted(tofu.log_ratio(references.get(name, tofu.reference_of(log)))))
+        name: pytest.approx(sorted(tofu.log_ratio(references.get(name, tofu.compared_part(log)))))
         for name in ("Original", "Retrain", "simnpo")
     }
 

@@ -173,8 +173,8 @@ def test_every_metric_column_and_cell_by_hand():
     assert not metrics
     metrics = wmdp.summarize(log)
     assert wmdp.FORGOTTEN.value(metrics) == pytest.approx(9 / 15)  # 4 of 5 and 2 of 10 are still right
-    assert wmdp.reference_of(log) == {"margin": [1.0] * 5 + [0.0] * 10}
-    assert wmdp.WMDP.spread[1](wmdp.reference_of(log)) == [1.0] * 5 + [0.0] * 10
+    assert wmdp.compared_part(log) == {"margin": [1.0] * 5 + [0.0] * 10}
+    assert wmdp.WMDP.spread[1](wmdp.compared_part(log)) == [1.0] * 5 + [0.0] * 10
     assert shown(wmdp.WMDP, metrics) == shown(wmdp.TOY_WMDP, metrics) == SHOWN
 
 

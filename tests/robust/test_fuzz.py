@@ -120,7 +120,7 @@ LOGS = {task: example(BENCHMARKS[task].log) for task in ("tofu", "muse-news", "w
 NEWER = {"forget_truth_ratio": {"value_by_index": {"0": {"score": 1}, "1": {"score": 2}}}}
 # what else may stand in a file that is named as a log, and as one of the retrained model
 LAYOUTS = {"tofu": [a_log(), published(a_log(), "list"), published(a_log(), "dict")]}
-REFERENCES = {"tofu": [tofu.reference_of(a_log()), NEWER]}
+REFERENCES = {"tofu": [tofu.compared_part(a_log()), NEWER]}
 
 
 @few
@@ -129,7 +129,7 @@ def test_logs(tmp_path_factory, data):
     folder, task = tmp_path_factory.getbasetemp(), data.draw(st.sampled_from([*LOGS]))
     benchmark = BENCHMARKS[task]
     logs = [LOGS[task], *LAYOUTS.get(task, [])]
-    retrained = [*logs, *REFERENCES.get(task, []), {"Retrain": benchmark.reference_of(LOGS[task])}]
+    retrained = [*logs, *REFERENCES.get(task, []), {"Retrain": benchmark.compared_part(LOGS[task])}]
     files = folder / "log.json", folder / "retrain.json"
     which = data.draw(st.integers(0, 1))
     for i, (path, contents) in enumerate(zip(files, (logs, retrained), strict=True)):
@@ -137,7 +137,7 @@ def test_logs(tmp_path_factory, data):
         path.write_bytes(damaged(data.draw, content) if i == which else json.dumps(content).encode())
 
     def read():
-        reference = None if task == "wmdp" else benchmark.read_reference(str(files[1]))
+        reference = None if task == "wmdp" else benchmark.read_retrained(str(files[1]))
         metrics = benchmark.summarize(benchmark.read_log(str(files[0])), reference)
         runs.write_json(folder / "metrics.json", metrics)
         table(benchmark.columns, {"model": metrics})
