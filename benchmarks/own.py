@@ -318,7 +318,7 @@ OWN = Benchmark(
     data_of=data_of,
     scaled=scaled,
     recipes=(
-        ("*", "*", "*", dict(lr=3e-5, epochs=6, micro_batch_size=8, eval_batch_size=32)),
+        ("*", "*", "*", dict(lr=2e-5, epochs=6, micro_batch_size=8, eval_batch_size=32)),
         ("*", "*", ("finetune",), dict(lr=1e-4, epochs=8)),
         ("*", "*", ("simnpo",), dict(beta=1.25)),
         ("*", "*", ("graddiff", "npo"), dict(forget_coeff=0.05)),  # about 1/|y|: of a whole answer

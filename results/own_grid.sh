@@ -37,8 +37,10 @@ done | train
 {
   unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7 --retain-batch-size 4
   unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size 4
-  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 2.5e-5 --beta 1.25 --retain-batch-size 12
-  unlearn q20 npo --batch-size 4 --epochs 6 --lr 2.5e-5 --beta 0.1 --forget-coeff 0.05 --retain-batch-size 12
+  for rate in 2e-5 2.5e-5; do
+    unlearn q20 simnpo --batch-size 4 --epochs 6 --lr $rate --beta 1.25 --retain-batch-size 12
+    unlearn q20 npo --batch-size 4 --epochs 6 --lr $rate --beta 0.1 --forget-coeff 0.05 --retain-batch-size 12
+  done
 } | train
 "$python" results/grid.py choose $at/q20/*/
 

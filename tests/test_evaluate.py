@@ -186,10 +186,10 @@ toy-muse   tiny      forget   npo         0.001  20     8          0.02 0.1     
 toy-muse   tiny      forget   simnpo      0.0003 20     8          1.0  0.3          1.0
 toy-muse   tiny      forget   task-vector 0.0003 20     8          0.1  1.0          1.0
 toy-muse   new       full     finetune    0.002  30     16         0.1  1.0          1.0
-own        hub/model forget   graddiff    3e-05  6      32         0.1  0.05         1.0
-own        hub/model forget   npo         3e-05  6      32         0.1  0.05         1.0
-own        hub/model forget   idk         3e-05  6      32         0.1  0.1          1.0
-own        hub/model forget   simnpo      3e-05  6      32         1.25 1.0          1.0
+own        hub/model forget   graddiff    2e-05  6      32         0.1  0.05         1.0
+own        hub/model forget   npo         2e-05  6      32         0.1  0.05         1.0
+own        hub/model forget   idk         2e-05  6      32         0.1  0.1          1.0
+own        hub/model forget   simnpo      2e-05  6      32         1.25 1.0          1.0
 own        tiny      forget   finetune    0.001  20     8          0.1  1.0          1.0
 own        tiny      forget   graddiff    0.001  20     8          0.1  0.03         1.0
 own        tiny      forget   npo         0.001  20     8          0.1  0.1          1.0

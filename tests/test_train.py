@@ -167,12 +167,12 @@ toy-wmdp tiny both npo                    lr=3e-3 epochs=20 batch_size=8 forget_
 toy-wmdp tiny both simnpo                 lr=3e-3 epochs=20 batch_size=8 forget_coeff=0.3 beta=0.5
 toy-wmdp tiny both rmu                    lr=3e-3 epochs=20 batch_size=8 {RMU_SMALL} alpha=1 retain_coeff=1
 toy-wmdp new full finetune                lr=2e-3 epochs=30 batch_size=16 retain=none
-own some/model forget idk                 lr=3e-5 epochs=6 forget_coeff=0.1
-own some/model forget dpo                 lr=3e-5 epochs=6 forget_coeff=0.1
-own some/model forget graddiff            lr=3e-5 epochs=6 forget_coeff=0.05
-own some/model forget npo                 lr=3e-5 epochs=6 forget_coeff=0.05
-own some/model forget wgraddiff           lr=3e-5 epochs=6
-own some/model forget simnpo              lr=3e-5 epochs=6 beta=1.25
+own some/model forget idk                 lr=2e-5 epochs=6 forget_coeff=0.1
+own some/model forget dpo                 lr=2e-5 epochs=6 forget_coeff=0.1
+own some/model forget graddiff            lr=2e-5 epochs=6 forget_coeff=0.05
+own some/model forget npo                 lr=2e-5 epochs=6 forget_coeff=0.05
+own some/model forget wgraddiff           lr=2e-5 epochs=6
+own some/model forget simnpo              lr=2e-5 epochs=6 beta=1.25
 own some/model full finetune              lr=1e-4 epochs=8 retain=none
 own tiny forget simnpo                    lr=1e-3 epochs=20 batch_size=8 forget_coeff=0.1 beta=2.5
 own tiny forget dpo                       lr=1e-3 epochs=20 batch_size=8 forget_coeff=0.1
