@@ -196,7 +196,10 @@ def train(model, forget, retain, args, run):
 
 
 def training_rows(args, split, path, **options):
-    """Rows of a split of the task, or of the user's file in its place."""
+    """Rows of a split of the task, or of the user's file in its place (task `own` has its files in args.data).
+
+    Those that a new Original learns leave out the authors of --never-learnt.
+    """
     benchmark = BENCHMARKS[args.task]
     if path and benchmark.forget_file_cut:
         return [row | {"cut": benchmark.forget_file_cut} for row in files.read_file(path, files.names_in(args.fields))]
@@ -269,6 +272,7 @@ def run(args, start, quiet=False):
 def run_alone(args, start, quiet):
     """Load, measure what the run is compared with, train, save, measure."""
     settings = settings_of(args, start)
+    # what training cost: there once it is over
     cost = runs.check_same_run(args.out, settings).get("cost") if args.resume else None
 
     # everything that can be wrong with the user's files shows here, before anything is written
@@ -367,7 +371,7 @@ def after_epoch(args, lm, sets, logs, retrained):
         metrics = benchmark.summarize(logs[args.method], retrained)
         runs.append_json(args.out / "epochs.jsonl", {"epoch": epoch, **metrics})
         tqdm.write("  ".join([f"epoch {epoch}", *(column.words(metrics) for column in benchmark.over_epochs)]))
-        data.make_deterministic(lm.model)
+        data.make_deterministic(lm.model)  # gradient checkpointing is on again, which measuring switched off
 
     return measure
 
@@ -447,7 +451,7 @@ def start(args):
         original = teach(args, "full", "[1/3] Original")
         if not args.retrain and args.eval != "none" and can_retrain(args):
             args.retrain = teach(args, benchmark.retain_split(args.forget_split), "[2/3] Retrain")
-        print(f"[3/3] {args.method}: Original forgets {args.split}")
+        print(f"[3/3] {args.method}: Original {'learns' if args.method == 'finetune' else 'forgets'} {args.split}")
     run(args, original)
 
 
@@ -489,8 +493,8 @@ def defaults_of(given):
         unused.add("warmup_share")
     if given.lora:
         filled["lr"] = round(LORA_RATE * filled["lr"], 9)  # 0.003, not 0.0029999999999999996
-    fits = given.batch_size or filled["batch_size"]
-    filled["micro_batch_size"] = min(filled["micro_batch_size"], fits)  # only what fits well
+    batch_size = given.batch_size or filled["batch_size"]
+    filled["micro_batch_size"] = min(filled["micro_batch_size"], batch_size)  # the recipe's; the user's own is checked
     filled = {flag: value for flag, value in filled.items() if flag not in unused}
     return values | filled | {"recipe": [*filled]}
 
