@@ -48,7 +48,7 @@ if [ "${2:-}" = twins ]; then  # a fifth of the forget set a step, as on your ow
           --lr 1e-4 --epochs 8 --batch-size 8
     done | train
     for method in simnpo npo rmu; do
-      rate=$([ $method = rmu ] && echo "--lr 1e-3" || echo "--lr 3e-5 --forget-coeff 1 --beta $([ $method = npo ] && echo 0.1 || echo 1.25)")
+      rate=$([ $method = rmu ] && echo "--lr 1e-3" || echo "--lr 2e-5 $([ $method = npo ] && echo "--beta 0.1 --forget-coeff 0.02" || echo "--beta 1.25 --forget-coeff 1")")
       run "$at/$task/$method" --task $task --method $method --model "$at/$task-full" --retrain "$at/$task-$kept" \
           --epochs 6 --batch-size 5 --retain-batch-size 15 $rate
     done | train
