@@ -47,7 +47,7 @@ RECIPES = [
     ("*", ("rmu",), dict(retain="activations", layer=7, steer=6.5, alpha=1200.0)),
     ("tiny", ("rmu",), dict(layer=1, steer=10.0, alpha=10.0)),
 ]
-LORA_RATE = 10  # with --lora the recipe's learning rate times this: adapters take it, and need it, higher
+LORA_RATE = 20  # with --lora the recipe's learning rate times this: adapters take it, and need it, higher
 
 
 def recipe(task, family, split, method):
@@ -492,7 +492,7 @@ def defaults_of(given):
     if given.warmup is not None:
         unused.add("warmup_share")
     if given.lora:
-        filled["lr"] = round(LORA_RATE * filled["lr"], 9)  # 0.003, not 0.0029999999999999996
+        filled["lr"] = round(LORA_RATE * filled["lr"], 9)  # 0.006, not 0.005999999999999999
     batch_size = given.batch_size or filled["batch_size"]
     filled["micro_batch_size"] = min(filled["micro_batch_size"], batch_size)  # the recipe's; the user's own is checked
     filled = {flag: value for flag, value in filled.items() if flag not in unused}

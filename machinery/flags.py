@@ -157,7 +157,7 @@ def add_recipe(parser, methods):
         type=number(int, 1),
         metavar="RANK",
         help="train adapters of that rank on all linear layers and not the weights (LoRA): less memory. They are added "
-        "to the weights on saving; --lr's default is ten times as high",
+        "to the weights on saving; --lr's default is twenty times as high",
     )
     add("--weight-decay", type=number(float, 0), help="AdamW's")
     add("--clip", type=number(float, 0), metavar="NORM", help="most of a step's gradient norm; 0: no clipping")

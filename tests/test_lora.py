@@ -295,11 +295,11 @@ def test_in_bfloat16_weights_are_halved_and_what_is_saved_loses_nothing(command,
 # ------------------------------------------------------------------ flags
 
 
-def test_adapters_take_ten_times_the_rate(capsys):
-    assert resolved("--lora", 8, "--task", "tofu", "--model", "x").lr == 1e-4
-    assert resolved("--lora", 8).lr == 0.01 and resolved("--lora", 8, "--lr", 5e-4).lr == 5e-4
-    assert resolved().lora is None and resolved("--lora", 8, "--method", "finetune").lr == 0.003  # of 3e-4
-    assert "it decays to 0 (default: 9.5e-05)" in help_of(*"--task wmdp --lora 8".split(), capsys=capsys)
+def test_adapters_take_twenty_times_the_rate(capsys):
+    assert resolved("--lora", 8, "--task", "tofu", "--model", "x").lr == 2e-4
+    assert resolved("--lora", 8).lr == 0.02 and resolved("--lora", 8, "--lr", 5e-4).lr == 5e-4
+    assert resolved().lora is None and resolved("--lora", 8, "--method", "finetune").lr == 0.006  # of 3e-4
+    assert "it decays to 0 (default: 0.00019)" in help_of(*"--task wmdp --lora 8".split(), capsys=capsys)
 
 
 def test_several_processes_are_refused(monkeypatch):
