@@ -201,7 +201,8 @@ def rendered_answer(prompt, turns, answer, tokenizer):
     whole, text = conversation(answer), answer.strip()
     written = whole.removeprefix(before).removesuffix(after)
     if before + written + after != whole or written.strip() != text:
-        note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
+        if prompt:  # else it is refused
+            note("the chat template changes the text of an answer: answers are taught as given, and EOS ends them")
         return answer, ""
 
     written = written.rstrip()
