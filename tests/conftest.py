@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails at once
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 CACHE = tempfile.TemporaryDirectory()  # from-scratch models, made once for all tests
 os.environ["MINUNLEARN_CACHE"] = CACHE.name
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "results")]
