@@ -225,6 +225,9 @@ def test_a_holdout_row_may_ask_the_same_after_other_turns(tmp_path):
     forget, retain, holdout = (a_file(tmp_path, f"{name}.jsonl", lines([row])) for name, row in rows.items())
     sets = own.evaluation_rows(own.data_of(forget, retain, None, holdout), "forget")
     assert [row["answer"] for row in sets["holdout"]] == ["Yes.", "No."]
+    # and the same question with another answer is another row
+    rows = [{"question": "Who?", "answer": answer} for answer in ("Ada.", "Bram.")]
+    assert own.key_of(rows[0]) != own.key_of(rows[1]) and own.key_of(rows[0]) == own.key_of(dict(rows[0]))
 
 
 def test_a_holdout_is_measured_and_a_tokenizer_is_made_for_it_but_nothing_is_trained_on_it(tmp_path):
