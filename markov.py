@@ -436,7 +436,7 @@ def power_share(path):
 # ------------------------------------------------------------------ figures
 
 TITLES = {"left": "Forget2 is short", "right": "Forget2 was never learnt"}
-COLOURS = {"npo": "C0", "simnpo": "C1"}
+COLOURS = {"npo": "C0", "simnpo": "C2"}  # as in methods.py
 LINES = {"forget1": "--", "forget2": "-"}
 MARKERS = {"forget1": "*", "forget2": "o"}
 
