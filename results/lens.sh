@@ -52,9 +52,13 @@ for seed in $seeds; do for setup in known half; do
     run "$at/$setup/$method-$seed" --seed "$seed" $share --method $method ${setting[$method]}
   done
 done; done | train
+for seed in $seeds; do  # is it the weight of single tokens, or that it dies sooner?
+  run "$at/sooner/simnpo-$seed" --seed "$seed" --never-learnt 0.5 --method simnpo --forget-coeff 0.3 --beta 2.5
+done | train
 
 for setup in known half; do
   echo; "$python" results/paths.py "$at/$setup"/simnpo-*/ "$at/$setup"/{npo,wgraddiff,wga,satimp,tnpo,ceu,undial}-*/ \
     --overwrite --out "results/lens-paths-$setup.png"
 done
+echo; "$python" results/paths.py "$at"/half/simnpo-*/ "$at"/sooner/simnpo-*/
 echo; "$python" compare.py table --columns all "$at"/known/*/
