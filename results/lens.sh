@@ -12,7 +12,7 @@ export OMP_NUM_THREADS=1
 mkdir -p "$at"
 
 run() { [ -f "$1/metrics.json" ] || echo "--overwrite --out $* --lr 5e-4 --retain-coeff 1 --batch-size 8 --micro-batch-size 8 --epochs 16"; }
-train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> "$at/log.txt"; }
+train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" results/hybrids.py >> "$at/log.txt"; }
 tune() {  # method, seed, coefficient, flags
   run "$at/tune/$1-$2-$3$(tr -d ' ' <<< "${*:4}")" --method "$1" --seed "$2" --forget-coeff "$3" "${@:4}"
 }
@@ -52,13 +52,15 @@ for seed in $seeds; do for setup in known half; do
     run "$at/$setup/$method-$seed" --seed "$seed" $share --method $method ${setting[$method]}
   done
 done; done | train
-for seed in $seeds; do  # is it the weight of single tokens, or that it dies sooner?
-  run "$at/sooner/simnpo-$seed" --seed "$seed" --never-learnt 0.5 --method simnpo --forget-coeff 0.3 --beta 2.5
-done | train
+for seed in $seeds; do for method in simnpo npo-mean; do  # is it the weight of single tokens, or that it dies sooner?
+  run "$at/sooner/$method-$seed" --seed "$seed" --never-learnt 0.5 --method $method --forget-coeff 0.3 --beta 2.5
+done; done | train
 
 for setup in known half; do
   echo; "$python" results/paths.py "$at/$setup"/simnpo-*/ "$at/$setup"/{npo,wgraddiff,wga,satimp,tnpo,ceu,undial}-*/ \
     --overwrite --out "results/lens-paths-$setup.png"
 done
-echo; "$python" results/paths.py "$at"/half/simnpo-*/ "$at"/sooner/simnpo-*/
+for method in simnpo npo-mean; do
+  echo; "$python" results/paths.py "$at"/sooner/$method-*/ "$at"/half/{simnpo,wga,satimp,tnpo,ceu,undial}-*/
+done
 echo; "$python" compare.py table --columns all "$at"/known/*/
