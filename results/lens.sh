@@ -12,6 +12,7 @@ export OMP_NUM_THREADS=1
 mkdir -p "$at"
 
 run() { [ -f "$1/metrics.json" ] || echo "--overwrite --out $* --lr 5e-4 --retain-coeff 1 --batch-size 8 --micro-batch-size 8 --epochs 16"; }
+# hybrids.py: train.py, with npo-mean besides
 train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" results/hybrids.py >> "$at/log.txt"; }
 tune() {  # method, seed, coefficient, flags
   run "$at/tune/$1-$2-$3$(tr -d ' ' <<< "${*:4}")" --method "$1" --seed "$2" --forget-coeff "$3" "${@:4}"

@@ -41,6 +41,8 @@ settings_of() {  # method, flags of a setting, flags of the next …
 drop_weights() { find "$at/$1" -name model.safetensors -delete; }
 
 if [ "${2:-}" = twins ]; then  # a fifth of the forget set a step, as on your own data
+  declare -A twin=(
+    [simnpo]="--lr 2e-5 --beta 1.25 --forget-coeff 1" [npo]="--lr 2e-5 --beta 0.1 --forget-coeff 0.02" [rmu]="--lr 1e-3")
   for task in toy-muse toy-wmdp; do
     kept=$([ $task = toy-muse ] && echo retain1 || echo retain)
     for part in full $kept; do
@@ -48,9 +50,8 @@ if [ "${2:-}" = twins ]; then  # a fifth of the forget set a step, as on your ow
           --lr 1e-4 --epochs 8 --batch-size 8
     done | train
     for method in simnpo npo rmu; do
-      rate=$([ $method = rmu ] && echo "--lr 1e-3" || echo "--lr 2e-5 $([ $method = npo ] && echo "--beta 0.1 --forget-coeff 0.02" || echo "--beta 1.25 --forget-coeff 1")")
       run "$at/$task/$method" --task $task --method $method --model "$at/$task-full" --retrain "$at/$task-$kept" \
-          --epochs 6 --batch-size 5 --retain-batch-size 15 $rate
+          --epochs 6 --batch-size 5 --retain-batch-size 15 ${twin[$method]}
     done | train
     echo; "$python" compare.py table "$at/$task"/*/
   done
