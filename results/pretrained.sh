@@ -2,6 +2,7 @@
 # A pretrained model learns a part of TOFU and forgets some of it, by every method; the plan is in pretrained.md.
 #   results/pretrained.sh MODEL tune     three settings of every method on seed 100, and what the rules choose
 #   results/pretrained.sh MODEL          the runs of seeds 0 to 2, tables, claims and pictures
+#   results/pretrained.sh MODEL later    besides, the claims of the losses that came after SimNPO; the plan is in lens.md
 #   results/pretrained.sh MODEL twins    MUSE's and WMDP's twins (running text; four-choice questions), one seed
 # MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct. TOFU=FOLDER reads a copy of the data. Two runs at a
 # time (JOBS), one thread each. A run that is there is not made again; of those that nothing starts from no weights stay.
@@ -73,10 +74,16 @@ if [ "${2:-}" = tune ]; then
     settings_of dpo "--lr 4e-5 --forget-coeff 1" "--lr 1e-4 --forget-coeff 1" "--lr 1e-4 --forget-coeff 0.1"
     settings_of task-vector "--lr 4e-5 --alpha 1" "--lr 1e-4 --alpha 1" "--lr 1e-4 --alpha 3"
     settings_of rmu "--lr 1e-4 --steer 6.5 --alpha 100" "--lr 1e-3 --steer 6.5 --alpha 100" "--lr 1e-3 --steer 30 --alpha 100"
+    # the losses that came after SimNPO, for the claims only
+    settings_of wga "--lr 1e-4 --forget-coeff 0.3 --beta 2" "--lr 1e-4 --forget-coeff 1 --beta 2" "--lr 1e-4 --forget-coeff 3 --beta 2"
+    settings_of satimp "--lr 1e-4 --forget-coeff 3 --beta 1 --beta2 1" "--lr 1e-4 --forget-coeff 10 --beta 1 --beta2 1" "--lr 1e-4 --forget-coeff 30 --beta 1 --beta2 1"
+    settings_of tnpo "--lr 1e-4 --forget-coeff 0.3 --beta 2.5" "--lr 1e-4 --forget-coeff 1 --beta 2.5" "--lr 1e-4 --forget-coeff 3 --beta 2.5"
+    settings_of ceu "--lr 1e-4 --forget-coeff 0.01" "--lr 1e-4 --forget-coeff 0.03" "--lr 1e-4 --forget-coeff 0.1"
+    settings_of undial "--lr 1e-4 --forget-coeff 0.03 --beta 10" "--lr 1e-4 --forget-coeff 0.1 --beta 10" "--lr 1e-4 --forget-coeff 0.3 --beta 10"
   } | train
   drop_weights tune
   "$python" results/grid.py choose --nearest "forget probability" "$at"/tune/*/
-  "$python" results/grid.py paths --until 1 "$at"/tune/{npo,simnpo,graddiff,wgraddiff}*/
+  "$python" results/grid.py paths --until 1 "$at"/tune/{npo,simnpo,graddiff,wgraddiff,wga,satimp,tnpo,ceu,undial}-*/
   exit
 fi
 
@@ -89,25 +96,39 @@ declare -A setting=(
 declare -A way=(
   [simnpo]="--lr 1e-4 --forget-coeff 1 --beta 1.25" [npo]="--lr 1e-4 --forget-coeff 0.03 --beta 0.1"
   [wgraddiff]="--lr 1e-4 --forget-coeff 1")
+methods="simnpo npo wgraddiff"
+[ "${2:-}" != later ] || methods+=" wga satimp tnpo ceu undial"
 
 for seed in $seeds; do
-  for method in simnpo npo wgraddiff; do
+  for method in $methods; do
     unlearn "known/$method-$seed" full "$seed" $method ${way[$method]}
     unlearn "half/$method-$seed" "$half" "$seed" $method ${way[$method]}
-  done
-done | train
-for seed in $seeds; do
-  for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
-    unlearn "table/$method-$seed" full "$seed" $method ${setting[$method]}
   done
 done | train
 drop_weights known
 drop_weights half
 
 compare() { echo; "$python" compare.py "$@"; }
-paths() { echo; "$python" results/paths.py "$@"; }
+paths() {  # known or half, picture, flags
+  echo; "$python" results/paths.py $(for method in $methods; do echo "$at/$1/$method"-*/; done) \
+    --overwrite --out "results/$2-paths-$1.png" "${@:3}"
+}
+
+if [ "${2:-}" = later ]; then
+  paths known lens-pretrained
+  paths half lens-pretrained --never-learnt "$unseen"
+  compare table "$at"/known/*/
+  exit
+fi
+
+for seed in $seeds; do
+  for method in graddiff wgraddiff npo simnpo idk dpo task-vector rmu; do
+    unlearn "table/$method-$seed" full "$seed" $method ${setting[$method]}
+  done
+done | train
+
 compare table "$at"/table/*/
 compare table --columns cost "$at"/table/*/
 compare answers --show 3 "$at"/table/*-0/
-paths "$at"/known/{simnpo,npo,wgraddiff}-*/ --overwrite --out results/pretrained-paths-known.png
-paths --never-learnt "$unseen" "$at"/half/{simnpo,npo,wgraddiff}-*/ --overwrite --out results/pretrained-paths-half.png
+paths known pretrained
+paths half pretrained --never-learnt "$unseen"
