@@ -77,9 +77,12 @@ if [ "${2:-}" = tune ]; then
     # the losses that came after SimNPO, for the claims only
     settings_of wga "--lr 1e-4 --forget-coeff 0.3 --beta 2" "--lr 1e-4 --forget-coeff 1 --beta 2" "--lr 1e-4 --forget-coeff 3 --beta 2"
     settings_of satimp "--lr 1e-4 --forget-coeff 3 --beta 1 --beta2 1" "--lr 1e-4 --forget-coeff 10 --beta 1 --beta2 1" "--lr 1e-4 --forget-coeff 30 --beta 1 --beta2 1"
+    settings_of satimp "--lr 1e-4 --forget-coeff 1 --beta 1 --beta2 1" "--lr 1e-4 --forget-coeff 0.3 --beta 1 --beta2 1"  # moved
     settings_of tnpo "--lr 1e-4 --forget-coeff 0.3 --beta 2.5" "--lr 1e-4 --forget-coeff 1 --beta 2.5" "--lr 1e-4 --forget-coeff 3 --beta 2.5"
     settings_of ceu "--lr 1e-4 --forget-coeff 0.01" "--lr 1e-4 --forget-coeff 0.03" "--lr 1e-4 --forget-coeff 0.1"
+    settings_of ceu "--lr 1e-4 --forget-coeff 0.003" "--lr 1e-4 --forget-coeff 0.006"  # moved
     settings_of undial "--lr 1e-4 --forget-coeff 0.03 --beta 10" "--lr 1e-4 --forget-coeff 0.1 --beta 10" "--lr 1e-4 --forget-coeff 0.3 --beta 10"
+    settings_of undial "--lr 1e-4 --forget-coeff 0.03 --beta 14" "--lr 1e-4 --forget-coeff 0.1 --beta 14"  # moved
   } | train
   drop_weights tune
   "$python" results/grid.py choose --nearest "forget probability" "$at"/tune/*/
@@ -95,7 +98,9 @@ declare -A setting=(
   [task-vector]="--lr 1e-4 --alpha 1" [rmu]="--lr 1e-3 --steer 6.5 --alpha 100")
 declare -A way=(
   [simnpo]="--lr 1e-4 --forget-coeff 1 --beta 1.25" [npo]="--lr 1e-4 --forget-coeff 0.03 --beta 0.1"
-  [wgraddiff]="--lr 1e-4 --forget-coeff 1")
+  [wgraddiff]="--lr 1e-4 --forget-coeff 1" [wga]="--lr 1e-4 --forget-coeff 1 --beta 2"
+  [satimp]="--lr 1e-4 --forget-coeff 1 --beta 1 --beta2 1" [tnpo]="--lr 1e-4 --forget-coeff 1 --beta 2.5"
+  [ceu]="--lr 1e-4 --forget-coeff 0.01" [undial]="--lr 1e-4 --forget-coeff 0.1 --beta 14")
 methods="simnpo npo wgraddiff"
 [ "${2:-}" != later ] || methods+=" wga satimp tnpo ceu undial"
 
