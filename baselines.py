@@ -108,7 +108,8 @@ def train_rmu(model, forget, retain, args, run):
                     loss = mean_of_tokens(method.loss(args, hidden, target), tokens)
                     weight = mean_of_tokens(method.weight(args, hidden, target).norm(dim=-1), tokens)
                 (args.forget_coeff * loss.sum() / divisor).backward()
-                run.add("forget", places, divisor, loss, weight, tokens.sum(1))
+                length = torch.tensor([len(batch[i].response) for i in places], device=model.device)
+                run.add("forget", places, divisor, loss, weight, length)
             run.check_finite(step, "forget", len(rows), model)
 
             # retain: activations stay what they were

@@ -435,9 +435,9 @@ def save_figure(args):
     print(f"written: {out}")
 
 
-def add_picture_flags(command):
-    """--out and --overwrite, as `check_picture` takes them."""
-    command.add_argument("--out", help="a .png file (default: KIND.png)")
+def add_picture_flags(command, name="KIND.png"):
+    """--out and --overwrite, as `check_picture` takes them. name: the default, for the help."""
+    command.add_argument("--out", help=f"a .png file (default: {name})")
     command.add_argument("--overwrite", action="store_true", help="write over what --out names")
 
 

@@ -97,7 +97,7 @@ def scaled(flags):
 
     flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
     """
-    if not Path(flags.get("forget_file") or "absent").is_file():
+    if not Path(flags.get("forget_file") or "absent").is_file() or flags["split"] not in (*SETS, "full"):
         return {}  # which is said where it is read
     data = data_of(flags["forget_file"], flags.get("retain_file"), flags.get("fields"))
     rows = training_rows(data, flags["split"])

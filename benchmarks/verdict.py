@@ -16,6 +16,7 @@ capitalised words that do not begin a sentence; in a language that writes all no
 """
 
 import itertools
+import re
 import textwrap
 from typing import NamedTuple
 
@@ -33,7 +34,10 @@ DIES = 2, 3  # β · loss per token where SimNPO's weight 2σ(−β · loss) / |
 BOUNDED = "npo", "simnpo", "dpo"  # methods that a lower β lets forget more
 BEFORE = "before", "Original"  # what the model before unlearning is called, in this order
 OTHERS = "retain", "holdout", "general"  # sets whose answers should hold no forgotten name
+TITLES = "Mr", "Mrs", "Ms", "Dr", "Prof", "St"  # whose full stop ends no sentence, and which name nobody
 CLOSED = "yes", "no", "true", "false", "none"  # answers of one word that name nothing
+
+ABBREVIATED = re.compile(rf"\b([A-Z]|{'|'.join(TITLES)})\.$")
 
 
 class Case(NamedTuple):
@@ -94,12 +98,13 @@ def words_of(*texts):
 
 
 def names_of(text):
-    """Words of a text that hold a digit, or are capitalised without beginning a sentence. Single letters are none."""
+    """Words of a text that hold a digit, or are capitalised without beginning a sentence. Single letters and titles are
+    none, and the full stop after a title or a capital letter ends no sentence."""
     names = set()
     for match in WORDS.finditer(text):
         word, ahead = match.group(), text[: match.start()].rstrip(" \t\"'“”„‘’«»([*_–—-")
-        begins = not ahead or ahead[-1] in ".!?:…\n"
-        if any(map(str.isdigit, word)) or (word[0].isupper() and len(word) > 1 and not begins):
+        begins = not ahead or (ahead[-1] in ".!?:…\n" and not ABBREVIATED.search(ahead))
+        if any(map(str.isdigit, word)) or (word[0].isupper() and len(word) > 1 and word not in TITLES and not begins):
             names.add(word)
     return names
 
@@ -184,7 +189,8 @@ def verdict_of(case):
     if case.target:
         return case.target.verdict
     knew, knows, _ = (answers_of(log, "forget") for log in case.logs)
-    return "too little" if knew and knows and sum(knows) > sum(knew) / 2 else "cannot be said"
+    left = sum(map(min, knew, knows)) if knew and knows else 0
+    return "too little" if left and left > sum(knew) / 2 else "cannot be said"
 
 
 def forgetting(case):
@@ -220,7 +226,8 @@ def remedy(case):
                 f"to forget {aim}: a {lower} {turned(case, 'beta')}, about {np.mean(DIES) / target.loss:.2g}: SimNPO's "
                 f"weight dies down where β · loss is {DIES[0]} to {DIES[1]}, and β · {target.loss:.2f} is {reach:.1f}"
             ]
-    flags = turned(case, *(("lr", "epochs", "max_steps") if more else ("lr", "forget_coeff")))
+    length = "max_steps" if case.flags.get("max_steps") else "epochs"
+    flags = turned(case, "lr", length if more else "forget_coeff")
     if beta and case.method in BOUNDED:
         flags += f", or a {lower} {turned(case, 'beta')}"
     return [f"to forget {aim}: a {higher} {flags}"]

@@ -384,6 +384,8 @@ def check_method(args, methods):
     refuse(given, of_some(methods) - set(method.flags), f"with --method {args.method}")
     if args.method == "rmu":
         refuse(given, ["retain_coeff"], "with --method rmu, which calls it --alpha")
+        if args.grad_checkpointing:
+            raise InputError("--grad-checkpointing has no use with --method rmu; leave it out")
         if args.retain not in ("activations", "none"):
             raise InputError(f"--retain {args.retain}: --method rmu has activations or none; give one of them")
         if args.retain == "none":

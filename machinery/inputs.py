@@ -52,7 +52,7 @@ def check(value, shape, where):
             check(item, shape[0], f"{where} {i}")
     elif isinstance(shape, (dict, list)) or not shape[1](value):
         kind = {dict: "an object", list: "a list of one or more"}.get(type(shape)) or shape[0]
-        shown = "missing" if value is None else json.dumps(value)[:40]
+        shown = "missing" if value is None else json.dumps(value, default=str)[:40]
         raise InputError(f"{where} is {shown}; it must be {kind}")
 
 

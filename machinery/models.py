@@ -45,9 +45,7 @@ def load_model(name, device, dtype, tokenizer=None, frozen=False):
         raise InputError(f"cannot load model '{name}' ({where}{reason}); {NEEDS}") from None
     check_weights(name, model, report)
     if is_adapter(name):
-        import peft
-
-        model = peft.PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_()
+        model = merge_adapter(name, model)
     check_tokenizer(name, model, tokenizer)
     if frozen and dtype == torch.bfloat16:
         halve(model)
@@ -73,6 +71,29 @@ def base_of(name):
             f"'{name}' is a LoRA adapter of '{base}'; merge it first, or install peft, and it is merged on loading"
         )
     return base
+
+
+def merge_adapter(name, model):
+    """The base model with the adapter's weights merged in. InputError unless they are all used, and all it takes."""
+    import peft
+
+    mend = "give an adapter of this base model"
+    try:
+        adapter = peft.PeftModel.from_pretrained(model, name)
+        with safetensors.safe_open(Path(name, "adapter_model.safetensors"), "pt") as file:
+            keys = {*file.keys()}
+    except Exception as error:  # no such file, other shapes, layers that the model lacks: many kinds
+        raise InputError(f"cannot merge adapter '{name}' ({textwrap.shorten(str(error), 160)}); {mend}") from None
+
+    # what the file lacks peft leaves at random or at zero, what it has besides peft leaves out, with a warning at most
+    needed = {*peft.get_peft_model_state_dict(adapter, save_embedding_layers=False)}
+    for what, others in (("lacks", needed - keys), ("has no use for", keys - needed - {*adapter.state_dict()})):
+        if others:
+            raise InputError(f"adapter '{name}' {what} {len(others)} weights, such as {min(others)}; {mend}")
+
+    model = adapter.merge_and_unload().requires_grad_()
+    check_numbers(name, model, dict(model.named_parameters()))
+    return model
 
 
 def check_folder(name):

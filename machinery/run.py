@@ -298,6 +298,7 @@ def check_same_run(out, settings):
 
     libraries = " and ".join(" ".join(pair) for pair in before["versions"].items())
     mends = {
+        "method": "use the script that began it",
         "code": f"go back to that of commit {before['commit']}",
         "versions": f"install {libraries}",
         "data": "give the data as they were",

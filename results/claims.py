@@ -14,7 +14,7 @@ import scipy.stats
 from common import TOFU, add_seed, check_task, parser_of_runs, verdict
 
 from benchmarks.tofu import log_quality, quality
-from compare import epochs, read, with_quality
+from compare import epochs, group_runs, read, with_quality
 from machinery.command import run_command
 from machinery.inputs import InputError
 from machinery.statistics import interval
@@ -229,6 +229,10 @@ def by_key(runs):
         part = str(run["flags"].get("subset")).split(":")[0] if run["start"] else None
         method = (run["start"] or run["flags"])["method"]
         add_seed(groups.setdefault((method, part), {}), run)
+    for group in groups.values():
+        labels = [*group_runs([*group.values()])]
+        if len(labels) > 1:
+            raise InputError(f"these runs are of different settings ({', '.join(labels)}); give those of one")
 
     # relearning starts from the runs that are given
     for run in runs:

@@ -33,6 +33,12 @@ def add_seed(by_seed, run):
     by_seed[run["seed"]] = run
 
 
+def check_new(path):
+    """InputError unless a folder for files to be written in is new, or empty."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} is there and not empty; name another folder")
+
+
 def verdict(values, sign):
     """holds, does not hold, or can't tell: is the mean of `values` >, >= or < 0, by its 95% interval?"""
     if len(values) < 2:

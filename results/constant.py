@@ -7,13 +7,12 @@ TOFU's c = exp(mean wrong loss − right loss). A newer framework computes c' = 
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 from common import TOFU, check_task
 
 from benchmarks import tofu
-from compare import check_picture, panels, read
+from compare import add_picture_flags, check_picture, panels, read
 from machinery.command import OneLineParser, run_command
 from machinery.inputs import InputError, check
 
@@ -30,15 +29,20 @@ def symmetric(c):
     return np.mean(np.minimum(c, 1 / c))
 
 
+def shared(*parts):
+    """The losses of two logs' forget parts on the rows that TOFU's forget quality compares."""
+    return [
+        {field: [part[field][i] for i in rows] for field in ("paraphrased_loss", "perturbed_loss")}
+        for part, rows in zip(parts, tofu.shared_rows(*parts), strict=True)
+    ]
+
+
 def add_nats(paths):
     """A table over D, as text; paths: of a log, and of a retrained model's."""
     parts = [tofu.read_retrained(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         check(part, tofu.LOSSES, f"'{path}':")
-    log, retrain = (
-        {field: [part[field][i] for i in rows] for field in ("paraphrased_loss", "perturbed_loss")}
-        for part, rows in zip(parts, tofu.shared_rows(*parts), strict=True)
-    )
+    log, retrain = shared(*parts)
 
     c = tofu.ratio_of(log)
     quality = tofu.forget_quality(c, tofu.ratio_of(retrain))
@@ -58,6 +62,7 @@ def both_ways(run):
     forget = run["metrics.log.json"]["forget"]
     retrained = run["reference.log.json"].get("Retrain", {})
     check(retrained, tofu.LOSSES, f"run '{run['folder']}': Retrain's log")
+    forget, retrained = shared(forget, retrained)
     return (
         float(np.mean(forget["paraphrased_loss"])),
         tofu.forget_quality(tofu.ratio_of(forget), tofu.ratio_of(retrained)),
@@ -88,7 +93,7 @@ def run(args):
         if len(args.paths) != 2:
             raise InputError("logs takes two files, a log and a retrained model's")
         return print(add_nats(args.paths))
-    out = check_picture(args.out, overwrite=True)
+    out = check_picture(args.out or "constant.png", args.overwrite)
     runs = read(args.paths, "metrics.log.json", "reference.log.json")
     check_task(runs, "constant.py", TOFU)
     lines, figure = draw(runs)
@@ -100,7 +105,7 @@ def main(argv=None):
     parser = OneLineParser(prog="constant.py", description=__doc__)
     parser.add_argument("what", choices=("logs", "runs"))
     parser.add_argument("paths", nargs="+", metavar="LOG or RUN")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("constant.png"), help="a PNG")
+    add_picture_flags(parser, "constant.png")
     run_command(parser, run, argv=argv)
 
 

@@ -101,7 +101,8 @@ def draw_weights(runs):
     figure, axes = panels(len(runs), 4)
     for row, run in zip(axes, runs, strict=True):
         pictures = epochs(run["log.jsonl"])
-        highest = max(max(picture["weight"]) for picture in pictures)
+        weights = [weight for picture in pictures for weight in picture["weight"]]
+        limits = min(0, min(weights) * 1.05), max(0, max(weights) * 1.05)  # of a loss that is lowered they are negative
         for axis, epoch in zip(row, (1, 2, 3, min(10, len(pictures))), strict=True):
             if epoch > len(pictures):
                 axis.set_axis_off()
@@ -109,7 +110,7 @@ def draw_weights(runs):
             picture = pictures[epoch - 1]
             axis.scatter(picture["length"], picture["weight"], s=10, alpha=0.6, color=run["colour"])
             axis.set_title(f"epoch {picture['epoch']}: {r_of(picture)}", fontsize=9)
-            axis.set(xlabel="response length |y|", ylim=(0, highest * 1.05 or 1))
+            axis.set(xlabel="response length |y|", ylim=limits if any(limits) else (0, 1))
         row[0].set_ylabel(f"weight of {run['name']}")
     return figure
 
@@ -138,7 +139,9 @@ def draw_boxes(runs):
         )
         ticks = numbers[:: max(1, len(numbers) // 10)]
         axis.set_xticks(ticks, map(str, ticks))
-        axis.set(xlabel="epoch", ylabel="gradient weight", title=run["name"], ylim=(0, None))
+        axis.set(xlabel="epoch", ylabel="gradient weight", title=run["name"])
+        if axis.get_ylim()[1] > 0 and min(min(picture["weight"]) for picture in pictures) >= 0:
+            axis.set_ylim(bottom=0)
     return figure
 
 

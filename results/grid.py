@@ -7,13 +7,21 @@ python results/grid.py draw RUN... --out FILE.png    SimNPO over β and γ
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 from common import parser_of_runs
 from paths import add_never_learnt, reading, with_paths
 
-from compare import benchmark_of, check_picture, compared_models, group_runs, panels, read, with_quality
+from compare import (
+    add_picture_flags,
+    benchmark_of,
+    check_picture,
+    compared_models,
+    group_runs,
+    panels,
+    read,
+    with_quality,
+)
 from machinery.command import number, run_command
 from machinery.inputs import InputError
 
@@ -126,7 +134,7 @@ def run(args):
         return print(choose_paths(runs, args.never_learnt, last=args.until))
     if args.kind == "choose":
         return print(choose(with_quality(read(args.runs)), nearest=args.nearest))
-    out = check_picture(args.out, overwrite=True)
+    out = check_picture(args.out or "grid.png", args.overwrite)
     draw(with_quality(read(args.runs))).savefig(out, dpi=110)
     print(f"drawn: {out}")
 
@@ -137,7 +145,7 @@ def main(argv=None):
     until = "paths: share of the run in which the answers must get there (default: the middle, 11/16)"
     parser.add_argument("--until", type=number(float, 0, high=1), default=11 / 16, metavar="SHARE", help=until)
     parser.add_argument("--nearest", metavar="COLUMN", help="choose by what comes nearest to Retrain's, not by quality")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("toy-grid.png"), help="a PNG")
+    add_picture_flags(parser, "grid.png")
     run_command(parser, run, argv=argv)
 
 

@@ -10,7 +10,7 @@ cp runs/markov/fig6.png results/markov-fig6.png
 cp runs/markov/power.png results/markov-power.png
 study --seeds 10 --init gpt2 --out runs/markov-gpt2
 study --seeds 3 --grid --out runs/markov-grid
-"$python" results/markov_grid.py runs/markov-grid
+"$python" results/markov_grid.py runs/markov-grid --overwrite --out results/markov-grid.png
 
 # The size of the token embeddings, all else at GPT-2's scale, at the full and at a quarter of the learning rate.
 left="--quick --panel left --init gpt2 --jobs 2 --probes 1"

@@ -14,6 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import markov
+from compare import add_picture_flags, check_picture
 from machinery.command import OneLineParser, run_command
 from machinery.inputs import InputError
 
@@ -71,18 +72,16 @@ def run(args):
         chosen = choose_betas(results, panels)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{args.folder} holds no markov.json of `markov.py --grid` ({error!r})") from None
+    out = check_picture(args.out or "markov-grid.png", args.overwrite)
     print("chosen β:", json.dumps(chosen))
-    try:
-        draw_grid(results, panels, args.out)
-    except ValueError as error:
-        raise InputError(f"cannot write {args.out} ({error}); give --out a PNG") from None
-    print(f"drawn: {args.out}")
+    draw_grid(results, panels, out)
+    print(f"drawn: {out}")
 
 
 def main(argv=None):
     parser = OneLineParser(prog="markov_grid.py", description=__doc__)
     parser.add_argument("folder", type=Path, help="what --out of `markov.py --grid` was")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("markov-grid.png"), help="a PNG")
+    add_picture_flags(parser, "markov-grid.png")
     run_command(parser, run, argv=argv)
 
 

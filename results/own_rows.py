@@ -12,17 +12,18 @@ import json
 import random
 from pathlib import Path
 
-from common import OneLineParser
+from common import OneLineParser, check_new
 
 from benchmarks import toy
 from machinery.command import number, run_command
 from machinery.inputs import InputError
 
 PER_AUTHOR = len(toy.QUESTIONS)
+MOST = toy.AUTHORS**2  # authors: names are of as many first as last ones
 
 
 def people():
-    """({field: fact}, ten rows) of authors without end, each of another name."""
+    """({field: fact}, ten rows) of authors, each of another name, of which there are MOST."""
     names = set()
     for seed in itertools.count():
         for fact, rows in toy.authors(random.Random(seed)):
@@ -46,6 +47,9 @@ def run(args):
     for name, count in counts.items():
         if count % size:
             raise InputError(f"--{name} {count}: an author has {size} questions; give a multiple of that")
+    if sum(counts.values()) > MOST * size:
+        raise InputError(f"there are {MOST} names, so at most {MOST * size} rows in all; give less")
+    check_new(args.out)
 
     args.out.mkdir(parents=True, exist_ok=True)
     everybody, draw = people(), random.Random(0)

@@ -13,6 +13,7 @@ import itertools
 import numpy as np
 from common import TOFU, add_seed, check_task, parser_of_runs, verdict
 
+from benchmarks.own import names_of
 from benchmarks.tofu import halves_of
 from compare import benchmark_of, check_picture, draw_curve, epochs, group_runs, panels, read
 from machinery.command import number, run_command
@@ -53,6 +54,10 @@ def losses_of(run, name, pictures):
             f"run '{run['folder']}': {name}'s log has {len(loss)} forget answers, its epochs others; "
             "give runs on a whole forget set, for whole epochs; of your own data, on at most 300 questions"
         )
+    parts = [run["reference.log.json"][other] for other in (name, "Retrain")]
+    rows = [names_of(part) for part in parts if "question" in part]
+    if any(names != rows[0] for names in rows):
+        raise InputError(f"run '{run['folder']}': Retrain's log has its rows in another order; give --retrain a model")
     return np.array(loss)
 
 

@@ -84,4 +84,4 @@ for seed in 0 1 2; do
   for coeff in 0.1 1; do over npo-$coeff --method npo --beta 0.01 --forget-coeff $coeff; done
   for coeff in 0.3 1 3 10; do over wgraddiff-$coeff --method wgraddiff --forget-coeff $coeff; done
 done | train
-"$python" results/constant.py runs runs/over/* --out results/constant.png
+"$python" results/constant.py runs runs/over/* --overwrite --out results/constant.png

@@ -14,18 +14,27 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train
+from machinery.inputs import InputError
 from methods import METHODS
+
+
+def scale(beta):
+    """2/β. InputError for 0, where the published losses divide by it."""
+    if not beta:
+        raise InputError("--beta 0: these losses have no such limit; give more than 0")
+    return 2 / beta
 
 
 def npo(args, y):
     """[B]: mean of −(2/β) log σ(β (z_ref − z))."""
     pairs = zip(y.logits, y.ref.logits, strict=True)
-    return torch.stack([-2 / args.beta * F.logsigmoid(args.beta * (ref - z).float()).mean() for z, ref in pairs])
+    return torch.stack([-scale(args.beta) * F.logsigmoid(args.beta * (ref - z).float()).mean() for z, ref in pairs])
 
 
 def simnpo(args, y):
     """[B]: mean of −(2/β) log σ(−β z − γ)."""
-    return torch.stack([-2 / args.beta * F.logsigmoid(-args.beta * z.float() - args.gamma).mean() for z in y.logits])
+    bounded = [F.logsigmoid(-args.beta * z.float() - args.gamma).mean() for z in y.logits]
+    return -scale(args.beta) * torch.stack(bounded)
 
 
 def mean_logit(args, y):
@@ -34,8 +43,10 @@ def mean_logit(args, y):
 
 
 RAW = {
-    "npo": METHODS["npo"]._replace(loss=npo, weight=mean_logit, needs_logits=True),
-    "simnpo": METHODS["simnpo"]._replace(loss=simnpo, weight=mean_logit, needs_logits=True),
+    "npo": METHODS["npo"]._replace(name="NPO on raw logits", loss=npo, weight=mean_logit, needs_logits=True),
+    "simnpo": METHODS["simnpo"]._replace(
+        name="SimNPO on raw logits", loss=simnpo, weight=mean_logit, needs_logits=True
+    ),
 }
 
 

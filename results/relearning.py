@@ -19,7 +19,8 @@ from machinery.inputs import InputError
 from machinery.statistics import interval
 
 # flags with which runs teach differently
-TEACHING = "lr", "epochs", "max_steps", "batch_size", "seed", "warmup", "warmup_share", "weight_decay", "clip", "retain"
+TEACHING = """lr epochs max_steps batch_size retain_batch_size seed warmup warmup_share weight_decay clip lora
+forget_coeff retain_coeff retain""".split()
 KINDS = {True: "a model that unlearnt", False: "one that did not, Retrain"}
 
 
@@ -42,10 +43,19 @@ def check_pair(run, control):
             )
         if bool(each["start"]) != kind:
             raise InputError(f"run '{each['folder']}' does not start from {KINDS[kind]}; give RUN first, then CONTROL")
+    learnt = (control["run.json"].get("original") or {}).get("split", "retain")
+    if learnt != "retain":
+        raise InputError(
+            f"run '{control['folder']}' starts from a model that learnt the rows (--split {learnt}); give one that "
+            "starts from Retrain, of --split retain"
+        )
 
-    differing = [f"--{flag}" for flag in TEACHING if run["flags"].get(flag) != control["flags"].get(flag)]
-    if run["run.json"]["data"]["forget set"] != control["run.json"]["data"]["forget set"]:
-        differing.append("the rows that they teach")
+    differing = [
+        f"--{flag.replace('_', '-')}" for flag in TEACHING if run["flags"].get(flag) != control["flags"].get(flag)
+    ]
+    for name, what in (("forget set", "the rows that they teach"), ("retain set", "the rows that they keep")):
+        if run["run.json"]["data"].get(name) != control["run.json"]["data"].get(name):
+            differing.append(what)
     parts = [each["metrics.log.json"]["forget"] for each in (run, control)]
     if any(parts[0][field] != parts[1][field] for field in ("question", "answer")):
         differing.append("the rows that they measure")

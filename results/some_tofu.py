@@ -10,7 +10,7 @@ TOFU's first, which alone have perturbed rows. Beside them a share of the real a
 import json
 from pathlib import Path
 
-from common import OneLineParser
+from common import OneLineParser, check_new
 
 from benchmarks.tofu import BASE_KNOWLEDGE, TOFU, load_rows
 from machinery.command import number, run_command
@@ -66,6 +66,7 @@ def card_of(configs):
 def run(args):
     if args.authors not in SIZES:
         raise InputError(f"--authors {args.authors}: give one of {', '.join(map(str, SIZES))}")
+    check_new(args.out)
     configs = cut(args.data, args.authors, args.rows)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, rows in configs.items():

@@ -45,5 +45,5 @@ figure boxes    runs/toy/{npo,simnpo}-0     --overwrite --out results/toy-boxes.
 compare figure epochs   runs/toy/{npo,simnpo}-[0-4] --overwrite --out results/toy-epochs.png
 compare figure tradeoff runs/toy/*-[0-4]            --overwrite --out results/toy-tradeoff.png
 figure relearn  runs/relearn/*              --overwrite --out results/toy-relearn.png
-"$python" results/grid.py draw runs/betagamma/* --out results/toy-grid.png
+"$python" results/grid.py draw runs/betagamma/* --overwrite --out results/toy-grid.png
 cp runs/toy/simnpo-0/run.png results/toy-simnpo.png

@@ -451,12 +451,14 @@ def claimed_by_hand(folders, seed):
     ]
 
 
-def test_claims_are_paired_by_seed_each_by_hand(tmp_path, said):
+def test_claims_are_paired_by_seed_each_by_hand(tmp_path, said, capsys):
     folders = claim_runs(tmp_path)
     _, _, *lines = said("claims", *folders.values())
     for line, sign, *values in zip(lines, SIGNS, *(claimed_by_hand(folders, seed) for seed in range(4)), strict=True):
         low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
         assert line.endswith(f"| {np.mean(values):.3g} [{low:.3g}, {high:.3g}] | 4 | {common.verdict(values, sign)} |")
+    other = a_run(tmp_path / "other", "npo", 9, beta=7.0)
+    refused(claims.main, [*folders.values(), other], capsys, "different settings (NPO beta=1.0, NPO beta=7.0)")
     one = said("claims", *(folders[key] for key in (("npo", 1), ("npo", 2), ("simnpo", 1))))
     assert "| 1 | can't tell |" in one[2] and one[-1].endswith("| – | 0 | no runs for it |")
 
@@ -525,6 +527,34 @@ def test_figures_of_weights_show_each_epochs(four, axes):
         assert medians == pytest.approx(
             {epoch: np.median(met["weight"]) for epoch, met in enumerate(pictures_of(folder), 1)}
         )
+
+
+def test_paths_want_retrains_rows_in_the_runs_order(tmp_path, capsys):
+    runs = [on_the_way(tmp_path / method, method) for method in ("simnpo", "npo")]
+    for run in runs:
+        logs = read(run, "reference.log.json")
+        rows = [f"row {n}" for n in range(10)]
+        logs["Original"] |= {"question": rows, "answer": rows}
+        logs["Retrain"] |= {"question": [f" {row}" for row in rows], "answer": rows}  # the same but for white space
+        write(run, "reference.log.json", logs)
+    paths.main([*map(str, runs)])
+    logs["Retrain"] = {name: values[::-1] for name, values in logs["Retrain"].items()}
+    write(runs[1], "reference.log.json", logs)
+    refused(paths.main, runs, capsys, "another order")
+
+
+def test_weights_below_zero_are_in_the_picture(four, tmp_path, axes):
+    """Those of a loss that is lowered, as IDK's −1/|y|."""
+    run = a_run(tmp_path / "run", "idk")
+    lines = read(run, "log.jsonl")
+    for line in lines:
+        line["met"]["weight"] = [-1 / n for n in line["met"]["length"]]
+    write(run, "log.jsonl", *lines)
+    for kind in ("weights", "boxes"):
+        low, high = axes(kind, run)[0].get_ylim()
+        assert low < -1 / 4 and -1 / 33 < high < 0.1 and low < high
+        low, high = axes(kind, four[3])[0].get_ylim()
+        assert low == 0 and high > 0.9
 
 
 def curves_of(axis):

@@ -1,6 +1,7 @@
 """The user's own files in the forms that people have, ROUGE in any script, and what becomes of too long answers."""
 
 import copy
+import datetime
 import json
 import random
 import string
@@ -14,7 +15,7 @@ import data
 import train
 from benchmarks import muse, own, rouge, tofu
 from benchmarks.files import FIELDS, read_file
-from machinery.inputs import InputError
+from machinery.inputs import ANY_TEXT, InputError, check
 
 WHO, WHERE = {"question": "Who?", "answer": "Ada."}, {"question": "Where?", "answer": "In Lisbon."}
 PAIRS = lines([WHO, WHERE])
@@ -84,6 +85,12 @@ def test_a_file_gives_its_rows_and_what_was_recognized_is_said_once(name, conten
     assert read_file(path, FIELDS) == read_file(path, FIELDS) == rows
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == bool(says) and (not says or str(path) in said)
+
+
+def test_what_json_has_no_word_for_is_named_too():
+    """A column of dates, as the library reads them."""
+    with pytest.raises(InputError, match='row 0 is "1951-03-04"; it must be a text'):
+        check(datetime.date(1951, 3, 4), ANY_TEXT, "row 0")
 
 
 def test_earlier_turns_are_part_of_the_prompt(toy_tokenizer):

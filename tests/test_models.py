@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 import shutil
 
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -296,6 +298,21 @@ def test_a_lora_adapter_is_merged_into_its_base(folder, monkeypatch):
         torch.testing.assert_close(model(torch.tensor([[3, 7, 9]])).logits, exact)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+    # an adapter of another model, or a damaged one: peft warns at most
+    path = folder.parent / "adapter" / "adapter_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    first = min(weights)
+    for damaged, says in (
+        ({key: value for key, value in weights.items() if key != first}, f"lacks 1 weights, such as {first}"),
+        (weights | {"base_model.model.other.lora_A.weight": torch.ones(2)}, "no use for 1 weights, such as .*other"),
+        ({key.replace("q_proj", "k_proj"): value for key, value in weights.items()}, "cannot merge|lacks"),
+        (weights | {first: torch.ones(3, 5)}, "cannot merge adapter"),
+        (weights | {first: weights[first] * math.nan}, "has NaN or infinity in model.layers.0"),
+    ):
+        safetensors.torch.save_file(damaged, path)
+        with pytest.raises(InputError, match=says):
+            load(folder.parent / "adapter")
 
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="is a LoRA adapter of '.*model'; merge it first, or install peft"):

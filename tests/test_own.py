@@ -494,6 +494,7 @@ def test_a_text_counts_as_often_as_it_has_pieces(tmp_path):
     known = {"forget_file": str(text), "split": "forget", "method": "simnpo", "max_length": 50}
     assert own.scaled(known)["batch_size"] == 8
     assert own.scaled(known | {"forget_file": str(tmp_path / "absent.txt")}) == own.scaled({}) == {}
+    assert own.scaled(known | {"split": "fields"}) == own.scaled(known | {"split": "forget10"}) == {}  # said elsewhere
 
 
 def test_a_small_model_made_from_scratch_keeps_its_batch_size(tmp_path, toy_model_folder):

@@ -73,6 +73,13 @@ def test_one_other_row_says_nothing(tmp_path, capsys):
     assert "excess    +2.00 nats a token: one other row says nothing" in said(capsys, run, control)
 
 
+def test_a_run_of_retrain_is_a_control(tmp_path, capsys):
+    run = a_run(tmp_path / "run", BEFORE, CONTROL, START)
+    control = a_run(tmp_path / "control", BEFORE, CONTROL)
+    change(control, "run.json", original=START | {"method": "finetune", "split": "retain"})
+    assert "excess    +0.00" in said(capsys, run, control)
+
+
 def test_a_start_that_only_learnt_is_a_control(tmp_path, capsys):
     run = a_run(tmp_path / "run", BEFORE, CONTROL, START)
     control = a_run(tmp_path / "control", BEFORE, CONTROL, START | {"method": "finetune"})
@@ -102,6 +109,20 @@ def measured(run, **fields):
         ),
         (1, another("lr", 1e-5), "differ in --lr; teach"),
         (1, another("epochs", 4), "differ in --epochs;"),
+        (1, another("lora", 8), "differ in --lora;"),
+        (1, another("retain_batch_size", 3), "differ in --retain-batch-size;"),
+        (1, another("forget_coeff", 2.0), "differ in --forget-coeff;"),
+        (0, another("retain_coeff", 2.0), "differ in --retain-coeff;"),
+        (
+            1,
+            lambda run: change(run, "run.json", original=START | {"method": "finetune", "split": "full"}),
+            "a model that learnt the rows (--split full); give one that starts from Retrain",
+        ),
+        (
+            1,
+            lambda run: change(run, "run.json", data={"forget set": "abc", "retain set": "x"}),
+            "differ in the rows that they keep",
+        ),
         (1, lambda run: change(run, "run.json", data={"forget set": "x"}), "differ in the rows that they teach"),
         (1, lambda run: measured(run, answer=["other"] * 5), "differ in the rows that they measure"),
         (0, lambda run: change(run, "run.json", subset_rows=[0, 1, 2, 3, 4]), "leaves no rows to compare"),

@@ -12,9 +12,11 @@ import lens
 import markov_grid
 import matplotlib.figure
 import numpy as np
+import own_rows
 import pytest
 import raw_logits
 import scipy.stats
+import some_tofu
 import torch
 import weights
 from conftest import refused, some_examples, tiny
@@ -25,6 +27,7 @@ import data
 import markov
 import train
 from machinery.folder import read as read_checked
+from machinery.inputs import InputError
 from methods import METHODS
 
 
@@ -143,6 +146,35 @@ def test_the_grid_is_drawn_over_beta_and_gamma(tmp_path, drawn):
         ticks = ([text.get_text() for text in side] for side in (axis.get_xticklabels(), axis.get_yticklabels()))
         assert [*ticks] == [["0", "0.5"], ["1", "2"]]
         assert np.isnan(axis.images[0].get_array().filled(np.nan)).tolist() == [[False, True], [False, False]]
+
+
+def test_no_script_writes_over_what_is_there(tmp_path, capsys):
+    """A picture goes only where --overwrite allows it, files only into a folder of their own."""
+    (tmp_path / "there.png").write_text("mine")
+    run = a_run(tmp_path / "run", "simnpo")
+    (tmp_path / "markov.json").write_text(json.dumps({"settings": {"panels": {}}, "seeds": []}))
+    for main, words in (
+        (grid.main, ["draw", run]),
+        (constant.main, ["runs", run]),
+        (markov_grid.main, [tmp_path]),
+    ):
+        refused(main, [*words, "--out", tmp_path / "there.png"], capsys, "there.png exists", "--overwrite")
+    for main in (own_rows.main, some_tofu.main):
+        for path in (tmp_path, tmp_path / "there.png"):
+            refused(main, [path], capsys, "name another folder")
+    assert (tmp_path / "there.png").read_text() == "mine" and not (tmp_path / "forget.jsonl").exists()
+
+
+def test_rows_to_try_with_are_of_other_people_in_each_file_and_not_more_than_there_are(tmp_path, capsys):
+    own_rows.main([str(tmp_path / "new"), "--forget", "20", "--retain", "410", "--holdout", "0"])
+    rows = {name: read(tmp_path / "new", f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
+    assert [*map(len, rows.values())] == [20, 410, 0]
+    asked = [{row["question"] for row in rows[name]} for name in ("forget", "retain")]
+    assert len(asked[0]) == 20 and len(asked[1]) == 410 and not asked[0] & asked[1]
+    refused(own_rows.main, [tmp_path / "n", "--retain", "16000"], capsys, "1600 names", "at most 16000 rows")
+    refused(own_rows.main, [tmp_path / "n", "--text", "--retain", "1600"], capsys, "at most 1600 rows")
+    refused(own_rows.main, [tmp_path / "n", "--forget", "21"], capsys, "--forget 21: an author has 10")
+    assert not (tmp_path / "n").exists()
 
 
 def test_grids_of_the_wrong_runs(tmp_path, nothing_written, capsys):
@@ -284,6 +316,15 @@ def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys,
         assert points == [pytest.approx([loss, math.log10(p)]) for p in p_values]
     assert found[3] < 1e-6 < found[2]
 
+    # of over 300 rows the first 300 count, as TOFU's authors have it
+    long = [read(far, name) for name in ("metrics.log.json", "reference.log.json")]
+    for part in (long[0]["forget"], long[1]["Retrain"]):
+        part |= {field: values * 40 for field, values in part.items()}
+    parts = long[0]["forget"], long[1]["Retrain"]
+    ratios = zip(*map(both_by_hand, [{field: each[field][:300] for field in each} for each in parts]), strict=True)
+    loss, *p_values = constant.both_ways({"metrics.log.json": long[0], "reference.log.json": long[1], "folder": far})
+    assert p_values == [pytest.approx(scipy.stats.ks_2samp(*both).pvalue) for both in ratios]
+
     log, retrain = (read(near, name) for name in ("metrics.log.json", "reference.log.json"))
     for name, content in (("log.json", log), ("retrain.json", retrain["Retrain"])):
         (tmp_path / name).write_text(json.dumps(content if name == "log.json" else log | {"forget": content}))
@@ -364,6 +405,15 @@ def test_raw_logit_losses_are_against_what_the_model_said_before():
             assert loss[place].item() == pytest.approx(by_hand, rel=1e-5)
             assert logit[place].item() == pytest.approx(z.mean().item(), rel=1e-4)
             assert y.length[place] == len(response)
+
+
+def test_raw_logit_losses_have_names_of_their_own_and_no_beta_of_zero(capsys):
+    assert not {entry.name for entry in raw_logits.RAW.values()} & {entry.name for entry in METHODS.values()}
+    y, args = argparse.Namespace(logits=(), ref=argparse.Namespace(logits=())), argparse.Namespace(beta=0.0, gamma=0.0)
+    y.logits = y.ref.logits = (torch.zeros(2, 3),)
+    for entry in raw_logits.RAW.values():
+        with pytest.raises(InputError, match="--beta 0: .*more than 0"):
+            entry.loss(args, y)
 
 
 def test_raw_logit_losses_run_in_the_loop(methods_put_back, toy_model_folder, tmp_path):

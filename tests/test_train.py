@@ -236,6 +236,11 @@ def test_rmu_keeps_activations_or_nothing(retain):
     assert resolved("--method", "rmu", "--model", "x", "--retain", "none").retain == "none"
 
 
+def test_rmu_takes_no_gradient_checkpointing():
+    with pytest.raises(InputError, match="--grad-checkpointing has no use with --method rmu"):
+        resolved("--method", "rmu", "--model", "x", "--grad-checkpointing")
+
+
 def test_without_a_method_it_is_simnpo():
     args = train.resolve(train.build_parser().parse_args([]))
     assert (args.method, args.task, args.model, args.beta, args.gamma) == ("simnpo", "toy", "tiny", 2.5, 0)
@@ -335,7 +340,7 @@ def forget_by_hand(model, start, answer, refusal, args):
         direction = torch.rand(16, generator=torch.Generator().manual_seed(args.seed)).double()
         away = activations(model, answer, args.layer) - args.steer * direction / direction.norm()
         weight = (2 * away / 16).norm(dim=1).mean()
-        return (away**2).sum(1).mean() / 16, {"weight": weight.item(), "length": len(answer.prompt + answer.response)}
+        return (away**2).sum(1).mean() / 16, {"weight": weight.item(), "length": len(answer.response)}
     if args.method in PER_TOKEN:
         return per_token_by_hand(model, start, answer, args)
     a, r = logp_of(model, answer), logp_of(model, refusal)
