@@ -140,7 +140,7 @@ def draw_boxes(runs):
         ticks = numbers[:: max(1, len(numbers) // 10)]
         axis.set_xticks(ticks, map(str, ticks))
         axis.set(xlabel="epoch", ylabel="gradient weight", title=run["name"])
-        if axis.get_ylim()[1] > 0 and min(min(picture["weight"]) for picture in pictures) >= 0:
+        if min(min(picture["weight"]) for picture in pictures) >= 0:
             axis.set_ylim(bottom=0)
     return figure
 

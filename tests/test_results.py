@@ -166,11 +166,11 @@ def test_no_script_writes_over_what_is_there(tmp_path, capsys):
 
 
 def test_rows_to_try_with_are_of_other_people_in_each_file_and_not_more_than_there_are(tmp_path, capsys):
-    own_rows.main([str(tmp_path / "new"), "--forget", "20", "--retain", "410", "--holdout", "0"])
+    own_rows.main([str(tmp_path / "new"), "--forget", "20", "--retain", "1700", "--holdout", "0"])
     rows = {name: read(tmp_path / "new", f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
-    assert [*map(len, rows.values())] == [20, 410, 0]
+    assert [*map(len, rows.values())] == [20, 1700, 0]
     asked = [{row["question"] for row in rows[name]} for name in ("forget", "retain")]
-    assert len(asked[0]) == 20 and len(asked[1]) == 410 and not asked[0] & asked[1]
+    assert len(asked[0]) == 20 and len(asked[1]) == 1700 and not asked[0] & asked[1]
     refused(own_rows.main, [tmp_path / "n", "--retain", "16000"], capsys, "1600 names", "at most 16000 rows")
     refused(own_rows.main, [tmp_path / "n", "--text", "--retain", "1600"], capsys, "at most 1600 rows")
     refused(own_rows.main, [tmp_path / "n", "--forget", "21"], capsys, "--forget 21: an author has 10")
@@ -317,12 +317,12 @@ def test_a_constant_decides_what_is_far_away_and_ours_has_none(tmp_path, capsys,
     assert found[3] < 1e-6 < found[2]
 
     # of over 300 rows the first 300 count, as TOFU's authors have it
-    long = [read(far, name) for name in ("metrics.log.json", "reference.log.json")]
+    long = [read(near, name) for name in ("metrics.log.json", "reference.log.json")]
     for part in (long[0]["forget"], long[1]["Retrain"]):
         part |= {field: values * 40 for field, values in part.items()}
     parts = long[0]["forget"], long[1]["Retrain"]
     ratios = zip(*map(both_by_hand, [{field: each[field][:300] for field in each} for each in parts]), strict=True)
-    loss, *p_values = constant.both_ways({"metrics.log.json": long[0], "reference.log.json": long[1], "folder": far})
+    loss, *p_values = constant.both_ways({"metrics.log.json": long[0], "reference.log.json": long[1], "folder": near})
     assert p_values == [pytest.approx(scipy.stats.ks_2samp(*both).pvalue) for both in ratios]
 
     log, retrain = (read(near, name) for name in ("metrics.log.json", "reference.log.json"))
