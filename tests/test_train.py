@@ -950,6 +950,11 @@ def test_a_changed_number_in_the_code_is_not_gone_on_with_and_a_changed_comment_
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         interrupt_in(3, patch)
         run(tmp_path / "run", *command)
+    with monkeypatch.context() as patch:  # as results/raw_logits.py does
+        patch.setitem(METHODS, "npo", METHODS["npo"]._replace(name="NPO on raw logits"))
+        capsys.readouterr()
+        says = "the method changed", "(name)", "use the script that began it"
+        refused(train.main, [*command, "--resume", "--out", tmp_path / "run"], capsys, *says)
     code = (root / "train.py").read_text()
     assert code.count("warmup=1.0") == 1
     (root / "train.py").write_text(code.replace("warmup=1.0", "warmup=2.0"))
