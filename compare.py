@@ -140,12 +140,16 @@ def compared_key(run):
 
 
 def compared_models(runs):
-    """{"Original": [metrics, …], "Retrain": […]}: what the runs were compared with, once per seed."""
-    by_name = {}
+    """{"Original": [metrics, …], "Retrain": […]}: what the runs were compared with, once per seed; of Originals that
+    were taught otherwise, each."""
+    by_name, settings = {}, [run["setting"] for run in runs]
+    flags = [flag for flag in dict.fromkeys(itertools.chain(*settings)) if flag.startswith("original_")]
+    taught = [flag for flag in flags if differs(flag, settings)]
     for run in runs:
         for name, metrics in run["metrics"]["reference"].items():
             if name != "before":  # the run that was started from, which has a folder of its own
-                by_name.setdefault(name, {})[compared_key(run)] = metrics
+                key = *compared_key(run), *(str(run["setting"].get(flag)) for flag in taught if name == "Original")
+                by_name.setdefault(name, {})[key] = metrics
     return {name: list(models.values()) for name, models in by_name.items()}
 
 
@@ -158,8 +162,8 @@ def floor_of(runs):
         metrics = run["metrics"]["reference"].get("Retrain")
         log = run["reference.log.json"].get("Retrain")
         if metrics and log:
-            models[compared_key(run)] = metrics, log
-    retrained = [models[key] for key in sorted(models)]
+            models.setdefault(run["seed"][0], (metrics, log))  # of two that were taught otherwise the first
+    retrained = [models[seed] for seed in sorted(models)]
     pairs = itertools.pairwise(retrained) if floor else ()
     rows = [floor(metrics, log, other) for (metrics, log), (_, other) in pairs]
     rows = [row for row in rows if row]

@@ -276,11 +276,15 @@ def questions_digest(args, sets):
 
 
 def log_of(args, sets, name):
-    """The log of a model by its name; of a run that was asked the same, the one that it left."""
+    """The log of a model by its name; of a run that was asked the same, the one that it left, without what another
+    Retrain thought of its answers."""
     benchmark = BENCHMARKS[args.task]
     if folder.is_run(name) and Path(name, "metrics.log.json").is_file():
         if folder.read(name, "run.json").get("asked") == questions_digest(args, sets):
-            return folder.read(name, "metrics.log.json")
+            log = folder.read(name, "metrics.log.json")
+            inputs.check(log, benchmark.log, f"'{Path(name, 'metrics.log.json')}': the log's")
+            log.get("forget", {}).pop("judged", None)
+            return log
     return benchmark.measure(load(args, name), sets)
 
 

@@ -422,15 +422,16 @@ def report(results, betas):
     for panel in betas:
         for method in METHODS:
             first = [power_share(path)[0] for path in paths_of(results, panel, betas, method)]
-            share = shown(interval(first))
+            share = shown(None if None in first else interval(first))
             lines.append(f"{panel}, {method}: Forget2's share of the gradient at the first iteration {share}")
     return "\n".join(lines)
 
 
 def power_share(path):
-    """Forget2's share of the gradient at every iteration: its norm over the sum of both chains' norms."""
+    """Forget2's share of the gradient at every iteration: its norm over the sum of both chains' norms; None where both
+    weights have died to 0."""
     powers = zip(path["power_forget1"], path["power_forget2"], strict=True)
-    return [second / (first + second) for first, second in powers]
+    return [second / (first + second) if first + second else None for first, second in powers]
 
 
 # ------------------------------------------------------------------ figures
@@ -626,7 +627,7 @@ def finished(args, seed, settings):
     try:
         saved = json.loads((args.out / f"seed{seed}.json").read_text(encoding="utf-8"))
         return saved["result"] if saved["settings"] == settings else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

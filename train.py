@@ -206,7 +206,11 @@ def training_rows(args, split, path, **options):
     rows = benchmark.training_rows(args.data, split, **options)
     if args.model == "new" and split == "full" and args.never_learnt:
         forget = benchmark.training_rows(args.data, args.forget_split)
-        unseen = forget[len(forget) - benchmark.unseen_rows(len(forget), args.never_learnt) :]
+        count = benchmark.unseen_rows(len(forget), args.never_learnt)
+        if not count:
+            authors = len(forget) // benchmark.author_rows
+            raise InputError(f"--never-learnt {args.never_learnt:g} of {authors} authors is none; raise it")
+        unseen = forget[-count:]
         rows = [row for row in rows if row not in unseen]
     return rows
 

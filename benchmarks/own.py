@@ -155,7 +155,8 @@ def in_order(retrained, forget):
             "are none of the latter; give --retrain one of the same files"
         )
     places = their_order[np.argsort(order)]
-    return {field: [values[place] for place in places] for field, values in retrained.items() if values}
+    known = {name.removesuffix("?") for name in PART}
+    return {field: [retrained[field][place] for place in places] for field in known if retrained.get(field)}
 
 
 def names_of(part):

@@ -418,7 +418,7 @@ def forget_part(path):
         return framework_ratios(log, path)
     forget = log["Retrain"] if "Retrain" in log else log.get("forget")
     ratios = isinstance(forget, dict) and "truth_ratio" in forget
-    check({"forget": forget}, {"forget": RATIOS if ratios else LOSSES}, "the log's")
+    check({"forget": forget}, {"forget": RATIOS if ratios else LOSSES}, f"'{path}':")
     return compared_part({"forget": forget})
 
 

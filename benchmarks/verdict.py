@@ -30,8 +30,8 @@ ANSWERED = 0.9  # share of the names and numbers, or of all words
 RECALLED = 0.5  # extraction strength
 UNTOLD = 0.25  # from 0.5, as far as an AUC's interval may reach if rows cannot be told from others
 MOST, STRANGE = 5, 3  # known rows and strange names that are shown
-DIES = 2, 3  # β · loss per token where SimNPO's weight 2σ(−β · loss) / |y| has died down, to 0.24 and 0.09 of 1/|y|
-BOUNDED = "npo", "simnpo", "dpo"  # methods that a lower β lets forget more
+DIES = 2, 3  # β · loss − γ, loss per token, where SimNPO's weight 2σ(γ − β · loss) / |y| is 0.24 and 0.09 of 1/|y|
+BOUNDED = "npo", "simnpo", "dpo", "wga", "satimp", "tnpo"  # methods that a lower β lets forget more
 BEFORE = "before", "Original"  # what the model before unlearning is called, in this order
 OTHERS = "retain", "holdout", "general"  # sets whose answers should hold no forgotten name
 TITLES = "Mr", "Mrs", "Ms", "Dr", "Prof", "St"  # whose full stop ends no sentence, and which name nobody
@@ -217,15 +217,19 @@ def remedy(case):
     if case.method == "task-vector":
         return [f"to forget {aim}: a {higher} {turned(case, 'alpha')}"]
 
-    # SimNPO stops by itself where β · loss is 2 to 3: has it, short of the target, or would it only beyond?
+    # SimNPO stops by itself where β · loss − γ is 2 to 3: has it, short of the target, or would it only beyond?
     if beta and target and case.method == "simnpo":
-        stopped = beta * np.mean(case.column("forget", "loss")[1]) >= DIES[0] if more else True
-        reach = beta * target.loss
+        gamma = case.flags.get("gamma") or 0
+        stopped = beta * np.mean(case.column("forget", "loss")[1]) - gamma >= DIES[0] if more else True
+        reach = beta * target.loss - gamma
+        margin = " − γ" if gamma else ""
         if stopped and (reach > DIES[1] if more else reach < DIES[0]):
-            return [
-                f"to forget {aim}: a {lower} {turned(case, 'beta')}, about {np.mean(DIES) / target.loss:.2g}: SimNPO's "
-                f"weight dies down where β · loss is {DIES[0]} to {DIES[1]}, and β · {target.loss:.2f} is {reach:.1f}"
-            ]
+            better = (np.mean(DIES) + gamma) / target.loss
+            where = (
+                f"where β · loss{margin} is {DIES[0]} to {DIES[1]}, and β · {target.loss:.2f}{margin} is {reach:.1f}"
+            )
+            beta = f"{turned(case, 'beta')}, about {better:.2g}"
+            return [f"to forget {aim}: a {lower} {beta}: SimNPO's weight dies down {where}"]
     length = "max_steps" if case.flags.get("max_steps") else "epochs"
     flags = turned(case, "lr", length if more else "forget_coeff")
     if beta and case.method in BOUNDED:

@@ -27,11 +27,12 @@ def load_model(name, device, dtype, tokenizer=None, frozen=False):
     this model's: ends no text, or uses tokens that the model does not embed.
     """
     check_folder(name)
-    ask_the_hub(name)
     try:
+        base = base_of(name)
+        ask_the_hub(base)
         tokenizer = load_tokenizer(name, tokenizer)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            base_of(name),
+            base,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,

@@ -95,8 +95,9 @@ def choose_folder(args, name):
     if not args.resume and holds_something(args.out):
         check_replaceable(args.out, args.overwrite)
 
-    for flag in ("model", "retrain", "finetuned", "forget_file", "retain_file", "holdout_file", "probe_file"):
-        used = Path(getattr(args, flag) or "/")
+    for flag in ("model", "retrain", "finetuned", "data", "forget_file", "retain_file", "holdout_file", "probe_file"):
+        value = getattr(args, flag)
+        used = Path("/" if not value or isinstance(value, dict) else value)  # a dict: the user's files, by their flags
         if used.exists() and used.resolve().is_relative_to(args.out.resolve()):
             raise InputError(f"--out: {args.out} holds --{flag.replace('_', '-')} {used}; name another folder")
     if processes.first():

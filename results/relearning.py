@@ -15,6 +15,7 @@ from common import check_task
 from benchmarks.verdict import answers_of, shown
 from compare import read
 from machinery.command import OneLineParser, run_command
+from machinery.folder import lineage
 from machinery.inputs import InputError
 from machinery.statistics import interval
 
@@ -41,9 +42,15 @@ def check_pair(run, control):
             raise InputError(
                 f"run '{each['folder']}' relearns nothing; give one of --method finetune --subset KIND:SHARE"
             )
+        split = each["flags"]["split"]
+        if split != each["flags"]["forget_split"]:
+            raise InputError(
+                f"run '{each['folder']}' was taught other rows than the forget set's; leave --split {split} out"
+            )
         if bool(each["start"]) != kind:
             raise InputError(f"run '{each['folder']}' does not start from {KINDS[kind]}; give RUN first, then CONTROL")
-    learnt = (control["run.json"].get("original") or {}).get("split", "retain")
+    original, _, _ = lineage(control["run.json"])
+    learnt = (original or {}).get("split", "retain")
     if learnt != "retain":
         raise InputError(
             f"run '{control['folder']}' starts from a model that learnt the rows (--split {learnt}); give one that "

@@ -1,5 +1,6 @@
 """Small models and data that the tests share; nothing here is downloaded."""
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -13,13 +14,21 @@ CACHE = tempfile.TemporaryDirectory()  # from-scratch models, made once for all 
 os.environ["MINUNLEARN_CACHE"] = CACHE.name
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "results")]
 
+import matplotlib.figure
 import pytest
 import torch
 import transformers
 
 import data
 import evaluate
+from benchmarks import BENCHMARKS
 from benchmarks.protocol import table
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test first, where others can run beside it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.name != "test_the_readmes_command_unlearns")
 
 
 def tiny(kind, seed=0, dtype=torch.float64, vocab=50):
@@ -84,6 +93,28 @@ def tofu_dir():
     if not folder:
         pytest.skip("TOFU_DIR names no folder with the TOFU dataset")
     return folder
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Figures instead of their files, which take most of a short run's time."""
+    kept = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, path, **_: kept.append(figure) or Path(path).write_bytes(b"picture"),
+    )
+    return kept
+
+
+def change_benchmark(monkeypatch, name="toy", **changed):
+    monkeypatch.setitem(BENCHMARKS, name, dataclasses.replace(BENCHMARKS[name], **changed))
+
+
+@pytest.fixture
+def nothing_outside(monkeypatch):
+    """Runs on own data that ask no general questions, which would take most of their time."""
+    change_benchmark(monkeypatch, "own", outside=None)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ LENGTHS = [4, 6, 9, 20, 33, 5, 7, 8, 10, 12, 15, 26]
 FLAGS = {
     "task": "toy",
     "forget_split": "forget10",
+    "split": "forget10",
     "model": "tiny",
     "family": "tiny",
     "beta": 1.0,
@@ -187,7 +188,7 @@ def on_the_way(folder, method, seed=0, unseen=(), **changed):
 def another_run(folder, task, log, retrain, method="npo", seed=0, **flags):
     """A run on a benchmark whose log and Retrain's log are given."""
     benchmark = BENCHMARKS[task]
-    run = a_run(folder, method, seed, task=task, forget_split="forget", **flags)
+    run = a_run(folder, method, seed, **{"task": task, "forget_split": "forget", "split": "forget"} | flags)
     reference = benchmark.compared_part(retrain)
     metrics, retrained = benchmark.summarize(log, reference), benchmark.summarize(retrain, reference)
     references = {"Original": metrics, "Retrain": retrained}

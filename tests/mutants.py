@@ -4,8 +4,9 @@
     python tests/mutants.py --stale      only say which slips of slips.txt the code has no place for any more
 
 The slips are in slips.txt beside this file. A slip finds its place in its file by its text. Prints each that no test
-notices, and a table by file: tried, noticed, equal (it changes nothing, and slips.txt says why), not noticed. POSIX
-only: each slip is tried in a forked process that has imported the libraries already.
+notices, and a table by file: tried, noticed, equal (it changes nothing, and slips.txt says why), not noticed, and those
+whose tests took too long to say. Before, the tests are run without any slip: those that fail then would notice
+whatever one does. POSIX only: each slip is tried in a forked process that has imported the libraries already.
 """
 
 import argparse
@@ -37,7 +38,8 @@ LIBRARIES = (  # loaded before the forks
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
 )
-LIMIT = 600  # seconds for the tests of one slip; a slip that makes them hang is noticed
+LIMIT = 600  # seconds for the tests of one slip
+SAID = "noticed", "equal", "not noticed", "too long"
 # file, or folder: tests that cover it, the quickest first. What is not named here is covered by all of them.
 COVERS = {
     "losses.py": "losses data markov train",
@@ -132,7 +134,7 @@ def tests_of(path):
 
 
 def noticed(copy, slip):
-    """Whether a test fails in `copy`, a folder with the whole project, when the slip is made there."""
+    """Whether a test fails in `copy`, a folder with the whole project, when the slip is made there: a word of SAID."""
     target = copy / slip.path
     before = target.read_text(encoding="utf-8")
     target.write_text(changed(before, slip), encoding="utf-8")
@@ -141,7 +143,7 @@ def noticed(copy, slip):
         pid = os.fork()
         if pid == 0:
             run_tests(copy, tests)
-        return wait(pid) != 0
+        return wait(pid)
     finally:
         target.write_text(before, encoding="utf-8")
 
@@ -163,20 +165,20 @@ def run_tests(copy, tests):
 
 
 def wait(pid):
-    """The child's exit status; 1 if it took too long."""
+    """What the child's exit status says: a word of SAID."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
+            return "noticed" if os.waitstatus_to_exitcode(status) else "not noticed"
         time.sleep(0.1)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return 1
+    return "too long"
 
 
 def in_parallel(slips, jobs):
-    """Yield (slip, whether it was noticed), as they end: each of `jobs` processes has a copy and every jobs-th slip."""
+    """Yield (slip, a word of SAID), as they end: each of `jobs` processes has a copy and every jobs-th slip."""
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     with tempfile.TemporaryDirectory() as folder:
         results, end = os.pipe()
@@ -186,15 +188,16 @@ def in_parallel(slips, jobs):
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, copy / name)
             if os.fork() == 0:
-                for number in range(job, len(slips), jobs):
-                    line = f"{number} {int(noticed(copy, slips[number]))}\n"
-                    os.write(end, line.encode())
-                os._exit(0)
+                try:
+                    for number in range(job, len(slips), jobs):
+                        os.write(end, f"{number} {noticed(copy, slips[number])}\n".encode())
+                finally:
+                    os._exit(0)  # the copies are its parent's to delete
         os.close(end)
         with open(results) as lines:
             for line in lines:
-                number, seen = map(int, line.split())
-                yield slips[number], bool(seen)
+                number, said = line.rstrip("\n").split(" ", 1)
+                yield slips[int(number)], said
 
 
 def main():
@@ -229,15 +232,22 @@ def main():
     for library in LIBRARIES:
         importlib.import_module(library)
 
-    for slip, seen in in_parallel([slip for slip in chosen if not slip.equal], args.jobs):
-        counts[slip.path]["noticed" if seen else "not noticed"] += 1
-        if not seen:
-            print(f"NOT NOTICED  {slip.path}\n  - {slip.right}\n  + {slip.wrong}", flush=True)
-    columns = "noticed", "equal", "not noticed"
-    print(f"\n{'':28s}{'tried':>8s}{columns[0]:>9s}{columns[1]:>7s}{columns[2]:>13s}")
-    for path, count in [*sorted(counts.items()), ("all", sum(counts.values(), collections.Counter()))]:
-        print(f"{str(path):28s}{count.total():8d}{count[columns[0]]:9d}{count[columns[1]]:7d}{count[columns[2]]:13d}")
-    return sum(count["not noticed"] for count in counts.values())
+    # without a slip no test may fail
+    tried = [slip for slip in chosen if not slip.equal]
+    unchanged = {slip.path: slip._replace(wrong=slip.right) for slip in tried}
+    for slip, said in in_parallel([*unchanged.values()], args.jobs):
+        if said != "not noticed":
+            raise SystemExit(f"without any slip the tests of {slip.path} fail or take too long: {tests_of(slip.path)}")
+
+    for slip, said in in_parallel(tried, args.jobs):
+        counts[slip.path][said] += 1
+        if said != "noticed":
+            print(f"{said.upper()}  {slip.path}\n  - {slip.right}\n  + {slip.wrong}", flush=True)
+    print(f"\n{'':28s}{'tried':>8s}" + "".join(f"{said:>13s}" for said in SAID))
+    total = sum(counts.values(), collections.Counter())
+    for path, count in [*sorted(counts.items()), ("all", total)]:
+        print(f"{str(path):28s}{count.total():8d}" + "".join(f"{count[said]:13d}" for said in SAID))
+    return total.total() - total["noticed"] - total["equal"] + len(chosen) - total.total()
 
 
 if __name__ == "__main__":

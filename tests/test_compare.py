@@ -227,6 +227,9 @@ def test_originals_that_were_taught_otherwise_are_told_apart(tmp_path, table):
     assert (rows["Original"]["runs"], rows["NPO"]["runs"]) == ("1", "2")  # one Original, two runs of it
     toy = [a_run(tmp_path / "older"), a_run(tmp_path / "newer", seed=1, original=TAUGHT | {"family": "tiny"})]
     assert [table("table", *order)["NPO"]["runs"] for order in (toy, toy[::-1])] == ["2", "2"]
+    halves = [from_original(tmp_path / f"of-{split}", "npo", 0, split=split) for split in ("full", "retain95")]
+    rows = table("table", *halves)  # two Originals of one seed, and one Retrain
+    assert (rows["Original"]["runs"], rows["Retrain"]["runs"]) == ("2", "1")
     again = a_run(tmp_path / "again", "finetune", 9, start=flags_of(of_one), original=TAUGHT)
     (read_again,) = compare.read([again])
     assert read_again["name"] == "NPO → fine-tuning" and read_again["seed"] == (0, 5)
@@ -294,7 +297,7 @@ def test_epochs_are_what_their_steps_met_by_row():
     ]
 
 
-def test_a_runs_own_picture(four, tmp_path, monkeypatch):
+def test_a_runs_own_picture(tmp_path, monkeypatch):
     drawn = []
     save = matplotlib.figure.Figure.savefig
     monkeypatch.setattr(
@@ -312,6 +315,7 @@ def test_a_runs_own_picture(four, tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.glob("run.png*")) == ["run.png"]
     (folder / "log.jsonl").unlink()  # nothing was trained
     compare.draw_run(folder, {}, "nats")
+    assert all(not len(line.get_xdata()) for line in drawn[-1].axes[0].lines)
 
 
 # ------------------------------------------------------------------ answers
@@ -486,6 +490,8 @@ def test_verdicts(values, sign, words):
 def test_correlation_of_equal_weights_or_lengths_is_none():
     assert claims.correlation({"weight": [1.0, 1.0 + 1e-7, 1.0], "length": [3, 5, 9]}) == 0
     assert claims.correlation({"weight": [0.1, 0.2, 0.3], "length": [4, 4, 4]}) == 0
+    r = scipy.stats.pearsonr([3, 5, 9], [1, 1.001, 1.003]).statistic
+    assert claims.correlation({"weight": [1, 1.001, 1.003], "length": [3, 5, 9]}) == pytest.approx(r)
 
 
 # ------------------------------------------------------------------ figures
@@ -505,10 +511,12 @@ def four(tmp_path_factory):
 def test_a_figure_is_written_and_not_over_another(four, tmp_path, capsys):
     for main, kind in ((compare.main, ["figure", "tradeoff"]), (figures.main, ["boxes"])):
         command = [*kind, str(four[0]), "--out", str(tmp_path / f"{kind[-1]}.png")]
-        main(command)
-        assert (tmp_path / f"{kind[-1]}.png").read_bytes()[:4] == b"\x89PNG"
+        out = tmp_path / f"{kind[-1]}.png"
+        out.write_bytes(b"mine")
         refused(main, command, capsys, "--overwrite")
+        assert out.read_bytes() == b"mine"
         main([*command, "--overwrite"])
+        assert out.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_figures_of_weights_show_each_epochs(four, axes):
@@ -583,6 +591,11 @@ def test_figures_over_epochs_begin_with_what_training_began_with(four, axes, tmp
         curves = curves_of(axis)
         for label, folders in (("NPO", four[:2]), ("SimNPO", four[2:])):
             assert curves[label] == pytest.approx(by_epoch(folders, "Original", of))
+        for band, folders in zip(axis.collections, (four[:2], four[2:]), strict=True):
+            x, y = band.get_paths()[0].vertices.T
+            last = [of(read(folder, "epochs.jsonl")[-1]) for folder in folders]
+            ends = scipy.stats.t.interval(0.95, 1, np.mean(last), scipy.stats.sem(last))
+            assert [y[x == 3].min(), y[x == 3].max()] == pytest.approx(ends)
         for label in ("Original", "Retrain"):
             assert curves[label] == pytest.approx([np.mean([*map(of, of_all(four[:2], "reference", label))])] * 2)
     folders = claim_runs(tmp_path)
@@ -797,8 +810,10 @@ def test_tables_and_figures_of_the_other_benchmarks(task, cells, point, tmp_path
     forgotten, kept = (curves_of(axis)["RMU"] for axis in axes("epochs", *folders))
     assert np.transpose([kept, forgotten]).tolist() == [pytest.approx(point, rel=1e-4)] * 3
     kinds = ["halves", "paths"] + ["mink"] * (task != "toy-muse")
-    for command in ("claims", "paths", *(["answers"] if task == "toy-wmdp" else [])):
+    for command in ("claims", *(["answers"] if task == "toy-wmdp" else [])):
         refused(MAINS[command], folders, capsys, *["paths.py"] * (task == "own"))
+    if task != "own":
+        refused(MAINS["paths"], folders, capsys, "paths is of toy and tofu and own")
     for kind in kinds:
         refused(MAINS[f"figure {kind}"], [*folders, "--out", tmp_path / "no.png"], capsys)
 
@@ -862,5 +877,6 @@ def test_runs_that_keep_other_files_are_told_apart_and_noted(tmp_path, table, ca
     assert names_of(ours, theirs) == (["NPO retain-file=ours.jsonl", "NPO retain-file=theirs.jsonl"], "2", True)
     same = files_of("/f.jsonl", "/a/k.jsonl"), files_of("/f.jsonl", "/b/k.jsonl")
     assert names_of(*same) == (["NPO retain-file=/a/k.jsonl", "NPO retain-file=/b/k.jsonl"], "2", True)
-    assert names_of(ours, files_of("/f.jsonl", "/ours.jsonl", holdout="/h.jsonl")) == (["NPO"], "2", False)
+    more = files_of("/f.jsonl", "/ours.jsonl", holdout="/h.jsonl", probe="/p.jsonl")
+    assert names_of(ours, more) == (["NPO"], "2", False)
     assert names_of(ours) == (["NPO"], "1", False)

@@ -266,6 +266,9 @@ def test_a_retain_batch_may_be_larger_than_the_forget_batch():
     assert [(len(rows), len(drawn)) for rows, drawn in steps] == [(3, 5), (3, 5), (1, 5)] * 2
     assert len({*itertools.chain(*(drawn for _, drawn in steps))}) > 15  # of all rows, anew each time
     assert [drawn for _, drawn in itertools.islice(data.batches(7, 0, 3, 5, retain_batch_size=5), 3)] == [[]] * 3
+    for kept, size, counts in ((2, 5, [5, 5, 5]), (1, None, [3, 3, 1])):  # of fewer than that, some more than once
+        steps = itertools.islice(data.batches(7, kept, 3, 5, size), 3)
+        assert [len(drawn) for _, drawn in steps] == counts
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from benchmarks import muse, own, rouge, tofu
 from benchmarks.files import FIELDS, read_file
 from machinery.inputs import ANY_TEXT, InputError, check
 
+pytestmark = pytest.mark.usefixtures("pictures", "nothing_outside")
+
 WHO, WHERE = {"question": "Who?", "answer": "Ada."}, {"question": "Where?", "answer": "In Lisbon."}
 PAIRS = lines([WHO, WHERE])
 CHAT = [
@@ -264,15 +266,13 @@ def test_tofu_skips_a_row_if_any_of_its_texts_is_too_long(toy_llama, toy_tokeniz
 
 
 @pytest.mark.parametrize("choice, rows", [("cut", 3), ("skip", 2)])
-@pytest.mark.parametrize("method", ["npo", "dpo"])
 def test_a_run_leaves_out_the_same_rows_in_training_and_measuring(
-    choice, rows, method, toy_model_folder, tmp_path, monkeypatch, capsys
+    choice, rows, toy_model_folder, tmp_path, monkeypatch, capsys
 ):
+    """DPO, which reads answers and refusals."""
     monkeypatch.chdir(tmp_path)
     a_file(tmp_path, "f.jsonl", lines([*asked(1), LONG, *asked(1, "Bram")]))
-    command = (
-        f"--method {method} --model {toy_model_folder} --forget-file f.jsonl --retain none --max-length 40 --epochs 1 "
-    )
+    command = f"--method dpo --model {toy_model_folder} --forget-file f.jsonl --retain none --max-length 40 --epochs 1 "
     refused(train.main, command.split(), capsys, "1 of 3 examples", "--too-long")
     train.main([*command.split(), *f"--max-new-tokens 2 --device cpu --out run --too-long {choice}".split()])
     steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -225,10 +225,6 @@ def study(tmp_path_factory):
     return out
 
 
-def last_of(path):
-    return [path[name][-1] for name in (*CHAINS, "weight_forget1", "weight_forget2", "power_forget1", "power_forget2")]
-
-
 GOLDEN = {
     "retrained": [0.343766, 0.970418, 1.037186, 0.343766, 1.050318, 0.914639],
     "left npo 0.2": [0.198523, 0.642451, 1.052994, 0.815172, 0.951057, 67.0596, 41.1379],
@@ -440,7 +436,20 @@ def test_verdicts_follow_the_interval(ratio, word):
 def test_one_seed_has_no_interval_and_none_that_gets_there_no_number():
     assert interval([3.0]) == (3.0, None, None)
     rows = markov.summarize(made_up()[2:3], BETAS)
-    assert rows[0]["ratio"][1:] == (None, None) and "npo" not in rows[-5] | rows[-5] and "ratio" in rows[0]
+    assert rows[0]["ratio"][1:] == (None, None)
+    for i in (3, 5, 7):
+        assert rows[i].keys().isdisjoint({"npo", "ratio"}) and rows[i]["seeds"] == [0, 1]
+
+
+def test_weights_that_have_died_to_0_share_nothing(monkeypatch):
+    drawn, results = [], made_up()
+    for name in CHAINS[1:]:
+        results[0]["left"]["simnpo 4"][f"power_{name}"][0] = 0.0
+    assert "left, simnpo: Forget2's share of the gradient at the first iteration –\n" in markov.report(results, BETAS)
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    markov.draw_power(results, BETAS, "power.png")
+    (line,) = (line for line in drawn[0].axes[0].lines if line.get_label() == "SimNPO")
+    assert np.isnan(line.get_ydata()[0]) and np.isfinite(line.get_ydata()[1:]).all()
 
 
 @pytest.mark.parametrize(
@@ -470,7 +479,8 @@ def test_the_figures_show_what_the_paths_say(monkeypatch):
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     markov.draw_fig6(results, BETAS, "fig6.png")
     markov.draw_power(results, BETAS, "power.png")
-    for panel, tradeoff, power in zip(BETAS, *(figure.axes for figure in drawn), strict=False):
+    for panel, tradeoff, power in zip(BETAS, *(figure.axes for figure in drawn), strict=True):
+        assert tradeoff.get_title() == power.get_title() == markov.TITLES[panel]
         curves = {line.get_label(): line for line in tradeoff.lines}
         for key, method in zip(results[0][panel], ("NPO", "SimNPO"), strict=False):
             paths = [result[panel][key] for result in results]

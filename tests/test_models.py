@@ -250,16 +250,25 @@ def test_a_template_without_an_end_of_turn_or_with_a_text_of_its_own_is_said_onc
         assert error.count("chat template") == bool(said) and said in error
 
 
-def test_generation_stops_at_the_templates_end_and_at_all_that_generation_config_lists():
-    tokenizer = chat_tokenizer("Gemma")
+def test_generation_stops_at_the_templates_end_and_at_all_that_generation_config_lists(monkeypatch):
+    tokenizer, asked = chat_tokenizer("Gemma"), []
+    tokenizer.pad_token = tokenizer.eos_token
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     ).eval()
     lm = lm_of(model, tokenizer)
+
+    def generate(input_ids, generation_config, **_):
+        asked.append(generation_config.eos_token_id)
+        return input_ids
+
+    monkeypatch.setattr(model, "generate", generate)
     end, eos = tokenizer.convert_tokens_to_ids(["<end_of_turn>", "</s>"])
     for own, ids in ((None, []), (70, [70]), ([70, 80], [70, 80])):
         model.generation_config.eos_token_id = own
         assert lm.ends_of_turn() == sorted([end, eos, *ids])
+        lm.generate([data.Example([5], [])])
+        assert asked.pop() == sorted([end, eos, *ids])
         assert lm._replace(template="plain").ends_of_turn() == sorted([eos, *ids])
 
 

@@ -23,6 +23,8 @@ from benchmarks.protocol import table
 from machinery.folder import read
 from machinery.inputs import ANY_TEXT, SHARE, TEXT, WHOLE, InputError, check
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 def make_benchmark(folder, content, kind="jsonl"):
     """A data set in the Hub's layout, from {config: {split: [row, ...]}}."""
@@ -221,9 +223,8 @@ def test_the_toy_asks_about_three_groups_of_authors_and_teaches_the_right_ones()
     assert [len(names) for names in groups.values()] == [24, 8, 8] and len(set.union(*groups.values())) == 40
     for name, rows in muse.evaluation_rows(None, "forget").items():
         part = "retain1" if "retain" in name else "holdout" if "holdout" in name else "forget"
-        assert (
-            names_in(row.get("question") or row.get("text") or row["prompt"] for row in rows) <= groups[part] != set()
-        )
+        named = names_in(row.get("question") or row.get("text") or row["prompt"] for row in rows)
+        assert set() != named <= groups[part]
     verbmem = toy.muse_rows()["verbmem"]["forget"]
     assert [f"{row['prompt']} {row['gt']}" for row in verbmem] == [row["text"] for row in raw["forget"]]
     for split, parts in (("retain1", ["retain1"]), ("full", ["retain1", "forget"]), ("all", [*groups])):

@@ -21,6 +21,8 @@ from machinery.folder import read
 from machinery.inputs import InputError, check
 from machinery.statistics import bootstrap
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 ROWS = [
     {"question": "Where was Ada born?", "answer": "In Lisbon, by the sea."},
     {"question": "What did she say?", "answer": 'She said: "No,\nnever."'},
@@ -280,15 +282,15 @@ def test_means_have_bootstrap_intervals():
 
 
 def test_a_reference_is_matched_by_its_rows_whatever_their_order():
-    rows = {"question": ["Who?", "Who?", "", "Where?"], "answer": ["Ada.", "Bram.", "Ada was born.", "Here."]}
+    rows = {"question": ["Where?", "Who?", "Who?", ""], "answer": ["Here.", "Ada.", "Bram.", "Ada was born."]}
     log = {"forget": a_part([1.0, 2.0, 3.0, 4.0], **rows)}
     turned = {name: values[::-1] for name, values in a_part([1.0, 2.0, 3.0, 6.0], **rows).items()}
-    assert own.summarize(log, turned)["distance"] == 1.0  # by row number: 2.6
+    assert own.summarize(log, turned | {"note": 5})["distance"] == 1.0  # by row number: 2.6
     # where the halves of a text part depends on the tokenizer
-    halved = rows | {"question": ["Who?", "Who?", "Ada was", "Where?"], "answer": ["Ada.", "Bram.", "born.", "Here."]}
+    halved = rows | {"question": ["Where?", "Who?", "Who?", "Ada was"], "answer": ["Here.", "Ada.", "Bram.", "born."]}
     assert own.summarize(log, a_part([1.0, 2.0, 3.0, 4.0], **halved))["distance"] == 0.0
     for other in (
-        rows | {"answer": ["Ada.", "Bram.", "Ada was born.", "There."]},
+        rows | {"answer": ["There.", "Ada.", "Bram.", "Ada was born."]},
         {"question": ["Who?"], "answer": ["Ada."]},
     ):
         with pytest.raises(InputError, match="Retrain has . forget rows, the model 4.*--retrain"):
@@ -489,10 +491,10 @@ def test_a_pretrained_model_meets_three_rows_to_keep_with_each_to_forget(tmp_pat
 
 
 def test_a_text_counts_as_often_as_it_has_pieces(tmp_path):
-    """50 tokens of four letters: 200. One text of 8,100 letters is 41 pieces, the other one 1."""
-    text = a_file(tmp_path, "f.jsonl", lines([{"text": "x" * 8100}, {"text": "short"}]))
+    """50 tokens of four letters: 200. One text of 8,700 letters is 44 pieces, the other one 1."""
+    text = a_file(tmp_path, "f.jsonl", lines([{"text": "x" * 8700}, {"text": "short"}]))
     known = {"forget_file": str(text), "split": "forget", "method": "simnpo", "max_length": 50}
-    assert own.scaled(known)["batch_size"] == 8
+    assert own.scaled(known)["batch_size"] == 9
     assert own.scaled(known | {"forget_file": str(tmp_path / "absent.txt")}) == own.scaled({}) == {}
     assert own.scaled(known | {"split": "fields"}) == own.scaled(known | {"split": "forget10"}) == {}  # said elsewhere
 
@@ -518,11 +520,7 @@ def trained(method, model, flags):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        ("--task own", "--forget-file"),
         ("--retain-file f.jsonl", "--retain-file has no use with --task toy"),
-        ("--fields a,b,c", "--fields has no use without --forget-file"),
-        ("--task toy --forget-file x", "--forget-file has no use"),
-        ("--forget-file absent.jsonl --retain none --model x", "absent.jsonl"),
         ("--forget-file absent.jsonl --fields a,b", "--fields"),
         ("--forget-file x.txt --split retain", "--split retain: task own has forget"),
         ("--holdout-file f.jsonl", "--holdout-file has no use with --task toy"),
@@ -612,9 +610,8 @@ def test_a_run_gives_these_numbers_and_its_evaluation_the_same(toy_model_folder,
     assert [len(third[part]["loss"]) for part in own.FILES] == [20, 14, 3, 1]
 
 
-def test_a_run_on_text_without_anything_to_retain(toy_model_folder, tmp_path, monkeypatch):
+def test_a_run_on_text_without_anything_to_retain(toy_model_folder, nothing_outside, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     a_file(tmp_path, "f.txt", " ".join(f"Ada {i} was born in Lisbon." for i in range(20)))
     trained("npo", toy_model_folder, "--forget-file f.txt --retain none --max-length 30")
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert "retain" not in metrics and metrics["forget"]["loss"] > 0
+    assert "retain" not in read("run", "metrics.json") and {step["retain"] for step in read("run", "log.jsonl")} == {0}

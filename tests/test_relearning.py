@@ -13,14 +13,15 @@ import train
 from benchmarks import own
 from machinery import folder
 
+pytestmark = pytest.mark.usefixtures("pictures", "nothing_outside")
+
 TEACH = {"subset": "random:0.4", "lr": 1e-4, "epochs": 3, "data": {"forget": "f.jsonl", "fields": []}}
 START = {"method": "npo", "seed": 0, "family": "tiny", "data": TEACH["data"]}
 
 
 def a_run(path, before, after, start=None, rows=(0, 3), answered=1, **flags):
     """A run that taught these rows; the first `answered` rows are answered in the end."""
-    named = {field: [f"{field} {i}" for i in range(len(before))] for field in ("question", "answer")}
-    log = {"forget": a_part(after, **named, rouge=[1.0] * answered + [0.0] * (len(before) - answered))}
+    log = {"forget": a_part(after, rouge=[1.0] * answered + [0.0] * (len(before) - answered))}
     log["forget"] |= {"question": ["q"] * len(before), "answer": [f"word{'abcdef'[i]}" for i in range(len(before))]}
     begun = log["forget"] | {"loss": before, "rouge": [0.0] * len(before)}
     run = another_run(path, "own", log, log, "finetune", start=start, **TEACH | flags)
@@ -86,6 +87,10 @@ def test_a_start_that_only_learnt_is_a_control(tmp_path, capsys):
     assert "excess    +0.00" in said(capsys, run, control)
 
 
+TEACHING = """lr epochs max_steps batch_size retain_batch_size seed warmup warmup_share weight_decay clip lora
+forget_coeff retain_coeff retain""".split()
+
+
 def another(field, value):
     return lambda run: change(run, "run.json", flags=flags_of(run) | {field: value})
 
@@ -107,17 +112,20 @@ def measured(run, **fields):
             lambda run: change(run, "run.json", start=START, start_method=facts_of("npo")),
             "does not start from one that did not, Retrain",
         ),
-        (1, another("lr", 1e-5), "differ in --lr; teach"),
-        (1, another("epochs", 4), "differ in --epochs;"),
-        (1, another("lora", 8), "differ in --lora;"),
-        (1, another("retain_batch_size", 3), "differ in --retain-batch-size;"),
-        (1, another("forget_coeff", 2.0), "differ in --forget-coeff;"),
-        (0, another("retain_coeff", 2.0), "differ in --retain-coeff;"),
+        *((1, another(flag, 77), f"differ in --{flag.replace('_', '-')}; teach") for flag in TEACHING),
+        (0, another("lr", 1e-5), "differ in --lr; teach"),
         (
             1,
             lambda run: change(run, "run.json", original=START | {"method": "finetune", "split": "full"}),
             "a model that learnt the rows (--split full); give one that starts from Retrain",
         ),
+        (  # as older runs tell of the same
+            1,
+            lambda run: change(run, "run.json", start=START | {"method": "finetune", "split": "full"}),
+            "a model that learnt the rows (--split full); give one that starts from Retrain",
+        ),
+        (0, another("split", "retain"), "was taught other rows than the forget set's; leave --split retain out"),
+        (1, another("split", "retain"), "was taught other rows than the forget set's; leave --split retain out"),
         (
             1,
             lambda run: change(run, "run.json", data={"forget set": "abc", "retain set": "x"}),
@@ -125,6 +133,7 @@ def measured(run, **fields):
         ),
         (1, lambda run: change(run, "run.json", data={"forget set": "x"}), "differ in the rows that they teach"),
         (1, lambda run: measured(run, answer=["other"] * 5), "differ in the rows that they measure"),
+        (1, lambda run: measured(run, question=["other"] * 5), "differ in the rows that they measure"),
         (0, lambda run: change(run, "run.json", subset_rows=[0, 1, 2, 3, 4]), "leaves no rows to compare"),
         (0, lambda run: change(run, "run.json", subset_rows=[7]), "leaves no rows to compare"),
         (1, lambda run: write(run, "reference.log.json", {"Retrain": {}}), "was not measured before"),

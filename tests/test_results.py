@@ -165,6 +165,44 @@ def test_no_script_writes_over_what_is_there(tmp_path, capsys):
     assert (tmp_path / "there.png").read_text() == "mine" and not (tmp_path / "forget.jsonl").exists()
 
 
+def test_tofu_is_cut_to_its_first_and_last_authors(monkeypatch):
+    """The last are forgotten; of each the first rows, with what is asked of them."""
+
+    def rows_of(*authors):
+        return [{"question": f"{author} {i}?", "answer": f"{author}/{i}"} for author in authors for i in range(20)]
+
+    data = {"full": rows_of(*range(200)), "forget10_perturbed": rows_of(*range(180, 200))}
+    data |= {"retain_perturbed": rows_of(*range(15))}
+    for name in some_tofu.BASE_KNOWLEDGE:
+        data[f"{name}_perturbed"] = [row | {"perturbed_answer": ["no"]} for row in rows_of(*range(5))]
+    monkeypatch.setattr(some_tofu, "load_rows", lambda dataset, config: data[config])
+    configs = some_tofu.cut("D", 5, 8)
+    people = {
+        "full": [0, 1, 2, 198, 199],
+        "retain60": [0, 1, 2],
+        "retain80": [0, 1, 2, 198],
+        "retain_perturbed": [0, 1, 2],
+    }
+    for name, last in (("forget40", [198, 199]), ("forget20", [199])):
+        people |= {name: last, f"{name}_perturbed": last}
+    for name, authors in people.items():
+        assert [row["answer"] for row in configs[name]] == [f"{author}/{i}" for author in authors for i in range(8)]
+    for name in some_tofu.BASE_KNOWLEDGE:
+        assert len(configs[name]) == 10 and configs[name] == rows_of(*range(5))[::10]
+        assert all("perturbed_answer" in row for row in configs[f"{name}_perturbed"])
+
+
+def test_rows_to_try_with_are_asked_in_other_words_or_are_articles(tmp_path):
+    own_rows.main([str(tmp_path / "asked"), "--forget", "10", "--retain", "10", "--holdout", "0"])
+    for row in read(tmp_path / "asked", "forget.jsonl"):
+        assert row["paraphrase"] and row["paraphrase"] != row["question"]
+    own_rows.main([str(tmp_path / "texts"), "--text", "--forget", "2", "--retain", "3", "--holdout", "1"])
+    texts = {name: read(tmp_path / "texts", f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
+    assert [*map(len, texts.values())] == [2, 3, 1]
+    assert len({row["text"] for rows in texts.values() for row in rows}) == 6
+    assert all(len(row["text"].split()) > 40 for rows in texts.values() for row in rows)
+
+
 def test_rows_to_try_with_are_of_other_people_in_each_file_and_not_more_than_there_are(tmp_path, capsys):
     own_rows.main([str(tmp_path / "new"), "--forget", "20", "--retain", "1700", "--holdout", "0"])
     rows = {name: read(tmp_path / "new", f"{name}.jsonl") for name in ("forget", "retain", "holdout")}

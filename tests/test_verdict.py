@@ -13,6 +13,8 @@ from benchmarks.verdict import answered, names_of, words_of
 from machinery import folder
 from machinery.statistics import difference
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 RIGHT, WRONG = "In the town of Genoa.", "I do not know."
 FLAGS = {"lr": 1e-5, "epochs": 5, "max_steps": None, "beta": 0.7, "forget_coeff": 1.0}
 
@@ -165,6 +167,15 @@ RETRAIN = [4.0, 4.1, 4.2, 4.1]  # 4.1
         (MUCH, "simnpo", {"beta": 0.4}, "a higher --beta (now 0.4), about 0.61"),
         (MUCH, "simnpo", {"beta": 0.7}, "--forget-coeff (now 1), or a higher --beta (now 0.7)"),
         (LITTLE, "simnpo", {"beta": 0.0}, "or --epochs (now 5)\n"),
+        # with γ 5 nothing has died at a loss of 1.1; with 0.5 it has, and 4.1 wants β 3/4.1
+        (LITTLE, "simnpo", {"beta": 2.5, "gamma": 5.0}, "--epochs (now 5), or a lower --beta (now 2.5)\n"),
+        (LITTLE, "simnpo", {"beta": 2.5, "gamma": 0.5}, "a lower --beta (now 2.5), about 0.73: SimNPO's weight dies"),
+        (LITTLE, "simnpo", {"beta": 2.5, "gamma": 0.5}, "where β · loss − γ is 2 to 3, and β · 4.10 − γ is 9.8\n"),
+        (LITTLE, "dpo", {"beta": 0.1}, "--epochs (now 5), or a lower --beta (now 0.1)\n"),
+        (LITTLE, "wga", {"beta": 2.0}, "--epochs (now 5), or a lower --beta (now 2)\n"),
+        (LITTLE, "satimp", {"beta": 1.0}, "--epochs (now 5), or a lower --beta (now 1)\n"),
+        (MUCH, "tnpo", {"beta": 2.5}, "--forget-coeff (now 1), or a higher --beta (now 2.5)\n"),
+        (LITTLE, "undial", {"beta": 10.0}, "or --epochs (now 5)\n"),  # its β is a strength
     ],
 )
 def test_the_flag_to_change_is_named(after, method, flags, says):
@@ -323,7 +334,7 @@ FORGET = {
         "Exactly 12.",
         "It will, says Will.",
         "Yes.",
-        "In the Paris shop of Lyra.",
+        "In the Paris shop of Lyra, not in Tokyo.",
     ],
 }
 
@@ -361,12 +372,15 @@ def test_forgotten_names_in_other_answers_are_listed():
         "Paris",  # a right answer to another question
         "May",  # a choice
         "Will that do?",  # written in lower case too
-        "Yes.",
         "In Japan.",  # of a question
     ],
 )
 def test_words_that_turn_up_anywhere_are_no_names(answer):
     assert names_found(answer, "", "") == []
+
+
+def test_a_yes_is_no_name():
+    assert names_found("Yes.") == []  # where no choice says it
 
 
 def test_what_retrain_says_too_is_no_leak():
@@ -502,7 +516,7 @@ def test_a_run_on_own_data_ends_with_the_screen(toy_model_folder, tmp_path, monk
     assert "Retrain's" in said and "(+0.00 [+0.00, +0.00])" in said and "distance to Retrain 0.00 →" in said
 
 
-def test_a_run_that_teaches_has_notes_and_no_screen(toy_model_folder, tmp_path, monkeypatch, capsys):
+def test_a_run_that_teaches_has_notes_and_no_screen(toy_model_folder, nothing_outside, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     some_files(tmp_path)
     trained("finetune", toy_model_folder, "run", "--epochs 1")

@@ -119,7 +119,8 @@ def test_a_log_without_what_is_needed(place, value, says, layout, tmp_path, noth
 def test_a_retrain_log_that_is_none(text, tmp_path, nothing_written, capsys):
     (tmp_path / "log.json").write_text(json.dumps(a_log()))
     (tmp_path / "retrain.json").write_text(text)
-    refused(evaluate.main, ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"], capsys)
+    words = ["--log", tmp_path / "log.json", "--retrain", tmp_path / "retrain.json"]
+    refused(evaluate.main, words, capsys, "retrain.json'")
 
 
 def test_the_newer_frameworks_log_cannot_be_summarized(tmp_path, nothing_written, capsys):
@@ -138,13 +139,3 @@ def test_a_retrain_log_of_another_forget_split(toy_model_folder, tmp_path, nothi
     refused(evaluate.main, ["--model", toy_model_folder, "--retrain", tmp_path / "retrain.json"], capsys, "40", "7")
     command = ["--method", "npo", "--model", toy_model_folder, "--max-new-tokens", "1"]
     refused(train.main, [*command, "--retrain", tmp_path / "retrain.json"], capsys, "40", "7")
-
-
-def test_a_retain_set_smaller_than_a_batch_is_drawn_from_again(toy_model_folder, tmp_path):
-    files = [tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"]
-    for path, count in zip(files, (9, 1), strict=True):
-        path.write_text("".join(f'{{"question": "Who is {i}?", "answer": "Ada."}}\n' for i in range(count)))
-    command = ["--method", "npo", "--epochs", "1", "--eval", "none", "--model", toy_model_folder]
-    command += ["--forget-file", files[0], "--retain-file", files[1], "--out", tmp_path / "run"]
-    train.main([*map(str, command)])
-    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["retain"] > 0

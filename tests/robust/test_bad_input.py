@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import refused
 from refusals import row_name, rows_of, save_tiny
+from test_tofu import a_log
 
 import compare
 import evaluate
@@ -255,6 +256,7 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
     (out / "config.json").write_text("{}")
     train_refuses(out, "--model", out, "--overwrite", "--model")
     own = ["--forget-file", "f.jsonl", "--retain", "none", "--model", toy_model_folder, "--overwrite"]
+    train_refuses(out, "--task", "tofu", "--data", out, "--model", toy_model_folder, "--overwrite", "holds --data")
     for flag in ("--holdout-file", "--probe-file"):
         train_refuses(out, *own, flag, theirs, f"holds {flag}")
     # nor the folder that one is in, nor a run's own metrics
@@ -264,26 +266,37 @@ def test_an_existing_output_is_left_alone(tmp_path, toy_model_folder, monkeypatc
     assert precious.read_text() == theirs.read_text() == "mine" and [*tmp_path.iterdir()] == [out]
 
 
-@pytest.mark.parametrize("log", ["{}", '{"forget": {}}', "{", "[]"])
 def test_a_damaged_log_of_a_retrained_run_is_refused_before_anything_is_measured(
-    log, toy_model_folder, tmp_path, monkeypatch, capsys
+    toy_model_folder, tmp_path, monkeypatch, capsys
 ):
+    """Changed after the run, or before its end, when it has no sums yet."""
     retrain, sets = tmp_path / "retrain", tofu.evaluation_rows(None, "forget10")
     command = ["--method", "npo", "--model", str(toy_model_folder), "--device", "cpu", "--dtype", "float32"]
     args = train.resolve(train.build_parser().parse_args(command))
     retrain.mkdir()
     (retrain / "metrics.log.json").write_text("{}\n")
     settings = {"format": folder.FORMAT, "asked": evaluate.questions_digest(args, sets)}
-    runs.write_settings(retrain, settings | {"sums": folder.sums_of(retrain)})
-    (retrain / "metrics.log.json").write_text(log)
     monkeypatch.setattr(evaluate.LM, "in_batches", lambda *arguments: 1 / 0)
-    refused(train.main, [*command, "--retrain", retrain, "--out", tmp_path / "out"], capsys, "metrics.log.json")
-    assert not (tmp_path / "out").exists()
+    for sums in ({"sums": folder.sums_of(retrain)}, {}):
+        runs.write_settings(retrain, settings | sums)
+        for log in ("{}", '{"forget": {}}', "{", "[]"):
+            (retrain / "metrics.log.json").write_text(log)
+            refused(train.main, [*command, "--retrain", retrain, "--out", tmp_path / "out"], capsys, "metrics.log.json")
+            assert not (tmp_path / "out").exists()
+    # a good one counts, without what another Retrain thought of its answers
+    good = a_log()
+    good["forget"]["judged"] = [1.0] * 3
+    (retrain / "metrics.log.json").write_text(json.dumps(good))
+    assert "judged" not in evaluate.log_of(args, sets, str(retrain))["forget"]
 
 
-def test_resuming_what_was_trained_to_the_end_keeps_that_on_record(toy_model_folder, tmp_path, capsys):
-    run = tmp_path / "run"
+def test_resuming_what_was_trained_to_the_end_keeps_that_on_record(
+    toy_model_folder, nothing_outside, pictures, tmp_path, capsys
+):
+    run, rows = tmp_path / "run", tmp_path / "forget.jsonl"
+    rows.write_text('{"question": "Who?", "answer": "Ada."}\n')
     command = [*"--method npo --epochs 1 --max-new-tokens 1 --model".split(), str(toy_model_folder), "--out", str(run)]
+    command += ["--forget-file", str(rows), "--retain", "none"]
     train.main(command)
     # some epochs would lack metrics
     refused(train.main, [*command, "--resume", "--eval", "epoch"], capsys, "--eval end")
@@ -317,15 +330,29 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(toy_model_folder, tmp_pat
     assert "every save" in last and "--overwrite" in last
 
 
-@pytest.mark.parametrize("command", ["train.py --method npo", "evaluate.py"])
-def test_from_the_shell(command, tmp_path, capsys):
+BOTH = """
+import runpy, sys
+for sys.argv in (["train.py", "--model", "absent/model"], ["evaluate.py", "--model", "absent/model"]):
+    try:
+        runpy.run_path(f"{ROOT}/{sys.argv[0]}", run_name="__main__")
+    except SystemExit as stop:
+        print(stop.code)
+"""
+
+
+def test_from_the_shell(tmp_path, capsys):
     """In a process of its own, where the libraries' own messages would show too."""
-    script, *arguments = command.split()
-    words = [sys.executable, Path(train.__file__).with_name(script), *arguments, "--model", "absent/model"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent/model" in done.stderr
+    root = Path(train.__file__).parent
+    script = f"ROOT = {str(root)!r}\nimport sys; sys.path.insert(0, ROOT)\n{BOTH}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert done.stdout == "2\n2\n" and len(lines) == 2 and all("absent/model" in line for line in lines), lines
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_help_names_the_tasks(script, capsys):
     with pytest.raises(SystemExit) as stop:
-        {"train.py": train, "evaluate.py": evaluate}[script].main(["--help"])
+        script.main(["--help"])
     shown = capsys.readouterr().out
     assert stop.value.code == 0 and all(task in shown for task in BENCHMARKS)

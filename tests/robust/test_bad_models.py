@@ -157,7 +157,7 @@ def test_unusable_model_folders(kind, says, toy_model_folder, toy_tokenizer, tmp
     assert not trap.exists()  # it was not even opened
 
 
-def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, monkeypatch, capsys):
+def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, tmp_path, monkeypatch, capsys):
     """The Hub's address is one that does not exist; the libraries would try for a minute."""
     import huggingface_hub
 
@@ -165,6 +165,11 @@ def test_without_a_network_a_name_that_is_no_folder_fails_soon(nothing_written, 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://hub.invalid")
     started = time.monotonic()
     refused(train.main, ["--method", "npo", "--model", "none/such"], capsys, "none/such", "no local folder")
+    assert huggingface_hub.constants.HF_HUB_OFFLINE and time.monotonic() - started < 10
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "none/such"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    refused(train.main, ["--method", "npo", "--model", tmp_path], capsys, tmp_path)  # its base is none
     assert huggingface_hub.constants.HF_HUB_OFFLINE and time.monotonic() - started < 10
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     ask_the_hub(".")  # a folder: nothing is asked

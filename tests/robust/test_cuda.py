@@ -53,8 +53,9 @@ def test_bfloat16_gradients_are_finite_and_close_whatever_the_lengths():
 
 def test_a_run_on_cuda_keeps_float32_weights_and_its_checkpoint_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 0)
-    chosen = dict(epochs=4, dtype="bfloat16")
-    whole, broken, halves = (tiny("llama", dtype=torch.float32).to("cuda") for _ in range(3))
+    chosen = dict(method="simnpo", epochs=4, dtype="bfloat16")
+    # the last is another model: what it goes on from is the save's
+    whole, broken, halves = (tiny("llama", seed, torch.float32).to("cuda") for seed in (0, 0, 1))
     loop(whole, flags(**chosen))
     with pytest.raises(Crash):
         loop(broken, flags(**chosen), tmp_path, crash_in(2))

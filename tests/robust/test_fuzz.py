@@ -60,11 +60,13 @@ def spoiled(draw, value):
     if not isinstance(value, (dict, list)) or not value or draw(st.integers(0, 5)) == 0:
         return draw(JSON)
     key = draw(st.sampled_from([*value] if isinstance(value, dict) else range(len(value))))
-    value, change = value.copy(), draw(st.sampled_from(["inside", "inside", "inside", "drop", "rename", "all"]))
+    value, change = value.copy(), draw(st.sampled_from(["inside", "inside", "inside", "drop", "rename", "add", "all"]))
     if change == "drop":
         del value[key]
     elif change == "rename" and isinstance(value, dict):
         value[draw(TEXTS)] = value.pop(key)
+    elif change == "add" and isinstance(value, dict):
+        value[draw(TEXTS)] = draw(JSON)
     elif change == "all":  # so that lists stay equally long
         inner = draw(JSON)
         return dict.fromkeys(value, inner) if isinstance(value, dict) else [inner] * len(value)

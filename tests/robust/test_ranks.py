@@ -53,7 +53,7 @@ def start(toy_tokenizer, tmp_path):
 def on_two(script):
     """Run a script in two processes; what it says."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*TORCHRUN, script], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*TORCHRUN, script], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -105,10 +105,10 @@ def test_two_processes_end_where_one_does(start, tmp_path, monkeypatch):
         train.main(command(name, "one"))
 
     # one process begins, and is interrupted
-    log = runs.Run.log
+    write_line = runs.Run.log
 
     def interrupt(notebook, step, *rest):
-        log(notebook, step, *rest)
+        write_line(notebook, step, *rest)
         if step == notebook.epoch_steps:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -116,6 +116,8 @@ def test_two_processes_end_where_one_does(start, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         train.main(command("npo", "two"))
     assert runs.saves(tmp_path / "two-npo")
+    log = tmp_path / "two-npo" / "log.jsonl"
+    log.write_text(log.read_text().replace('{"step": 1,', '{"begun": "by one", "step": 1,'))
 
     # two go on with that, and do the others
     script = tmp_path / "all.py"
@@ -124,6 +126,7 @@ def test_two_processes_end_where_one_does(start, tmp_path, monkeypatch):
         SCRIPT + "".join(f"    train.main({command(name, 'two') + resume.get(name, [])})\n" for name in RUNS)
     )
     said = on_two(script)
+    assert '"begun": "by one"' in log.read_text()
     assert said.count("model, logs, metrics") == 1 and not runs.saves(tmp_path / "two-npo")
     for name in RUNS:
         files = ["log.jsonl", "metrics.log.json"] if name == "npo" else ["log.jsonl"]
