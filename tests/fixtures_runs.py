@@ -1,5 +1,6 @@
 """Small made-up runs: folders with the files that a run of train.py leaves, without a model."""
 
+import functools
 import itertools
 import json
 
@@ -93,6 +94,20 @@ def generated(n):
     return f"{n} " + "a b c d " * (2 - n % 3)
 
 
+@functools.cache
+def measured_with(seed):
+    """(log, metrics of a model, log, metrics of Retrain), the same for all runs of a seed."""
+    log, retrain = (a_log(rows=(12, 4, 2, 2), seed=s) for s in (10 + seed, 20 + seed))
+    for one in (log, retrain):
+        one["forget"] |= {
+            "length": LENGTHS,
+            "question": [f"Who is {n}?" for n in LENGTHS],
+            "answer": [f"I am {n}." for n in LENGTHS],
+            "generated": [*map(generated, LENGTHS)],
+        }
+    return log, tofu.summarize(log, retrain["forget"]), retrain, tofu.summarize(retrain, retrain["forget"])
+
+
 def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, original=None, **flags):
     """A folder with the files of a run, small and made up. start: the flags of the run that it relearns from; original:
     those of the run that Original is."""
@@ -107,18 +122,10 @@ def a_run(folder, method="npo", seed=0, quality=0.5, utility=0.7, start=None, or
     write(folder, "run.json", settings)
 
     # what was measured
-    log, retrain = (a_log(rows=(12, 4, 2, 2), seed=s) for s in (10 + seed, 20 + seed))
-    for one in (log, retrain):
-        one["forget"] |= {
-            "length": LENGTHS,
-            "question": [f"Who is {n}?" for n in LENGTHS],
-            "answer": [f"I am {n}." for n in LENGTHS],
-            "generated": [*map(generated, LENGTHS)],
-        }
+    log, metrics, retrain, retrained = measured_with(seed)
     chosen = {"forget_quality": quality, "model_utility": utility}
-    cost = {"train_seconds": 10.0 + seed, "peak_memory_bytes": 2e9}
-    metrics = tofu.summarize(log, retrain["forget"]) | chosen | cost
-    retrained = tofu.summarize(retrain, retrain["forget"]) | {"train_seconds": 99.0, "peak_memory_bytes": 3e9}
+    metrics = metrics | chosen | {"train_seconds": 10.0 + seed, "peak_memory_bytes": 2e9}
+    retrained = retrained | {"train_seconds": 99.0, "peak_memory_bytes": 3e9}
     before = metrics | {"forget_quality": 1e-3, "model_utility": 0.8}
     reference = {"before" if start else "Original": before, "Retrain": retrained}
     write(folder, "metrics.json", metrics | {"reference": reference})

@@ -1,6 +1,8 @@
 """Models as they come: fifty architectures, chat templates, folders of every kind."""
 
 import argparse
+import copy
+import functools
 import json
 import math
 import shutil
@@ -184,6 +186,7 @@ SPECIAL = (
 ).split()
 
 
+@functools.cache
 def chat_tokenizer(family):
     message, prompt, before, after, eos, _ = FAMILIES[family]
     letters = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -235,7 +238,7 @@ def test_a_template_that_opens_a_thought_is_said_once(capsys):
 
 
 def test_a_template_without_an_end_of_turn_or_with_a_text_of_its_own_is_said_once(capsys):
-    shouting = chat_tokenizer("Zephyr")
+    shouting = copy.deepcopy(chat_tokenizer("Zephyr"))
     shouting.chat_template = shouting.chat_template.replace("m.content", "m.content | upper")
     for tokenizer, said in (
         (chat_tokenizer("without an end"), "writes nothing that ends a turn"),
@@ -251,7 +254,7 @@ def test_a_template_without_an_end_of_turn_or_with_a_text_of_its_own_is_said_onc
 
 
 def test_generation_stops_at_the_templates_end_and_at_all_that_generation_config_lists(monkeypatch):
-    tokenizer, asked = chat_tokenizer("Gemma"), []
+    tokenizer, asked = copy.deepcopy(chat_tokenizer("Gemma")), []
     tokenizer.pad_token = tokenizer.eos_token
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, num_attention_heads=2, num_hidden_layers=1)

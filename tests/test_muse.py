@@ -235,28 +235,6 @@ def test_the_toy_asks_about_three_groups_of_authors_and_teaches_the_right_ones()
         assert all(re.fullmatch(r"Question: .+\?\nAnswer: ", row["prompt"]) for row in questions)
 
 
-# ------------------------------------------------------------------ chunks
-
-
-@pytest.mark.parametrize("bos", ["<s>", None])
-def test_only_the_last_chunk_is_filled_up_and_too_short_a_text_is_refused(bos, toy_tokenizer):
-    tokenizer = copy.deepcopy(toy_tokenizer)
-    tokenizer.add_special_tokens({"bos_token": bos} if bos else {})
-    a, b, c, d, e, f = ids = tokenizer("Question: who?\nAnswer: I")["input_ids"][:6]
-    row = {"text": tokenizer.decode(ids), "cut": "fill"}
-    for length, expected in (
-        (3, [[a, b], [c, d], [e, f]]),
-        (5, [[a, b, c, d], [e, f, a, b]]),
-        (7, [ids]),
-        (6, [[a, b, c, d, e], [f, a, b, c, d]]),
-    ):
-        examples = data.examples_of([row], tokenizer, "plain", length)
-        assert [example.response for example in examples] == expected
-        assert {tokenizer.decode(example.prompt) for example in examples} == {bos or "<eos>"}
-    with pytest.raises(InputError, match="has 6 tokens.*chunk of 7; lower --max-length"):
-        data.examples_of([row], tokenizer, "plain", 8)
-
-
 # ------------------------------------------------------------------ measuring
 
 
@@ -395,13 +373,8 @@ def test_rouge_is_the_f1_of_the_longest_common_subsequence(answer, said, rouge, 
     [
         ("muse-news --split scal_5", "scal_1"),
         ("muse-news --split retain1", "scal_1"),
-        ("muse-books --split sust_1", "muse-books has forget"),
-        ("muse-news --model tiny", "no small model"),
-        ("toy-muse --data x", "--data has no use"),
         ("toy-muse --split scal_1", "forget"),
         ("toy-muse --forget-file x", "--forget-file"),
-        ("toy-muse --method idk", "running text"),
-        ("muse-news --data absent/folder", "absent/folder"),
     ],
 )
 def test_train_refuses(arguments, says, nothing_written, capsys):

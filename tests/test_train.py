@@ -1247,7 +1247,7 @@ def test_the_readmes_command_unlearns(tmp_path):
 
     # README's table, whose digits are of another processor
     readme = (Path(train.__file__).parent / "README.md").read_text(encoding="utf-8")
-    shown = {name: values for name, *values in map(str.split, readme.splitlines()) if len(values) == 5}
+    shown = {words[0]: words[1:] for words in map(str.split, readme.splitlines()) if len(words) == 6}
     for name, model in (("Original", original), ("Retrain", retrain), ("simnpo", metrics)):
         found = [model["model_utility"], *(model["forget"][key] for key in ("probability", "rouge"))]
         assert [*map(float, shown[name][1:])] == pytest.approx([*found, model["retain"]["rouge"]], abs=0.1)

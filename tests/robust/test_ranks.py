@@ -36,14 +36,15 @@ def once():  # torchrun's processes meet once, so one job is for all runs
 processes.job = once
 with jobs:
 """
-COMMON = "--epochs 2 --batch-size 9 --micro-batch-size 4 --device cpu --dtype float32 --model"
+COMMON = "--epochs 2 --batch-size 9 --micro-batch-size 4 --device cpu --dtype float32 --lr 0.001 --model"
+ROWS = {"forget": 40, "retain": 50}
 
 
 @pytest.fixture
 def start(toy_tokenizer, tmp_path):
     """Folder of a random model whose embeddings are tied."""
     model = tiny("llama", dtype=torch.float32, vocab=len(toy_tokenizer))
-    model.config.tie_word_embeddings = True
+    model.config.tie_word_embeddings = model.config.from_scratch = True  # which asks no general questions
     model.tie_weights()
     model.save_pretrained(tmp_path / "start")
     toy_tokenizer.save_pretrained(tmp_path / "start")
@@ -90,16 +91,22 @@ RUNS = {
     "npo": f"--method npo --max-new-tokens 2 {COMMON}",
     "kl": f"--method npo --retain kl --clip 0.5 {MORE}",
     "undial": f"--method undial {MORE}",
-    "rmu": f"--method rmu --layer 1 --lr 0.001 --clip 0.01 --warmup-share 0.3 {MORE}",
+    "rmu": f"--method rmu --layer 1 --clip 0.01 --warmup-share 0.3 {MORE}",
 }
 
 
-def test_two_processes_end_where_one_does(start, tmp_path, monkeypatch):
+def test_two_processes_end_where_one_does(start, pictures, tmp_path, monkeypatch):
     """NPO with its reference, retain loss and evaluation, which goes on where one process was interrupted; KL and RMU
     with a copy of the model before unlearning, and gradients clipped. All in one job, which saves its start."""
 
+    files = []
+    for name, count in ROWS.items():
+        rows = [{"question": f"Who is {name} {i}?", "answer": "An author " * (1 + i % 5)} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files += [f"--{name}-file", str(tmp_path / f"{name}.jsonl")]
+
     def command(name, out):
-        return [*RUNS[name].split(), str(start), "--out", str(tmp_path / f"{out}-{name}")]
+        return [*RUNS[name].split(), str(start), *files, "--out", str(tmp_path / f"{out}-{name}")]
 
     for name in RUNS:
         train.main(command(name, "one"))
