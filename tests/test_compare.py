@@ -230,6 +230,8 @@ def test_originals_that_were_taught_otherwise_are_told_apart(tmp_path, table):
     halves = [from_original(tmp_path / f"of-{split}", "npo", 0, split=split) for split in ("full", "retain95")]
     rows = table("table", *halves)  # two Originals of one seed, and one Retrain
     assert (rows["Original"]["runs"], rows["Retrain"]["runs"]) == ("2", "1")
+    change(halves[1], "run.json", flags=flags_of(halves[1]) | {"retrain": "another"})
+    assert "Retrain of another seed" not in table("table", *halves)  # another one of the same seed
     again = a_run(tmp_path / "again", "finetune", 9, start=flags_of(of_one), original=TAUGHT)
     (read_again,) = compare.read([again])
     assert read_again["name"] == "NPO → fine-tuning" and read_again["seed"] == (0, 5)

@@ -260,6 +260,12 @@ def test_one_panel_alone_and_in_the_search_for_beta_is_the_same(study, tmp_path,
     assert alone["retrained"]["right"] == both["retrained"]["right"] and alone["right"] == both["right"]
 
 
+@pytest.mark.parametrize("text", ["null", "[]", "{", "{}", "[" * 99999], ids=lambda text: text[:2])
+def test_a_seed_whose_file_is_damaged_is_not_finished(text, tmp_path):
+    (tmp_path / "seed0.json").write_text(text)
+    assert markov.finished(resolved(tmp_path), 0, {}) is None
+
+
 def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     command, ran = [*SMALL, "--out", str(tmp_path), "--seeds", "2"], []
 
