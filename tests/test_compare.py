@@ -231,6 +231,9 @@ def test_originals_that_were_taught_otherwise_are_told_apart(tmp_path, table):
     rows = table("table", *halves)  # two Originals of one seed, and one Retrain
     assert (rows["Original"]["runs"], rows["Retrain"]["runs"]) == ("2", "1")
     change(halves[1], "run.json", flags=flags_of(halves[1]) | {"retrain": "another"})
+    log = read(halves[1], "reference.log.json")
+    log["Retrain"]["truth_ratio"].reverse()
+    write(halves[1], "reference.log.json", log)
     assert "Retrain of another seed" not in table("table", *halves)  # another one of the same seed
     again = a_run(tmp_path / "again", "finetune", 9, start=flags_of(of_one), original=TAUGHT)
     (read_again,) = compare.read([again])
