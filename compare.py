@@ -143,8 +143,8 @@ def compared_models(runs):
     """{"Original": [metrics, …], "Retrain": […]}: what the runs were compared with, once per seed; of Originals that
     were taught otherwise, each."""
     by_name, settings = {}, [run["setting"] for run in runs]
-    flags = [flag for flag in dict.fromkeys(itertools.chain(*settings)) if flag.startswith("original_")]
-    taught = [flag for flag in flags if differs(flag, settings)]
+    flags = dict.fromkeys(itertools.chain(*settings))
+    taught = [flag for flag in flags if flag.startswith("original_") and differs(flag, settings)]
     for run in runs:
         for name, metrics in run["metrics"]["reference"].items():
             if name != "before":  # the run that was started from, which has a folder of its own

@@ -207,6 +207,22 @@ def forgetting(case):
     return [f"{verdict}: {losses}, {target.whose} {target.loss:.2f} (off by {shown(target.after)}; {band})"]
 
 
+def died_down(case, more):
+    """In words that SimNPO's weight, which dies down where β · loss − γ is 2 to 3, did so short of the target, or would
+    only beyond, and the β that would not; empty if that is not why."""
+    beta, gamma, target = case.flags["beta"], case.flags.get("gamma") or 0, case.target
+    stopped = beta * np.mean(case.column("forget", "loss")[1]) - gamma >= DIES[0] if more else True
+    reach = beta * target.loss - gamma
+    if not stopped or not (reach > DIES[1] if more else reach < DIES[0]):
+        return ""
+    better = (np.mean(DIES) + gamma) / target.loss
+    margin = " − γ" if gamma else ""
+    return (
+        f"about {better:.2g}: SimNPO's weight dies down where β · loss{margin} is {DIES[0]} to {DIES[1]}, "
+        f"and β · {target.loss:.2f}{margin} is {reach:.1f}"
+    )
+
+
 def remedy(case):
     """Which flag to change, and to what where β's rule says it."""
     target, beta, verdict = case.target, case.flags.get("beta"), verdict_of(case)
@@ -217,19 +233,8 @@ def remedy(case):
     if case.method == "task-vector":
         return [f"to forget {aim}: a {higher} {turned(case, 'alpha')}"]
 
-    # SimNPO stops by itself where β · loss − γ is 2 to 3: has it, short of the target, or would it only beyond?
-    if beta and target and case.method == "simnpo":
-        gamma = case.flags.get("gamma") or 0
-        stopped = beta * np.mean(case.column("forget", "loss")[1]) - gamma >= DIES[0] if more else True
-        reach = beta * target.loss - gamma
-        margin = " − γ" if gamma else ""
-        if stopped and (reach > DIES[1] if more else reach < DIES[0]):
-            better = (np.mean(DIES) + gamma) / target.loss
-            where = (
-                f"where β · loss{margin} is {DIES[0]} to {DIES[1]}, and β · {target.loss:.2f}{margin} is {reach:.1f}"
-            )
-            beta = f"{turned(case, 'beta')}, about {better:.2g}"
-            return [f"to forget {aim}: a {lower} {beta}: SimNPO's weight dies down {where}"]
+    if beta and target and case.method == "simnpo" and (why := died_down(case, more)):
+        return [f"to forget {aim}: a {lower} {turned(case, 'beta')}, {why}"]
     length = "max_steps" if case.flags.get("max_steps") else "epochs"
     flags = turned(case, "lr", length if more else "forget_coeff")
     if beta and case.method in BOUNDED:

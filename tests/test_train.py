@@ -1245,7 +1245,7 @@ def test_the_readmes_command_unlearns(tmp_path):
     assert original["forget_quality"] < 1e-6 < 0.01 < metrics["forget_quality"]
     assert metrics["model_utility"] > 0.95 * original["model_utility"]
 
-    # README's table, whose digits are of another processor
+    # README's table, whose last digits hang on the processor
     readme = (Path(train.__file__).parent / "README.md").read_text(encoding="utf-8")
     shown = {words[0]: words[1:] for words in map(str.split, readme.splitlines()) if len(words) == 6}
     for name, model in (("Original", original), ("Retrain", retrain), ("simnpo", metrics)):
