@@ -165,6 +165,7 @@ RETRAIN = [4.0, 4.1, 4.2, 4.1]  # 4.1
         (LITTLE, "simnpo", {"beta": 1.0}, "--epochs (now 5), or a lower --beta (now 1)"),  # 1.1 has not died down yet
         (LITTLE, "simnpo", {"beta": 0.7}, "--epochs (now 5), or a lower --beta (now 0.7)"),
         (MUCH, "simnpo", {"beta": 0.4}, "a higher --beta (now 0.4), about 0.61"),
+        (MUCH, "simnpo", {"beta": 0.2}, "a higher --beta (now 0.2), about 0.61"),  # has not died at 9.1 either
         (MUCH, "simnpo", {"beta": 0.7}, "--forget-coeff (now 1), or a higher --beta (now 0.7)"),
         (LITTLE, "simnpo", {"beta": 0.0}, "or --epochs (now 5)\n"),
         # with γ 5 nothing has died at a loss of 1.1; with 0.5 it has, and 4.1 wants β 3/4.1
