@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # The starting recipe for a pretrained model on your own data: a small grid, and how far its choice reaches.
-#   results/own_grid.sh MODEL     MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct
+#   results/own_grid.sh MODEL         the grid, on 20 questions, and how far its choice reaches
+#   results/own_grid.sh MODEL reach   only how far
+# MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct.
 # Questions and texts on invented authors (own_rows.py). Two runs at a time (JOBS), one thread each; several hours on 2
-# CPU cores; REACH="t10 q60" leaves out what a GPU is better at. A run that is there is not made again.
+# CPU cores; REACH="t10 q60" leaves out what a GPU is better at, DTYPE=bfloat16 is faster where the processor has it
+# (lscpu: amx_bf16). A run that is there is not made again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1
@@ -11,7 +14,7 @@ at=${AT:-runs/own-grid}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p $at
 
-run() { [ -f "$1/run.png" ] || echo "--overwrite --out $*"; }
+run() { [ -f "$1/run.png" ] || echo "--overwrite --dtype ${DTYPE:-float32} --out $*"; }
 train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> $at/log.txt 2>&1; }
 rows() {  # name, flags of own_rows.py: the files, and the runs that learn them
   [ -d $at/$1 ] || "$python" results/own_rows.py $at/$1 "${@:2}"
@@ -27,22 +30,23 @@ unlearn() {  # name, method, flags
       --forget-file $at/$1/forget.jsonl --retain-file $at/$1/retain.jsonl --holdout-file $at/$1/holdout.jsonl "${@:3}"
 }
 
-# Rate, β, coefficient and retain rows a step, on 20 questions to forget and 60 to keep.
-rows q20 --forget 20 --retain 60
-learn q20 | train
-for rows in 4 12; do
-  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 --retain-batch-size $rows
-  unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size $rows
-done | train
-{
-  unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7 --retain-batch-size 4
-  unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size 4
-  for rate in 2e-5 2.5e-5; do
-    unlearn q20 simnpo --batch-size 4 --epochs 6 --lr $rate --beta 1.25 --retain-batch-size 12
-    unlearn q20 npo --batch-size 4 --epochs 6 --lr $rate --beta 0.1 --forget-coeff 0.05 --retain-batch-size 12
-  done
-} | train
-"$python" results/grid.py choose $at/q20/*/
+if [ "${2:-}" != reach ]; then  # rate, β, coefficient and retain rows a step, on 20 questions to forget and 60 to keep
+  rows q20 --forget 20 --retain 60
+  learn q20 | train
+  for rows in 4 12; do
+    unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 --retain-batch-size $rows
+    unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size $rows
+  done | train
+  {
+    unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7 --retain-batch-size 4
+    unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size 4
+    for rate in 2e-5 2.5e-5; do
+      unlearn q20 simnpo --batch-size 4 --epochs 6 --lr $rate --beta 1.25 --retain-batch-size 12
+      unlearn q20 npo --batch-size 4 --epochs 6 --lr $rate --beta 0.1 --forget-coeff 0.05 --retain-batch-size 12
+    done
+  } | train
+  "$python" results/grid.py choose $at/q20/*/
+fi
 
 # How far the defaults reach: articles, and more questions.
 rows t10 --text --forget 10 --retain 20 --holdout 10
