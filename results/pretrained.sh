@@ -7,7 +7,7 @@
 # MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct. TOFU=FOLDER reads a copy of the data. Two runs at a
 # time (JOBS), one thread each. A run that is there is not made again; of those that nothing starts from no weights stay.
 # On a GPU all of TOFU: DATA=locuslab/TOFU FORGET=forget10 RETAIN=retain90 HALF=retain95 UNSEEN=200 SEEDS="0 1 2 3 4"
-# BATCH=32 LEARN_BATCH=32 JOBS=1. DTYPE=bfloat16 is faster on a GPU, and on a processor that has it (lscpu: amx_bf16).
+# BATCH=32 LEARN_BATCH=32 JOBS=1. DTYPE=bfloat16, a GPU's default, is faster on a processor that has it too (amx_bf16).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1
@@ -26,7 +26,7 @@ mkdir -p "$at"
 [ -n "${DATA:-}" ] || [ -d "$data" ] ||
   "$python" results/some_tofu.py "$data" --authors 5 --rows 5 --data "${TOFU:-locuslab/TOFU}"
 
-run() { [ -f "$1/run.png" ] || echo "--overwrite --dtype ${DTYPE:-float32} --out $*"; }
+run() { [ -f "$1/run.png" ] || echo "--overwrite ${DTYPE:+--dtype $DTYPE} --out $*"; }
 train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> "$at/log.txt" 2>&1; }
 learn() {  # seed, split, flags
   run "$at/$2-$1" --task tofu --data "$data" --method finetune --model "$model" --split "$2" --seed "$1" \
