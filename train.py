@@ -40,7 +40,7 @@ RECIPES = [
     ("*", "*", dict(beta=0.1, gamma=0.0, forget_coeff=1.0, retain_coeff=1.0, retain="nll")),
     ("*", "*", dict(warmup=1.0, weight_decay=0.01, batch_size=32, clip=0.0)),
     ("*", ("finetune", "ga", "task-vector"), dict(retain="none")),
-    ("*", ("wga",), dict(beta=1.0)),
+    ("*", ("wga", "tnpo"), dict(beta=1.0)),
     ("*", ("satimp",), dict(beta=5.0, beta2=1.0, retain_coeff=0.1)),
     ("*", ("undial",), dict(beta=10.0)),
     ("*", ("task-vector",), dict(alpha=1.0)),

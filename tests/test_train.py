@@ -165,6 +165,7 @@ own some/model forget dpo                 lr=2e-5 epochs=6 forget_coeff=0.1
 own some/model forget graddiff            lr=2e-5 epochs=6 forget_coeff=0.05
 own some/model forget npo                 lr=2e-5 epochs=6 forget_coeff=0.05
 own some/model forget wgraddiff           lr=2e-5 epochs=6
+own some/model forget tnpo                lr=2e-5 epochs=6 beta=1
 own some/model forget simnpo              lr=2e-5 epochs=6 beta=1.25
 own some/model full finetune              lr=1e-4 epochs=8 retain=none
 own tiny forget simnpo                    lr=1e-3 epochs=20 batch_size=8 forget_coeff=0.1 beta=2.5
