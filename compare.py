@@ -69,9 +69,6 @@ def read(folders, *files):
             "setting": setting_of(flags) | setting_of(start, "start_") | setting_of(original, "original_"),
             "metrics": run["metrics.json"],
         }
-        if not start:  # older runs from a fine-tuned Original call it `before`
-            run["metrics"]["reference"] = with_original(run["metrics"]["reference"])
-            run["reference.log.json"] = with_original(run.get("reference.log.json", {}))
     if isinstance(runs[0]["flags"].get("data"), dict) and len({run["setting"].get("retain_file") for run in runs}) > 1:
         note("these runs have different retain files: what is measured on the retain set is not of the same rows")
     return runs
@@ -83,11 +80,6 @@ def setting_of(flags, prefix=""):
     files = flags["data"] if isinstance(flags.get("data"), dict) else {}
     flags = flags | {f"{name}_file": path for name, path in files.items() if name != "fields"}
     return {f"{prefix}{flag}": value for flag, value in flags.items() if flag not in IMMATERIAL}
-
-
-def with_original(models):
-    """{name of a model: …}, in which `before` is called Original."""
-    return {"Original" if name == "before" else name: content for name, content in models.items()}
 
 
 def benchmark_of(runs):
@@ -128,9 +120,10 @@ def label_of(flag, setting, settings):
 
 
 def differs(flag, settings):
-    """Whether a flag has two values in settings; one without it has None, but older runs do not tell Original's."""
-    if flag.startswith("original_"):
-        settings = [setting for setting in settings if flag in setting]
+    """Whether a flag has two values in settings; one without it has None. Of an Original's flags those tell runs apart
+    that have one, and `original_method` these from the others."""
+    if flag.startswith("original_") and flag != "original_method":
+        settings = [setting for setting in settings if "original_method" in setting]
     return any(setting.get(flag) != settings[0].get(flag) for setting in settings)
 
 

@@ -24,7 +24,7 @@ from benchmarks.protocol import table
 from machinery import flags, folder, inputs, models, processes
 from machinery.command import number, refuse, run_command
 from machinery.inputs import InputError
-from machinery.run import write_json
+from machinery.run import MEASURING, ROOT, code_digest, write_json
 
 # ------------------------------------------------------------------ what a benchmark asks of a model
 
@@ -269,10 +269,9 @@ def load(args, name, trained=False):
 
 
 def questions_digest(args, sets):
-    """What tells whether two logs answer the same questions under the same flags."""
-    measured = {name: [*part] for name, part in BENCHMARKS[args.task].log.items()}
+    """What tells whether two logs answer the same questions under the same flags, by the same code."""
     how = args.template, args.max_length, args.too_long, args.max_new_tokens, args.dtype
-    return inputs.digest([sets, measured, *how])
+    return inputs.digest([sets, *how, *(code_digest(ROOT / name) for name in MEASURING)])
 
 
 def log_of(args, sets, name):

@@ -257,14 +257,12 @@ def subset_of(examples, args):
 
 
 def run(args, start, quiet=False):
-    """One run from resolved flags, alone in its folder.
+    """One run from resolved flags, alone in its folder, args.out.
 
     start: the name of the model to change, or `new`. quiet: prints neither settings nor results.
     """
-    name = f"{args.task}-{args.split}-{args.method}-seed{args.seed}"
-    runs.choose_folder(args, name)
     with runs.only_run(args.out):
-        runs.choose_folder(args, name)  # again: another run may have ended there just now
+        runs.choose_folder(args)  # again: another run may have ended there just now
         processes.wait()  # all have seen the folder as it was
         if args.resume and folder.is_finished(args.out):
             runs.check_same_run(args.out, settings_of(args, start))
@@ -362,7 +360,7 @@ def save(lm, args, start):
 def settings_of(args, start):
     """What run.json says at first."""
     method = METHODS[args.method]
-    return runs.settings_of(args, start, (method.name, method.colour), BENCHMARKS[args.task].measure.__module__)
+    return runs.settings_of(args, start, (method.name, method.colour))
 
 
 def after_epoch(args, lm, sets, logs, retrained):
@@ -437,7 +435,7 @@ def teach(args, split, name):
 def start(args):
     """The run that the user asked for; before it, with --model tiny, up to two that make Original and Retrain."""
     benchmark = BENCHMARKS[args.task]
-    runs.choose_folder(args, f"{args.task}-{args.split}-{args.method}-seed{args.seed}")
+    runs.choose_folder(args)
     if args.retrain and args.retrain.endswith(".json"):
         benchmark.read_retrained(args.retrain)
     if "refusal" in METHODS[args.method].reads:

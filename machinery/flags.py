@@ -5,7 +5,6 @@ defaults follow from that, and --help shows what it would resolve to.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -326,10 +325,7 @@ def resolve(args, methods, benchmarks):
     if args.method != "finetune":
         refuse(args.given, ["forget_split"], f"with --method {args.method}, which forgets --split")
     args.forget_split = args.forget_split or benchmark.forget_split_of(args.split)
-    if args.forget_split not in benchmark.forget_splits:
-        raise InputError(
-            f"--forget-split {args.forget_split}: task {args.task} has {', '.join(benchmark.forget_splits)}"
-        )
+    check_split(args, benchmark.forget_splits, "forget_split")
     args.family = folder.family_of(args.model)
     check_method(args, methods)
     check_model(args, benchmark)
@@ -352,10 +348,7 @@ def check(args, benchmark):
     if benchmark.data_of:
         if isinstance(given.data, str):
             raise InputError(f"--data has no use with --task {args.task}; give --forget-file and --retain-file")
-        if isinstance(args.data, dict):  # of the run that Original and Retrain are made for
-            files = {"retain": given.retain_file, "holdout": given.holdout_file, "probe": given.probe_file}
-            args.data = args.data | {name: str(Path(path).absolute()) for name, path in files.items() if path}
-        else:
+        if not isinstance(args.data, dict):  # else of the run that Original and Retrain are made for
             files = args.forget_file, args.retain_file, args.fields, args.holdout_file, args.probe_file
             args.data = benchmark.data_of(*files)
     elif benchmark.data is None:
@@ -364,8 +357,8 @@ def check(args, benchmark):
         refuse(given, ["forget_file", "retain_file"], f"with --task {args.task}, which has data")
     if not benchmark.data_of:
         refuse(given, ["holdout_file", "probe_file"], f"with --task {args.task}; they are for --task own")
-    if not args.forget_file:
-        refuse(given, ["fields"], "without --forget-file")
+    if not args.forget_file and not args.retain_file:
+        refuse(given, ["fields"], "without --forget-file or --retain-file")
 
 
 def check_device(args):
@@ -373,9 +366,10 @@ def check_device(args):
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
 
 
-def check_split(args, splits):
-    if args.split not in splits:
-        raise InputError(f"--split {args.split}: task {args.task} has {', '.join(splits)}")
+def check_split(args, splits, flag="split"):
+    split = getattr(args, flag)
+    if split not in splits:
+        raise InputError(f"--{flag.replace('_', '-')} {split}: task {args.task} has {', '.join(splits)}")
 
 
 def check_method(args, methods):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from machinery.inputs import InputError, check_size, digest, one_line, read_text
 
-FORMAT = 4  # a folder of another format is refused, not guessed at
+FORMAT = 5  # a folder of another format is refused, not guessed at
 OURS = "log.jsonl", "metrics.json", "metrics.log.json", "reference.log.json", "epochs.jsonl"
 WRITTEN_BY = {"epochs.jsonl": "train.py --eval epoch", "run.json": "train.py", "log.jsonl": "train.py"}
 
@@ -83,10 +83,7 @@ def lineage(settings):
 
     Original is a run of --method finetune with nothing unlearnt before it; a run from any other relearns.
     """
-    original, start = settings.get("original"), settings.get("start")
-    if "original" not in settings and start and start["method"] == "finetune":  # older runs do not tell them apart
-        return start, None, None
-    return original, start, settings.get("start_method")
+    return tuple(map(settings.get, ("original", "start", "start_method")))
 
 
 def lineage_from(settings):

@@ -21,16 +21,17 @@ transformers.utils.logging.disable_progress_bar()
 def load_model(name, device, dtype, tokenizer=None, frozen=False):
     """(model, tokenizer) from a Hub id or a folder; weights from safetensors only, no remote code.
 
-    tokenizer: where from, if the model has none of its own. Weights are float32, or float64 if dtype is; if they are
-    frozen and dtype is bfloat16, in part that (see `halve`). A LoRA adapter is merged into its base, if peft is
-    installed. Raises InputError if they cannot be loaded, are not what config.json says, or the tokenizer cannot be
-    this model's: ends no text, or uses tokens that the model does not embed.
+    tokenizer: where from, if the folder has none of its own; by default an adapter's is its base's. Weights are
+    float32, or float64 if dtype is; if they are frozen and dtype is bfloat16, in part that (see `halve`). A LoRA
+    adapter is merged into its base, if peft is installed. Raises InputError if they cannot be loaded, are not what
+    config.json says, or the tokenizer cannot be this model's: ends no text, or uses tokens that the model does not
+    embed.
     """
     check_folder(name)
     try:
         base = base_of(name)
         ask_the_hub(base)
-        tokenizer = load_tokenizer(name, tokenizer)
+        tokenizer = load_tokenizer(name, tokenizer or base)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             base,
             trust_remote_code=False,
@@ -118,14 +119,12 @@ def check_folder(name):
 
 
 def load_tokenizer(name, other):
-    """The tokenizer in a model's folder; else that of `other`, if it is not None."""
+    """The tokenizer in a model's folder; else that of `other`."""
     try:
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception:  # as many kinds as there are ways to be none
-        if not other:
-            raise
-    ask_the_hub(other)
-    return transformers.AutoTokenizer.from_pretrained(other, trust_remote_code=False)
+        ask_the_hub(other)
+        return transformers.AutoTokenizer.from_pretrained(other, trust_remote_code=False)
 
 
 # Constants that old checkpoints hold and transformers no longer does.

@@ -82,14 +82,14 @@ def drop_lines(out, step, epoch):
 # ------------------------------------------------------------------ one folder, one run
 
 
-def choose_folder(args, name):
-    """Make args.out a Path that may be written to, by default a new runs/`name`…. Creates nothing.
+def choose_folder(args):
+    """Make args.out a Path that may be written to, by default a new one under runs/. Creates nothing.
 
     InputError if it is taken, holds what the run reads, or cannot be written to.
     """
     if args.out is None and processes.several():
         raise InputError("--out: several processes write one folder; name it")
-    args.out = Path(args.out or unused_name(name))
+    args.out = Path(args.out or unused_name(args))
     if args.resume and not folder.is_run(args.out):
         raise InputError(f"--resume: {args.out} has no run.json; start anew without --resume")
     if not args.resume and holds_something(args.out):
@@ -104,9 +104,9 @@ def choose_folder(args, name):
         check_writable(next(parent for parent in (args.out, *args.out.absolute().parents) if parent.exists()))
 
 
-def unused_name(name):
-    """runs/`name` with the time of day, and more if that exists."""
-    out = Path("runs", f"{name}-{time.strftime('%m%d-%H%M%S')}")
+def unused_name(args):
+    """runs/ what the run is and the time of day, and more if that exists."""
+    out = Path("runs", f"{args.task}-{args.split}-{args.method}-seed{args.seed}-{time.strftime('%m%d-%H%M%S')}")
     while out.exists():
         out = out.with_name(out.name + "x")
     return out
@@ -228,28 +228,27 @@ def save_model(out, model, tokenizer):
 # ------------------------------------------------------------------ what may not change between two parts of a run
 
 ROOT = Path(__file__).parents[1]
-# Code that decides numbers, besides the benchmark's.
-DECISIVE = "losses.py", "methods.py", "data.py", "train.py", "baselines.py", "evaluate.py"
+# Code that decides what is measured, and all that decides numbers.
+MEASURING = "data.py", "evaluate.py", *sorted(f"benchmarks/{path.name}" for path in ROOT.glob("benchmarks/*.py"))
+DECISIVE = "losses.py", "methods.py", "train.py", "baselines.py", *MEASURING
 HIDDEN = "resume", "overwrite", "given", "recipe"  # what of the resolved flags is no setting
 # What may differ when a run is resumed: it changes where and how fast, not what is computed.
 MAY_CHANGE = "out", "retrain", "micro_batch_size", "eval_batch_size", "grad_checkpointing", "save_every"
 
 
-def settings_of(args, start, method, benchmark_module):
+def settings_of(args, start, method):
     """What run.json says at first: every resolved flag, versions, the commit of this code and its files' digests.
 
-    start: the model to change. method: (name, colour) as tables and figures show it. benchmark_module: such as
-    benchmarks.tofu.
+    start: the model to change. method: (name, colour) as tables and figures show it.
     """
     flags = {name: value for name, value in vars(args).items() if name not in HIDDEN}
-    files = *DECISIVE, "benchmarks/toy.py", benchmark_module.replace(".", "/") + ".py"
     settings = {
         "format": folder.FORMAT,
         "flags": flags | {"out": str(args.out)},
         "method": dict(zip(("name", "colour"), method, strict=True)),
         "versions": {package.__name__: package.__version__ for package in (torch, transformers)},
         "commit": commit(),
-        "code": {name: code_digest(ROOT / name) for name in files},
+        "code": {name: code_digest(ROOT / name) for name in DECISIVE},
         "processes": processes.ranks()[1],
         "original": None,
     }

@@ -510,7 +510,7 @@ def test_what_a_run_started_from_is_found_or_left_out(three, tmp_path, capsys, m
     assert [line.split()[0] for line in told.out.splitlines() if line] == ["Q", "Retrain", "NPO"]
 
 
-def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
+def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path, monkeypatch):
     flags = dict(
         task="toy",
         template="auto",
@@ -541,6 +541,10 @@ def test_a_runs_log_is_reused_for_the_same_questions_only(asked, tmp_path):
         dict(sets=sets | {"forget": [{"question": "another"}]}),
     ):
         assert not reused(**changed), changed
+    with monkeypatch.context() as patch:  # another way to measure
+        patch.setattr(evaluate, "code_digest", lambda path: path.name == "rouge.py")
+        assert not reused()
+    assert reused()
     (run / "metrics.log.json").unlink()
     assert not reused() and {call[0] for call in asked} == {"run"}
 

@@ -81,12 +81,6 @@ def test_a_run_of_retrain_is_a_control(tmp_path, capsys):
     assert "excess    +0.00" in said(capsys, run, control)
 
 
-def test_a_start_that_only_learnt_is_a_control(tmp_path, capsys):
-    run = a_run(tmp_path / "run", BEFORE, CONTROL, START)
-    control = a_run(tmp_path / "control", BEFORE, CONTROL, START | {"method": "finetune"})
-    assert "excess    +0.00" in said(capsys, run, control)
-
-
 TEACHING = """lr epochs max_steps batch_size retain_batch_size seed warmup warmup_share weight_decay clip lora
 forget_coeff retain_coeff retain""".split()
 
@@ -117,11 +111,6 @@ def measured(run, **fields):
         (
             1,
             lambda run: change(run, "run.json", original=START | {"method": "finetune", "split": "full"}),
-            "a model that learnt the rows (--split full); give one that starts from Retrain",
-        ),
-        (  # as older runs tell of the same
-            1,
-            lambda run: change(run, "run.json", start=START | {"method": "finetune", "split": "full"}),
             "a model that learnt the rows (--split full); give one that starts from Retrain",
         ),
         (0, another("split", "retain"), "was taught other rows than the forget set's; leave --split retain out"),

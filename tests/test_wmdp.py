@@ -121,6 +121,12 @@ def test_a_question_that_cannot_be_asked_is_named(name, spoilt, says, tmp_path):
         wmdp.evaluation_rows(a_benchmark(tmp_path, **{name: rows}), "both")
 
 
+def test_the_names_of_fields_are_of_a_retain_file_too():
+    command = "--method npo --task wmdp --model m --retain-file r.jsonl --fields q,a,body"
+    args = train.resolve(train.build_parser().parse_args(command.split()))
+    assert (args.retain_file, args.fields) == ("r.jsonl", "q,a,body")
+
+
 def test_without_the_corpus_that_is_given_on_request_its_page_is_named(tmp_path):
     folder = a_benchmark(tmp_path, gated=False)
     for split in ("both", "bio", "full"):

@@ -104,7 +104,7 @@ def test_a_run_that_was_killed_before_it_had_digests(cut, tmp_path, nothing_writ
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-@pytest.mark.parametrize("format_", [None, 3, "4", 5])
+@pytest.mark.parametrize("format_", [None, 4, "5", 6])
 def test_a_run_of_another_version(format_, sealed, tmp_path, nothing_written, capsys):
     run = a_run(tmp_path / "a")
     settings = read(run, "run.json") | {"format": format_}
