@@ -44,13 +44,13 @@ def zlib_ratio(loss, text):
     return loss / len(zlib.compress(text.encode()))
 
 
-def min_k(token_scores, share=LOWEST):
-    """Mean of the lowest `share` of a response's token scores [|y|], of one at least.
+def min_k(token_scores):
+    """Mean of the lowest two fifths (LOWEST) of a response's token scores [|y|], of one at least.
 
     Of token log-probabilities it is Min-K%, in nats, at most 0; of log-probabilities less their mean under the model's
     own distribution at that place, in its standard deviations, it is Min-K%++.
     """
-    lowest = np.sort(token_scores)[: max(1, int(share * len(token_scores)))]
+    lowest = np.sort(token_scores)[: max(1, int(LOWEST * len(token_scores)))]
     return float(np.mean(lowest, dtype=np.float64))
 
 

@@ -146,8 +146,8 @@ def answers(case, part):
     return way([None if each is None else sum(each) for each in known], "d", f" of {len(known[1])}")
 
 
-def short(text, width=70):
-    return textwrap.shorten(text, width, placeholder=" …") or "(nothing)"
+def short(text):
+    return textwrap.shorten(text, 70, placeholder=" …") or "(nothing)"
 
 
 def turned(case, *names):

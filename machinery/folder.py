@@ -16,11 +16,10 @@ save-STEP/           while a run is unfinished: all that --resume needs, and sum
 """
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 
-from machinery.inputs import InputError, check_size, digest, one_line, read_text
+from machinery.inputs import InputError, digest, one_line, read_json
 
 FORMAT = 5  # a folder of another format is refused, not guessed at
 OURS = "log.jsonl", "metrics.json", "metrics.log.json", "reference.log.json", "epochs.jsonl"
@@ -63,15 +62,12 @@ def read(folder, name):
     """
     path = Path(folder, name)
     try:
-        run = json.loads(read_text(Path(folder, "run.json")))
+        run = read_json(Path(folder, "run.json"))
         if not isinstance(run, dict) or run.get("format") != FORMAT:
             raise ValueError("another version of this project made it")
         if run != sealed(run) or run.get("sums", {}).get(name) not in (None, sum_of(path)):
             raise ValueError("it is damaged, or was changed after the run")
-        if name == "run.json":
-            return run
-        text = read_text(path)
-        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+        return run if name == "run.json" else read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         mend = WRITTEN_BY.get(name, "train.py --eval end")
         raise InputError(f"run '{folder}' has no usable {name} ({error}); {mend} writes it") from None
@@ -137,9 +133,7 @@ def read_runs(folders, *files):
 def family_of(model):
     """Whose recipes a model takes: `tiny` for what a from-scratch model became, else its own name's."""
     try:
-        path = Path(model, "config.json")
-        check_size(path)
-        config = json.loads(read_text(path))
+        config = read_json(Path(model, "config.json"))
     except (OSError, ValueError, RecursionError):
         return model
     return "tiny" if isinstance(config, dict) and config.get("from_scratch") else model

@@ -1,7 +1,6 @@
 """Loading a model that the user names, making the small one, LoRA; weights from safetensors only, no remote code."""
 
 import importlib.util
-import json
 import re
 import textwrap
 import warnings
@@ -12,7 +11,7 @@ import tokenizers
 import torch
 import transformers
 
-from machinery.inputs import InputError, ask_the_hub, check_size, read_text
+from machinery.inputs import InputError, ask_the_hub, check_size, read_json
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -65,7 +64,7 @@ def base_of(name):
     """The model that a folder is an adapter of, beside it or on the Hub; the folder itself if it is none."""
     if not is_adapter(name):
         return name
-    base = json.loads(read_text(Path(name, "adapter_config.json")))["base_model_name_or_path"]
+    base = read_json(Path(name, "adapter_config.json"))["base_model_name_or_path"]
     beside = Path(name).parent / base
     base = str(beside) if beside.is_dir() else base
     if importlib.util.find_spec("peft") is None:
@@ -108,7 +107,7 @@ def check_folder(name):
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"model folder '{name}' has no *.safetensors; {NEEDS}")
     try:
-        config = json.loads(read_text(folder / "config.json"))
+        config = read_json(folder / "config.json")
     except (OSError, ValueError, RecursionError):
         return  # the library says what is wrong
     if isinstance(config, dict) and "vision_config" in config:

@@ -272,14 +272,9 @@ def code_digest(path):
     """Of what a .py computes: its syntax tree without docstrings, so comments and layout may change."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            del body[0]
+        match node:
+            case ast.AST(body=[ast.Expr(value=ast.Constant()), *_]):
+                del node.body[0]
     return digest(ast.dump(tree))
 
 

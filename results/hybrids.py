@@ -16,32 +16,13 @@ import losses
 import train
 from methods import METHODS, Method
 
-
-def npo_mean(args, y):
-    return losses.npo(y.logp / y.length, y.ref.logp / y.length, args.beta)
-
-
-def npo_mean_weight(args, y):
-    """w = 2σ((β/|y|) (log πθ - log πref)) / |y|"""
-    return losses.npo_weight(y.logp / y.length, y.ref.logp / y.length, args.beta) / y.length
-
-
-def simnpo_sum(args, y):
-    return losses.simnpo(y.logp, 1, args.beta)
-
-
-def simnpo_sum_weight(args, y):
-    """w = 2σ(β log πθ)"""
-    return losses.simnpo_weight(y.logp, 1, args.beta)
-
-
 HYBRIDS = {
     "npo-mean": Method(
         "NPO per token",
         "navy",
         "NPO on log-ratios per token",
-        npo_mean,
-        npo_mean_weight,
+        lambda args, y: losses.npo(y.logp / y.length, y.ref.logp / y.length, args.beta),
+        lambda args, y: losses.npo_weight(y.logp / y.length, y.ref.logp / y.length, args.beta) / y.length,
         needs_reference=True,
         flags=("beta",),
     ),
@@ -49,8 +30,8 @@ HYBRIDS = {
         "SimNPO by sum",
         "darkgreen",
         "SimNPO without its 1/|y|",
-        simnpo_sum,
-        simnpo_sum_weight,
+        lambda args, y: losses.simnpo(y.logp, 1, args.beta),
+        lambda args, y: losses.simnpo_weight(y.logp, 1, args.beta),
         flags=("beta",),
     ),
 }
