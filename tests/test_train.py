@@ -892,8 +892,8 @@ def test_a_number_gone_wrong_stops_the_run_before_the_step(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", kept)
     monkeypatch.setattr(losses, healthy.__name__, sick)
-    command = "--method", "simnpo", *own_data[0], "--model", toy_model_folder, "--retain-batch-size", 4
-    command += "--eval", "none", "--out", tmp_path / "run"
+    command = "--method", "simnpo", *own_data[0], "--model", toy_model_folder
+    command += *"--batch-size 4 --retain-batch-size 4 --eval none --out".split(), tmp_path / "run"
     with pytest.raises(SystemExit) as stop:
         train.main([*map(str, command)])
     error = capsys.readouterr().err.strip().splitlines()[-1]
