@@ -56,7 +56,7 @@ rows q400 --forget 400 --retain 400
 for name in ${REACH:-t10 q60 q200 q400}; do
   learn $name | train
   for method in simnpo npo; do unlearn $name $method; done | train
-  case $name in  # beside the defaults, a batch of the square root of the rows: fewer and more steps
+  case $name in  # beside the defaults: fewer and more steps
     t10)  # and for NPO a β that long answers do not stop at once
       for size in 2 4; do unlearn t10 simnpo --batch-size $size; done
       unlearn t10 npo --batch-size 4
