@@ -56,13 +56,14 @@ rows q400 --forget 400 --retain 400
 for name in ${REACH:-t10 q60 q200 q400}; do
   learn $name | train
   for method in simnpo npo; do unlearn $name $method; done | train
-  case $name in  # beside the defaults: fewer and more steps
-    t10)  # and for NPO a β that long answers do not stop at once
-      for size in 2 4; do unlearn t10 simnpo --batch-size $size; done
-      unlearn t10 npo --batch-size 4
+  case $name in  # beside the defaults: fewer rows a step, so more steps; and another β
+    t10)
+      for size in 2 3; do unlearn t10 simnpo --batch-size $size; done
+      unlearn t10 npo --batch-size 3
       unlearn t10 npo --batch-size 2 --beta 0.02
       ;;
-    q60) unlearn q60 simnpo --batch-size 12 ;;
+    q60) for method in simnpo npo; do unlearn q60 $method --batch-size 8; done ;;
+    q200) for beta in 1.25 2.6; do unlearn q200 simnpo --batch-size 14 --beta $beta; done ;;
   esac | train
   "$python" compare.py table $at/$name/*/
 done
