@@ -187,8 +187,12 @@ def train(model, forget, retain, args, run):
                 torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
 
-            # a line of log.jsonl with every sequence met; now and then, or on Ctrl-C, what --resume needs
+            # a line of log.jsonl with every sequence met; with --stop-at target perhaps the end
             run.log(step, rows, drawn, rate, args)
+            if run.stopped:
+                break
+
+            # now and then, or on Ctrl-C, what --resume needs
             run.save_if_due(step, model, optimizer)
 
 
@@ -299,7 +303,8 @@ def run_alone(args, start, quiet):
             runs.drop_lines(args.out, math.inf, math.inf)
         else:
             on_epoch = after_epoch(args, lm, sets, logs, retrained) if args.eval == "epoch" else None
-            notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch)
+            at_target = stop_at_target(args, lm, sets, logs[before], retrained) if args.stop_at == "target" else None
+            notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch, at_target)
             unlearn(lm, theta, forget, retain, args, notebook, start)
         if cost or processes.several() or args.lora:
             lm = evaluate.load(args, str(args.out))
@@ -376,6 +381,23 @@ def after_epoch(args, lm, sets, logs, retrained):
         data.make_deterministic(lm.model)  # gradient checkpointing is on again, which measuring switched off
 
     return measure
+
+
+def stop_at_target(args, lm, sets, before, retrained):
+    """What --stop-at target asks now and then: whether forgetting has come far enough, which is said on the screen.
+
+    before: the log of the model before unlearning.
+    """
+    stop = BENCHMARKS[args.task].stop(lm, sets, before, retrained)
+
+    def at_target():
+        words = stop()
+        data.make_deterministic(lm.model)  # as above
+        if words:
+            tqdm.write(f"{words}; stopped (--stop-at end goes on)")
+        return bool(words)
+
+    return at_target
 
 
 def finish(args, settings, lm, sets, logs, retrained, quiet):
@@ -482,8 +504,9 @@ def defaults_of(given):
     family = folder.family_of(values["model"])
     filled = recipe(values["task"], family, split, values["method"])
     if benchmark.scaled and family not in ("tiny", "new"):
-        asked = {flag: value for flag, value in vars(given).items() if value is not None}
-        filled |= benchmark.scaled(values | asked)
+        known = values | {flag: value for flag, value in vars(given).items() if value is not None}
+        filled |= benchmark.scaled(known)
+        filled["stop_at"] = "end" if flags.no_target(known, benchmark) else "target"
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)

@@ -32,6 +32,7 @@ from machinery.statistics import bootstrap
 SETS = "forget", "retain"
 FILES = *SETS, "holdout", "probe"
 MOST = 300  # rows of a set that are measured
+ENOUGH = 0.95  # of the way to the target, where --stop-at target stops
 
 # ------------------------------------------------------------------ rows
 
@@ -91,9 +92,9 @@ def key_of(row):
 
 
 def scaled(flags):
-    """{"batch_size", "retain_batch_size"} that go by the number of rows, at least 4: a fifth of those to be forgotten,
-    so that six epochs are about thirty steps, on which depends how far forgetting goes, and three rows to keep with
-    each; a twelfth of those to be learnt, at most 32.
+    """{"batch_size", "retain_batch_size"} that go by the number of rows: the square root of those to be forgotten, so
+    that many rows are many steps but each is met as often, and three rows to keep with each; a twelfth of those to be
+    learnt, 4 to 8.
 
     flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
     """
@@ -105,8 +106,8 @@ def scaled(flags):
     if flags.get("subset"):
         count *= float(flags["subset"].partition(":")[2])
     if flags["method"] == "finetune":
-        return {"batch_size": min(32, max(4, int(count / 12)))}
-    size = flags.get("batch_size") or max(4, int(count / 5))
+        return {"batch_size": min(8, max(4, int(count / 12)))}
+    size = flags.get("batch_size") or max(2, round(count**0.5))
     return {"batch_size": size, "retain_batch_size": 3 * size}
 
 
@@ -199,9 +200,7 @@ def measure(lm, sets):
 def measured(lm, rows):
     """The part of a log on rows. A text is asked by half of its first piece."""
     rows = lm.fitting(rows)
-
-    # of a text the first piece, else it would have several losses
-    examples = lm.examples([row | {"cut": "first"} for row in rows])
+    examples = asked(lm, rows)
     texts = lm.tokenizer.batch_decode([example.response for example in examples], skip_special_tokens=True)
     part = memorization.measured(lm.token_scores(examples), texts)
     part["length"] = [len(example.response) for example in examples]
@@ -217,10 +216,35 @@ def measured(lm, rows):
     return part | {"rouge": [score.recall for score in words]}
 
 
+def asked(lm, rows):
+    """Examples of rows as they are measured: of a text the first piece, else it would have several losses."""
+    return lm.examples([row | {"cut": "first"} for row in rows])
+
+
 def halved(lm, example):
     """An Example whose prompt has taken the first half of the response."""
     half = len(example.response) // 2
     return lm.Example(example.prompt + example.response[:half], example.response[half:])
+
+
+def stop(lm, sets, before, retrained):
+    """A function that says in words that the loss on the forget rows has come 95% of the way to the verdict's target,
+    or None. (The rest, and more, is gone before it is asked again.)
+
+    before: the log of the model before unlearning; retrained: Retrain's forget part, or None. One of them has the loss
+    to come to.
+    """
+    whose, losses = verdict.aim(retrained and retrained["loss"], before.get("holdout", {}).get("loss"))
+    first, target = np.mean(before["forget"]["loss"]), np.mean(losses)
+    examples = asked(lm, lm.fitting(sets["forget"]))
+
+    def reached():
+        loss = np.mean(lm.mean_losses(examples))
+        if loss < first + ENOUGH * (target - first):
+            return None
+        return f"the loss on the forget rows is {loss:.2f}, {whose} {target:.2f}"
+
+    return reached
 
 
 # ------------------------------------------------------------------ tables and figures
@@ -316,6 +340,7 @@ OWN = Benchmark(
     spread=("loss on forget rows, nats a token", lambda retrained: retrained["loss"]),
     notes=notes,
     verdict=words,
+    stop=stop,
     data_of=data_of,
     scaled=scaled,
     recipes=(

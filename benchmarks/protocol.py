@@ -82,6 +82,10 @@ class Benchmark:
     # ({name: metrics}, {name: log}, method, flags): lines that say whether a run worked
     verdict: Callable = lambda metrics, logs, method, flags: []
 
+    # (LM, sets, log before unlearning, retrained): a function that says in words that forgetting has come far enough,
+    # or None, of the LM as it then is; for --stop-at target
+    stop: Callable | None = None
+
     # defaults of flags
     data: str | None = None  # of --data; None where the data are embedded or the user's own files
     data_of: Callable | None = None  # (forget, retain file, fields, holdout, probe file): `dataset` of the user's files

@@ -159,17 +159,21 @@ def turned(case, *names):
 # ------------------------------------------------------------------ gone?
 
 
+def aim(retrain, unseen):
+    """(whose loss forgetting should reach, losses) of Retrain's on the forget rows and, without one, of the model's
+    before unlearning on holdout rows; None without both."""
+    return ("Retrain's", retrain) if retrain else ("on holdout rows before", unseen) if unseen else None
+
+
 def target_of(case):
     """A Target; None without Retrain's losses and without holdout rows."""
     before, after, retrain = case.column("forget", "loss")
-    unseen = case.column("holdout", "loss")[0]
-    if retrain:
-        gaps = (interval(np.subtract(losses, retrain)) for losses in (before, after))
-        return Target("Retrain's", float(np.mean(retrain)), *gaps)
-    if unseen:
-        gaps = (difference(losses, unseen) for losses in (before, after))
-        return Target("on holdout rows before", float(np.mean(unseen)), *gaps)
-    return None
+    aimed = aim(retrain, case.column("holdout", "loss")[0])
+    if not aimed:
+        return None
+    whose, losses = aimed
+    gaps = (interval(np.subtract(each, losses)) if retrain else difference(each, losses) for each in (before, after))
+    return Target(whose, float(np.mean(losses)), *gaps)
 
 
 def nothing_to_forget(case):
@@ -237,8 +241,12 @@ def remedy(case):
         return [f"to forget {aim}: a {lower} {turned(case, 'beta')}, {why}"]
     length = "max_steps" if case.flags.get("max_steps") else "epochs"
     flags = turned(case, "lr", length if more else "forget_coeff")
-    if beta and case.method in BOUNDED:
-        flags += f", or a {lower} {turned(case, 'beta')}"
+    opposite = ["beta"] if beta and case.method in BOUNDED else []
+    opposite += ["batch_size"] if more else []
+    if turned(case, *opposite):
+        flags += f", or a {lower} {turned(case, *opposite)}"
+    if target and not more and case.flags.get("stop_at") == "end":
+        flags += ", or --stop-at target"
     return [f"to forget {aim}: a {higher} {flags}"]
 
 

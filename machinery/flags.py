@@ -13,7 +13,7 @@ from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
 TRAINING = (
-    "lr lora weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset"
+    "lr lora weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset stop_at"
 ).split()
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, besides its Retrain
@@ -169,6 +169,12 @@ def add_recipe(parser, methods):
     )
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
+    add(
+        "--stop-at",
+        choices=("target", "end"),
+        help="own: target stops once the loss on the forget rows is Retrain's or, without one, the holdout's (it looks "
+        "after the first epoch, then each quarter of one); end takes all steps",
+    )
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
     add("--retain-batch-size", type=number(int, 1), help="retain examples a step; without it as many as to forget")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
@@ -330,6 +336,8 @@ def resolve(args, methods, benchmarks):
     check_method(args, methods)
     check_model(args, benchmark)
     check_run(args)
+    if args.stop_at == "target" and (why := no_target(vars(args), benchmark)):
+        raise InputError(f"--stop-at target {why}")
     if args.lora:
         check_lora(args)
     if folder.is_run(args.model):
@@ -424,6 +432,22 @@ def check_run(args):
         raise InputError("--resume goes on with a run and --overwrite discards it; give one of them")
     if processes.in_job() and (args.eval == "epoch" or args.method == "task-vector"):
         raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
+
+
+def no_target(values, benchmark):
+    """In words why a run with these flags, {flag: value}, cannot --stop-at target; None if it can."""
+    reasons = (
+        (not benchmark.stop, "is for --task own"),
+        (values["method"] in ("finetune", "rmu", "task-vector"), f"has no use with --method {values['method']}"),
+        (values["eval"] == "none", "goes by what --eval none does not measure; use --eval end"),
+        (values.get("subset"), "goes by all forget rows; leave --subset out"),
+        (processes.in_job(), "runs in one process only; leave torchrun out"),
+        (
+            not values.get("retrain") and not values.get("holdout_file"),
+            "goes by Retrain's loss or the holdout's; give --retrain or --holdout-file",
+        ),
+    )
+    return next((words for applies, words in reasons if applies), None)
 
 
 def check_lora(args):

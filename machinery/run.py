@@ -282,8 +282,9 @@ def check_same_run(out, settings):
     """The run.json of the run to resume. InputError that names what is not as in `settings`: a flag, the code, a
     library, or the data as far as `settings` knows them; of a finished run only the flags count."""
     before = folder.read(out, "run.json")
+    decides = {"retrain"} if settings["flags"].get("stop_at") == "target" else set()
     for flag, value in json.loads(json.dumps(settings["flags"])).items():
-        if flag not in MAY_CHANGE and before["flags"].get(flag) != value:
+        if flag not in set(MAY_CHANGE) - decides and before["flags"].get(flag) != value:
             raise InputError(
                 f"--resume: the run in {out} had --{flag.replace('_', '-')} "
                 f"{before['flags'].get(flag)}, not {value}; give the same flags"
@@ -321,11 +322,13 @@ class Run:
     """The loop's notebook: log lines, a bar, the state to go on from. `out` None: nothing is written.
 
     on_epoch(epoch) is called after each epoch, and its time is not counted. save_every: epochs between two saves;
-    None: ten minutes, or more if that took over a twentieth of the time.
+    None: ten minutes, or more if that took over a twentieth of the time. at_target(): whether forgetting has come far
+    enough to stop; None: it never has.
     """
 
-    def __init__(self, out=None, desc="", resume=False, save_every=None, on_epoch=None):
+    def __init__(self, out=None, desc="", resume=False, save_every=None, on_epoch=None, at_target=None):
         self.out, self.desc, self.resuming, self.save_every, self.on_epoch = out, desc, resume, save_every, on_epoch
+        self.at_target, self.stopped = at_target, False
         self.seconds, self.peak, self.clock = 0.0, 0, time.perf_counter()
         self.saved_at, self.saving = self.clock, 0.0
         self.columns = {}  # {part: [(places, values, …), …]} of the step in progress
@@ -396,16 +399,23 @@ class Run:
         self.bar.update()
         self.tell_if_due(step, line)
         self.columns = {}
+        self.stopped = self.looks(step) and self.at_target()
         self.seconds += time.perf_counter() - self.clock
 
         # after an epoch
-        if step % self.epoch_steps == 0 or step == self.steps:
+        if step % self.epoch_steps == 0 or step == self.steps or self.stopped:
             self.file.flush()
             self.peak = max(self.peak, peak_memory(loss.device))
             if self.on_epoch:
                 self.on_epoch(line["epoch"])
                 peak_memory(loss.device)
         self.clock = time.perf_counter()
+
+    def looks(self, step):
+        """Whether --stop-at target looks after this step how far forgetting has come: after the first epoch, then each
+        quarter of one. It goes by the step alone, so a resumed run looks when it would have."""
+        each = max(1, self.epoch_steps // 4)
+        return self.at_target and step >= self.epoch_steps and step % each == 0 and step < self.steps
 
     def tell_if_due(self, step, line):
         """Where no terminal shows the bar: a line at tenths of the steps, or after five minutes; not every second."""
