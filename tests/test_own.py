@@ -463,18 +463,19 @@ def test_a_long_text_is_trained_on_in_pieces(toy_tokenizer):
 @pytest.mark.parametrize(
     "count, flags, size",
     [
-        (12, {}, 4),
-        (50, {}, 10),
-        (160, {}, 32),
-        (1000, {}, 200),
-        (80, {"method": "finetune"}, 6),
-        (80, {"method": "finetune", "split": "full"}, 10),
-        (1000, {"method": "finetune"}, 32),
-        (80, {"subset": "random:0.5"}, 8),
+        (2, {}, 2),
+        (12, {}, 3),
+        (50, {}, 7),
+        (1000, {}, 32),
+        (30, {"method": "finetune"}, 4),
+        (50, {"method": "finetune"}, 4),
+        (50, {"method": "finetune", "split": "full"}, 7),
+        (1000, {"method": "finetune"}, 8),
+        (80, {"subset": "random:0.5"}, 6),
     ],
 )
 def test_the_batch_size_of_a_pretrained_model_goes_by_the_rows(count, flags, size, tmp_path):
-    """A fifth of those to forget, a twelfth of those to learn and at most 32, at least 4; `full`: both files."""
+    """The square root of those to forget, at least 2; a twelfth of those to learn, 4 to 8; `full`: both files."""
     forget = a_file(tmp_path, "f.jsonl", lines(asked(count)))
     retain = a_file(tmp_path, "r.jsonl", lines(asked(40, "Bram")))
     known = {"forget_file": str(forget), "retain_file": str(retain), "split": "forget", "method": "npo"}
@@ -485,7 +486,7 @@ def test_the_batch_size_of_a_pretrained_model_goes_by_the_rows(count, flags, siz
 def test_a_pretrained_model_meets_three_rows_to_keep_with_each_to_forget(tmp_path):
     forget = a_file(tmp_path, "f.jsonl", lines(asked(50)))
     known = {"forget_file": str(forget), "split": "forget", "method": "npo", "max_length": 500}
-    assert own.scaled(known)["retain_batch_size"] == 30
+    assert own.scaled(known)["retain_batch_size"] == 21
     assert own.scaled(known | {"batch_size": 7}) == {"batch_size": 7, "retain_batch_size": 21}
     assert "retain_batch_size" not in own.scaled(known | {"method": "finetune"})
 
@@ -494,7 +495,7 @@ def test_a_text_counts_as_often_as_it_has_pieces(tmp_path):
     """50 tokens of four letters: 200. One text of 8,700 letters is 44 pieces, the other one 1."""
     text = a_file(tmp_path, "f.jsonl", lines([{"text": "x" * 8700}, {"text": "short"}]))
     known = {"forget_file": str(text), "split": "forget", "method": "simnpo", "max_length": 50}
-    assert own.scaled(known)["batch_size"] == 9
+    assert own.scaled(known)["batch_size"] == 7
     assert own.scaled(known | {"forget_file": str(tmp_path / "absent.txt")}) == own.scaled({}) == {}
     assert own.scaled(known | {"split": "fields"}) == own.scaled(known | {"split": "forget10"}) == {}  # said elsewhere
 
@@ -506,7 +507,77 @@ def test_a_small_model_made_from_scratch_keeps_its_batch_size(tmp_path, toy_mode
     for model in ("tiny", toy_model_folder):
         given = train.build_parser().parse_args([*flags, "--model", str(model)])
         sizes.append(train.defaults_of(given)["batch_size"])
-    assert sizes == [8, 20]
+    assert sizes == [8, 10]
+
+
+# ------------------------------------------------------------------ when to stop
+
+
+@pytest.mark.parametrize(
+    "retrained, holdout, target",
+    [([2.0, 4.0], None, 3.0), (None, [1.0, 2.0, 3.0], 2.0), ([2.0, 4.0], [9.0], 3.0), ([0.1, 0.1], None, 0.1)],
+)
+def test_the_target_is_retrains_loss_else_the_holdouts(retrained, holdout, target):
+    """It is reached at 95% of the way from the loss before; at once, if the rows were not known better before."""
+    losses = iter([target - 2, 0.5 + 0.949 * (target - 0.5), 0.5 + 0.951 * (target - 0.5)])
+    lm = SimpleNamespace(fitting=list, examples=list, mean_losses=lambda rows: np.add(next(losses), (-1, 1)))
+    before = {"forget": {"loss": [0.4, 0.6]}} | ({"holdout": {"loss": holdout}} if holdout else {})
+    stop = own.stop(lm, {"forget": [{"text": "Ada."}] * 2}, before, retrained and {"loss": retrained})
+    assert stop() is None
+    words = stop() or stop() if target > 0.5 else stop()
+    whose = "Retrain's" if retrained else "on holdout rows before"
+    loss = 0.5 + (0.951 if target > 0.5 else 0.949) * (target - 0.5)
+    assert words == f"the loss on the forget rows is {loss:.2f}, {whose} {target:.2f}"
+
+
+@pytest.mark.parametrize(
+    "flags, stop_at",
+    [
+        ("--method simnpo --holdout-file h", "target"),
+        ("--method npo --retrain DIR", "target"),
+        ("--method npo --retrain DIR --stop-at end", "end"),
+        ("--method simnpo", "end"),
+        ("--method finetune --holdout-file h", "end"),
+        ("--method rmu --retrain DIR", "end"),
+        ("--method npo --eval none", "end"),
+        ("--method npo --retrain DIR --subset random:0.5", "end"),
+        ("--method npo --holdout-file h --model tiny", None),
+        ("--method npo --task toy", None),
+    ],
+)
+def test_a_pretrained_models_run_stops_at_its_target_where_that_is_known(flags, stop_at):
+    files = "" if "toy" in flags else "--forget-file f --retain-file r "
+    given = train.build_parser().parse_args(
+        f"{files}{'' if '--model' in flags else '--model some/model'} {flags}".split()
+    )
+    assert train.resolve(given).stop_at == stop_at
+
+
+@pytest.mark.parametrize("aim, stopped", [("holdout", True), ("retrain", True), ("holdout --stop-at end", False)])
+def test_a_run_that_reaches_its_target_says_so_and_stops(
+    aim, stopped, toy_model_folder, nothing_outside, tmp_path, monkeypatch, capsys
+):
+    """A random model knows none of the rows, so its loss on them is about the target at the first look."""
+    monkeypatch.chdir(tmp_path)
+    a_file(tmp_path, "f.jsonl", lines(asked(16)))
+    a_file(tmp_path, "h.jsonl", lines(asked(4, "Cleo")))
+    command = f"--method npo --model {toy_model_folder} --forget-file f.jsonl --retain none --out run --device cpu"
+    aim = aim.replace("holdout", "--holdout-file h.jsonl").replace("retrain", f"--retrain {toy_model_folder}")
+    train.main(f"{command} {aim} --epochs 2 --lr 1e-3 --max-new-tokens 2 --eval epoch".split())
+    screen = capsys.readouterr().out
+    steps = [line["step"] for line in read("run", "log.jsonl")]
+    assert steps == [*range(1, 5 if stopped else 9)]
+    whose = "Retrain's" if "retrain" in aim else "on holdout rows before"
+    said = re.search(
+        rf"the loss on the forget rows is ([\d.]+), {whose} [\d.]+; stopped \(--stop-at end goes on\)", screen
+    )
+    assert bool(said) == stopped
+    assert read("run", "epochs.jsonl")[-1]["forget"] == read("run", "metrics.json")["forget"]  # of the model as it is
+    assert not said or float(said[1]) == pytest.approx(read("run", "metrics.json")["forget"]["loss"], abs=0.006)
+
+    # another Retrain would be another target
+    if "retrain" in aim:
+        refused(train.main, f"{command} --retrain other --epochs 2 --lr 1e-3 --resume".split(), capsys, "had --retrain")
 
 
 # ------------------------------------------------------------------ the commands
@@ -527,6 +598,20 @@ def trained(method, model, flags):
         ("--task tofu --probe-file f.jsonl", "--probe-file has no use with --task tofu"),
         ("--task own --holdout-file h.jsonl", "--forget-file"),
         ("--forget-file x --holdout-file h --retain none --eval none --model m", "--holdout-file has no use"),
+        ("--stop-at target", "--stop-at target is for --task own"),
+        (
+            "--forget-file x --retain none --model m --stop-at target",
+            "goes by Retrain's loss or the holdout's; give --ret",
+        ),
+        (
+            "--forget-file x --retain none --model m --stop-at target --eval none",
+            "--eval none does not measure; use --ev",
+        ),
+        (
+            "--forget-file x --retain none --model m --stop-at target --method finetune",
+            "has no use with --method finet",
+        ),
+        ("--forget-file x --retain none --model m --stop-at target --subset random:0.5", "leave --subset out"),
     ],
 )
 def test_train_refuses(arguments, says, nothing_written, capsys):

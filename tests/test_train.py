@@ -71,9 +71,9 @@ def forget_set(count=5):
     return {"answer": some_examples(count), "refusal": some_examples(count, seed=9)}
 
 
-def loop(model, args, out=None, on_epoch=None, forget=None, retain=None):
+def loop(model, args, out=None, on_epoch=None, forget=None, retain=None, at_target=None):
     """The loop of the method on `model`, in place; returns its notebook."""
-    notebook = runs.Run(out, args.method, args.resume, args.save_every, on_epoch)
+    notebook = runs.Run(out, args.method, args.resume, args.save_every, on_epoch, at_target)
     retain = some_examples(4, seed=3) if retain is None else retain
     method_loop = baselines.train_rmu if args.method == "rmu" else train.train
     method_loop(model, forget or forget_set(), retain, args, notebook)
@@ -799,6 +799,47 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(chosen, crash, signal
     assert signal.getsignal(signal.SIGINT) is handler
     assert all(torch.equal(*both) for both in zip(*(model.parameters() for model in pair), strict=True))
     assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
+
+
+def steps_of(out):
+    return [line["step"] for line in lines_of(out / "log.jsonl")]
+
+
+@pytest.mark.parametrize(
+    "batch_size, looks_in",
+    [(1, [8, 10, 12, 14]), (2, [4, 5, 6, 7]), (9, [1, 2])],  # of steps, 8, 4 and 1 an epoch; the last is not asked
+)
+def test_a_run_looks_for_its_target_after_an_epoch_and_each_quarter_of_one(batch_size, looks_in, tmp_path):
+    epoch_steps, steps = {1: (8, 16), 2: (4, 8), 9: (1, 3)}[batch_size]
+    chosen = flags(batch_size=batch_size, micro_batch_size=1, max_steps=steps)
+    for count, ends_after in enumerate([*looks_in, steps], 1):
+        looks, epochs, out = itertools.count(1), [], tmp_path / str(count)
+        out.mkdir()
+        notebook = loop(tiny("llama"), chosen, out, epochs.append, forget_set(8), [], lambda: next(looks) == count)
+        assert steps_of(out) == [*range(1, ends_after + 1)] and next(looks) == min(count, len(looks_in)) + 1
+        # the last epoch is measured too where it was not gone through
+        assert epochs == [*range(1, 1 + math.ceil(ends_after / epoch_steps))] and notebook.stopped == (
+            ends_after < steps
+        )
+
+
+def test_a_run_that_reaches_its_target_is_resumed_as_if_it_had_not_been_stopped(tmp_path):
+    """Two steps an epoch, so a look at each from the second on; the sixth look, in step 7, finds it."""
+    chosen, pair = dict(epochs=5, save_every=1), (tiny("llama"), tiny("llama"))
+    for part in ("whole", "parts"):
+        (tmp_path / part).mkdir()
+
+    def sixth(first):
+        count = itertools.count(first)
+        return lambda: next(count) == 6
+
+    loop(pair[0], flags(**chosen), tmp_path / "whole", at_target=sixth(1))
+    with pytest.raises(Crash):
+        loop(tiny("llama"), flags(**chosen), tmp_path / "parts", crash_in(3), at_target=sixth(1))
+    # saved after step 4, when there had been three looks
+    loop(pair[1], flags(resume=True, **chosen), tmp_path / "parts", at_target=sixth(4))
+    assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "parts") == [*range(1, 8)]
+    assert all(torch.equal(*both) for both in zip(*(model.parameters() for model in pair), strict=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

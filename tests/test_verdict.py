@@ -177,6 +177,10 @@ RETRAIN = [4.0, 4.1, 4.2, 4.1]  # 4.1
         (LITTLE, "satimp", {"beta": 1.0}, "--epochs (now 5), or a lower --beta (now 1)\n"),
         (MUCH, "tnpo", {"beta": 2.5}, "--forget-coeff (now 1), or a higher --beta (now 2.5)\n"),
         (LITTLE, "undial", {"beta": 10.0}, "or --epochs (now 5)\n"),  # its β is a strength
+        (LITTLE, "undial", {"batch_size": 8}, "or --epochs (now 5), or a lower --batch-size (now 8)\n"),
+        (LITTLE, "npo", {"batch_size": 8}, "or a lower --beta (now 0.7) or --batch-size (now 8)\n"),
+        (MUCH, "npo", {"batch_size": 8, "stop_at": "end"}, "or a higher --beta (now 0.7), or --stop-at target\n"),
+        (MUCH, "npo", {"batch_size": 8, "stop_at": "target"}, "or a higher --beta (now 0.7)\n"),
     ],
 )
 def test_the_flag_to_change_is_named(after, method, flags, says):
