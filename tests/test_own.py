@@ -520,9 +520,14 @@ def test_a_small_model_made_from_scratch_keeps_its_batch_size(tmp_path, toy_mode
 def test_the_target_is_retrains_loss_else_the_holdouts(retrained, holdout, target):
     """It is reached at 95% of the way from the loss before; at once, if the rows were not known better before."""
     losses = iter([target - 2, 0.5 + 0.949 * (target - 0.5), 0.5 + 0.951 * (target - 0.5)])
-    lm = SimpleNamespace(fitting=list, examples=list, mean_losses=lambda rows: np.add(next(losses), (-1, 1)))
+
+    def mean_losses(rows):
+        assert rows == [{"text": "Ada.", "cut": "first"}] * 2  # as they are measured
+        return np.add(next(losses), (-1, 1))
+
+    lm = SimpleNamespace(fitting=lambda rows: rows[1:], examples=list, mean_losses=mean_losses)
     before = {"forget": {"loss": [0.4, 0.6]}} | ({"holdout": {"loss": holdout}} if holdout else {})
-    stop = own.stop(lm, {"forget": [{"text": "Ada."}] * 2}, before, retrained and {"loss": retrained})
+    stop = own.stop(lm, {"forget": [{"text": "Ada."}] * 3}, before, retrained and {"loss": retrained})
     assert stop() is None
     words = stop() or stop() if target > 0.5 else stop()
     whose = "Retrain's" if retrained else "on holdout rows before"
@@ -551,6 +556,15 @@ def test_a_pretrained_models_run_stops_at_its_target_where_that_is_known(flags, 
         f"{files}{'' if '--model' in flags else '--model some/model'} {flags}".split()
     )
     assert train.resolve(given).stop_at == stop_at
+
+
+def test_several_processes_take_all_steps(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = "--method npo --forget-file f --holdout-file h --retain none --model some/model".split()
+    assert train.resolve(train.build_parser().parse_args(command)).stop_at == "end"
+    with pytest.raises(InputError, match="--stop-at target runs in one process only"):
+        train.resolve(train.build_parser().parse_args([*command, "--stop-at", "target"]))
 
 
 @pytest.mark.parametrize("aim, stopped", [("holdout", True), ("retrain", True), ("holdout --stop-at end", False)])
