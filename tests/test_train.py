@@ -842,6 +842,17 @@ def test_a_run_that_reaches_its_target_is_resumed_as_if_it_had_not_been_stopped(
     assert all(torch.equal(*both) for both in zip(*(model.parameters() for model in pair), strict=True))
 
 
+@pytest.mark.parametrize("words", [None, "far enough"])
+def test_a_look_for_the_target_leaves_the_model_as_it_trains(words, monkeypatch, capsys):
+    """The layers in train mode, without which there would be no gradient checkpointing."""
+    model = tiny("llama")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    monkeypatch.setattr(train, "BENCHMARKS", {"own": SimpleNamespace(stop=lambda *_: lambda: model.eval() and words)})
+    at_target = train.stop_at_target(argparse.Namespace(task="own"), SimpleNamespace(model=model), {}, {}, None)
+    assert at_target() == bool(words) and any(module.training for module in model.modules())
+    assert capsys.readouterr().out == (f"{words}; stopped (--stop-at end goes on)\n" if words else "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_stops_at_once_and_one_after_the_last_step_stops_too(number):
     with pytest.raises(KeyboardInterrupt) as stop, runs.deferred_interrupt() as interrupted:
