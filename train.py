@@ -160,13 +160,15 @@ def train(model, forget, retain, args, run):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):
             optimizer.zero_grad()
 
-            # forget: a micro-batch adds its *sum* over the batch's size, so the cut does not change the gradient
+            # forget: a micro-batch adds its *sum* over the batch's size, so the cut does not change the gradient; held
+            # at --forget-until's target the loss counts for nothing, while the retain loss goes on
+            forget_coeff = run.forget_coeff(args)
             for places, divisor in data.microbatches([sequences[row] for row in rows], args.micro_batch_size):
                 part = [rows[i] for i in places]
                 with data.autocast(model.device, dtype):
                     responses = respond(model, reference, forget, part, method)
                     loss, weight = method.loss(args, *responses), method.weight(args, *responses)
-                (args.forget_coeff * loss.sum() / divisor).backward()
+                (forget_coeff * loss.sum() / divisor).backward()
                 run.add("forget", places, divisor, loss, weight, responses[0].length, responses[0].logp)
             run.check_finite(step, "forget", len(rows), model)
 
@@ -187,12 +189,8 @@ def train(model, forget, retain, args, run):
                 torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
 
-            # a line of log.jsonl with every sequence met; with --stop-at target perhaps the end
+            # a line of log.jsonl with every sequence met; now and then, or on Ctrl-C, what --resume needs
             run.log(step, rows, drawn, rate, args)
-            if run.stopped:
-                break
-
-            # now and then, or on Ctrl-C, what --resume needs
             run.save_if_due(step, model, optimizer)
 
 
@@ -303,7 +301,9 @@ def run_alone(args, start, quiet):
             runs.drop_lines(args.out, math.inf, math.inf)
         else:
             on_epoch = after_epoch(args, lm, sets, logs, retrained) if args.eval == "epoch" else None
-            at_target = stop_at_target(args, lm, sets, logs[before], retrained) if args.stop_at == "target" else None
+            at_target = (
+                look_for_target(args, lm, sets, logs[before], retrained) if args.forget_until == "target" else None
+            )
             notebook = runs.Run(args.out, args.method, args.resume, args.save_every, on_epoch, at_target)
             unlearn(lm, theta, forget, retain, args, notebook, start)
         if cost or processes.several() or args.lora:
@@ -383,18 +383,20 @@ def after_epoch(args, lm, sets, logs, retrained):
     return measure
 
 
-def stop_at_target(args, lm, sets, before, retrained):
-    """What --stop-at target asks now and then: whether forgetting has come far enough, which is said on the screen.
+def look_for_target(args, lm, sets, before, retrained):
+    """What --forget-until target asks now and then: whether forgetting has come far enough. The first time that it has
+    is said on the screen.
 
     before: the log of the model before unlearning.
     """
-    stop = BENCHMARKS[args.task].stop(lm, sets, before, retrained)
+    look, said = BENCHMARKS[args.task].look(lm, sets, before, retrained), []
 
     def at_target():
-        words = stop()
+        words = look()
         data.make_deterministic(lm.model)  # as above
-        if words:
-            tqdm.write(f"{words}; stopped (--stop-at end goes on)")
+        if words and not said:
+            said.append(words)
+            tqdm.write(f"{words}: forgetting is held there while the retain set is learnt (--forget-until end goes on)")
         return bool(words)
 
     return at_target
@@ -506,7 +508,7 @@ def defaults_of(given):
     if benchmark.scaled and family not in ("tiny", "new"):
         known = values | {flag: value for flag, value in vars(given).items() if value is not None}
         filled |= benchmark.scaled(known)
-        filled["stop_at"] = "end" if flags.no_target(known, benchmark) else "target"
+        filled["forget_until"] = "end" if flags.no_target(known, benchmark) else "target"
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)

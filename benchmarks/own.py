@@ -32,7 +32,7 @@ from machinery.statistics import bootstrap
 SETS = "forget", "retain"
 FILES = *SETS, "holdout", "probe"
 MOST = 300  # rows of a set that are measured
-ENOUGH = 0.95  # of the way to the target, where --stop-at target stops
+ENOUGH = 0.95  # of the way to the target, where --forget-until target holds
 
 # ------------------------------------------------------------------ rows
 
@@ -227,7 +227,7 @@ def halved(lm, example):
     return lm.Example(example.prompt + example.response[:half], example.response[half:])
 
 
-def stop(lm, sets, before, retrained):
+def look(lm, sets, before, retrained):
     """A function that says in words that the loss on the forget rows has come 95% of the way to the verdict's target,
     or None. (The rest, and more, is gone before it is asked again.)
 
@@ -340,7 +340,7 @@ OWN = Benchmark(
     spread=("loss on forget rows, nats a token", lambda retrained: retrained["loss"]),
     notes=notes,
     verdict=words,
-    stop=stop,
+    look=look,
     data_of=data_of,
     scaled=scaled,
     recipes=(

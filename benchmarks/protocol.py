@@ -83,8 +83,8 @@ class Benchmark:
     verdict: Callable = lambda metrics, logs, method, flags: []
 
     # (LM, sets, log before unlearning, retrained): a function that says in words that forgetting has come far enough,
-    # or None, of the LM as it then is; for --stop-at target
-    stop: Callable | None = None
+    # or None, of the LM as it then is; for --forget-until target
+    look: Callable | None = None
 
     # defaults of flags
     data: str | None = None  # of --data; None where the data are embedded or the user's own files

@@ -245,8 +245,8 @@ def remedy(case):
     opposite += ["batch_size"] if more else []
     if turned(case, *opposite):
         flags += f", or a {lower} {turned(case, *opposite)}"
-    if target and not more and case.flags.get("stop_at") == "end":
-        flags += ", or --stop-at target"
+    if target and not more and case.flags.get("forget_until") == "end":
+        flags += ", or --forget-until target"
     return [f"to forget {aim}: a {higher} {flags}"]
 
 

@@ -13,7 +13,7 @@ from machinery.command import OneLineParser, number, refuse
 from machinery.inputs import InputError
 
 TRAINING = (
-    "lr lora weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset stop_at"
+    "lr lora weight_decay clip warmup warmup_share epochs max_steps batch_size retain_batch_size subset forget_until"
 ).split()
 TEMPLATES = "auto", "chat", "llama2", "plain"
 # What a run hands on to a command whose --model it is, besides its Retrain
@@ -170,10 +170,10 @@ def add_recipe(parser, methods):
     add("--epochs", type=number(int, 1), help="passes over the forget set")
     add("--max-steps", type=number(int, 1), help="stop after so many steps, whatever --epochs")
     add(
-        "--stop-at",
+        "--forget-until",
         choices=("target", "end"),
-        help="own: target stops once the loss on the forget rows is Retrain's or, without one, the holdout's (it looks "
-        "after the first epoch, then each quarter of one); end takes all steps",
+        help="own: target leaves the forget loss out of steps while the loss on the forget rows is Retrain's or higher "
+        "(without one: the holdout's; it looks after the first epoch, then each quarter of one); end keeps it in all",
     )
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
     add("--retain-batch-size", type=number(int, 1), help="retain examples a step; without it as many as to forget")
@@ -336,8 +336,8 @@ def resolve(args, methods, benchmarks):
     check_method(args, methods)
     check_model(args, benchmark)
     check_run(args)
-    if args.stop_at == "target" and (why := no_target(vars(args), benchmark)):
-        raise InputError(f"--stop-at target {why}")
+    if args.forget_until == "target" and (why := no_target(vars(args), benchmark)):
+        raise InputError(f"--forget-until target {why}")
     if args.lora:
         check_lora(args)
     if folder.is_run(args.model):
@@ -435,9 +435,9 @@ def check_run(args):
 
 
 def no_target(values, benchmark):
-    """In words why a run with these flags, {flag: value}, cannot --stop-at target; None if it can."""
+    """In words why a run with these flags, {flag: value}, cannot --forget-until target; None if it can."""
     reasons = (
-        (not benchmark.stop, "is for --task own"),
+        (not benchmark.look, "is for --task own"),
         (values["method"] in ("finetune", "rmu", "task-vector"), f"has no use with --method {values['method']}"),
         (values["eval"] == "none", "goes by what --eval none does not measure; use --eval end"),
         (values.get("subset"), "goes by all forget rows; leave --subset out"),

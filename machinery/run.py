@@ -282,7 +282,7 @@ def check_same_run(out, settings):
     """The run.json of the run to resume. InputError that names what is not as in `settings`: a flag, the code, a
     library, or the data as far as `settings` knows them; of a finished run only the flags count."""
     before = folder.read(out, "run.json")
-    decides = {"retrain"} if settings["flags"].get("stop_at") == "target" else set()
+    decides = {"retrain"} if settings["flags"].get("forget_until") == "target" else set()
     for flag, value in json.loads(json.dumps(settings["flags"])).items():
         if flag not in set(MAY_CHANGE) - decides and before["flags"].get(flag) != value:
             raise InputError(
@@ -323,12 +323,12 @@ class Run:
 
     on_epoch(epoch) is called after each epoch, and its time is not counted. save_every: epochs between two saves;
     None: ten minutes, or more if that took over a twentieth of the time. at_target(): whether forgetting has come far
-    enough to stop; None: it never has.
+    enough, and is held there; None: it is never asked.
     """
 
     def __init__(self, out=None, desc="", resume=False, save_every=None, on_epoch=None, at_target=None):
         self.out, self.desc, self.resuming, self.save_every, self.on_epoch = out, desc, resume, save_every, on_epoch
-        self.at_target, self.stopped = at_target, False
+        self.at_target, self.held = at_target, False
         self.seconds, self.peak, self.clock = 0.0, 0, time.perf_counter()
         self.saved_at, self.saving = self.clock, 0.0
         self.columns = {}  # {part: [(places, values, …), …]} of the step in progress
@@ -338,7 +338,7 @@ class Run:
         peak_memory(model.device)
         if not self.out or not self.resuming:
             return 0
-        done, self.seconds = load_state(self.out, model, optimizer)
+        done, self.seconds, self.held = load_state(self.out, model, optimizer)
         return done
 
     @contextlib.contextmanager
@@ -388,7 +388,8 @@ class Run:
         """A line of log.jsonl: the step's mean losses, and of the forget sequences `rows` what they gave."""
         loss, *columns = self.values("forget", len(rows))
         line = {"step": step, "epoch": 1 + (step - 1) // self.epoch_steps, "forget": loss.mean().item(), "retain": 0.0}
-        line |= {"weight": columns[0].mean().item(), "lr": rate, "loss": args.forget_coeff * line["forget"]}
+        line |= {"weight": columns[0].mean().item(), "lr": rate}
+        line["loss"] = self.forget_coeff(args) * line["forget"]
         if drawn:
             line["retain"] = self.values("retain", len(drawn))[0].mean().item()
             line["loss"] += args.retain_coeff * line["retain"]
@@ -399,11 +400,11 @@ class Run:
         self.bar.update()
         self.tell_if_due(step, line)
         self.columns = {}
-        self.stopped = self.looks(step) and self.at_target()
+        self.held = self.at_target() if self.looks(step) else self.held
         self.seconds += time.perf_counter() - self.clock
 
         # after an epoch
-        if step % self.epoch_steps == 0 or step == self.steps or self.stopped:
+        if step % self.epoch_steps == 0 or step == self.steps:
             self.file.flush()
             self.peak = max(self.peak, peak_memory(loss.device))
             if self.on_epoch:
@@ -411,9 +412,13 @@ class Run:
                 peak_memory(loss.device)
         self.clock = time.perf_counter()
 
+    def forget_coeff(self, args):
+        """The factor on the forget loss of the step in progress: 0 while forgetting is held."""
+        return 0.0 if self.held else args.forget_coeff
+
     def looks(self, step):
-        """Whether --stop-at target looks after this step how far forgetting has come: after the first epoch, then each
-        quarter of one. It goes by the step alone, so a resumed run looks when it would have."""
+        """Whether --forget-until target looks after this step how far forgetting has come: after the first epoch, then
+        each quarter of one."""
         each = max(1, self.epoch_steps // 4)
         return self.at_target and step >= self.epoch_steps and step % each == 0 and step < self.steps
 
@@ -435,7 +440,7 @@ class Run:
         stop, due = processes.agree(self.interrupted[0] if self.interrupted else 0, due)
         if self.out and (stop or due):
             self.file.flush()
-            self.saving = save_state(self.out, model, optimizer, step, self.seconds)
+            self.saving = save_state(self.out, model, optimizer, step, self.seconds, self.held)
             self.saved_at = time.perf_counter()
         if stop:
             raise KeyboardInterrupt(stop)
@@ -492,9 +497,10 @@ def deferred_interrupt():
 # ------------------------------------------------------------------ the state to go on from
 
 
-def state_of(model, optimizer, step, seconds):
+def state_of(model, optimizer, step, seconds, held):
     """All that --resume needs, as {name: tensor}; an optimizer that has not stepped yet is filled in."""
     state = {"step": torch.tensor(step), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+    state["held"] = torch.tensor(held)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -542,7 +548,7 @@ def reason_of(error):
     return textwrap.shorten(str(failure), 160)
 
 
-def save_state(out, model, optimizer, step, seconds):
+def save_state(out, model, optimizer, step, seconds, held=False):
     """Save all that --resume needs in OUT/save-STEP, of which the newest two are kept; returns the seconds it took.
 
     Every process writes its shards (torch.distributed.checkpoint, in safetensors), and any number of them can read it.
@@ -559,7 +565,7 @@ def save_state(out, model, optimizer, step, seconds):
 
     writer = checkpoint.HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
     try:
-        state = state_of(model, optimizer, step, seconds)
+        state = state_of(model, optimizer, step, seconds, held)
         checkpoint.save(state, no_dist=not processes.several(), storage_writer=writer)
     except (Exception, checkpoint.CheckpointException) as error:  # a kind for each way in which it fails
         raise OSError(f"{unfinished}: {reason_of(error)}") from None
@@ -576,12 +582,13 @@ def save_state(out, model, optimizer, step, seconds):
 
 
 def load_state(out, model, optimizer):
-    """(steps, seconds) of the newest whole save, filled into model and optimizer; (0, 0.0) without any.
+    """(steps, seconds, whether forgetting is held) of the newest whole save, filled into model and optimizer; (0, 0.0,
+    False) without any.
 
     Says which saves are damaged. InputError if none is whole, or it does not fit this run.
     """
     if not saves(out):
-        return 0, 0.0
+        return 0, 0.0, False
     for save in saves(out):
         if is_whole(save):
             break
@@ -591,7 +598,7 @@ def load_state(out, model, optimizer):
 
     from torch.distributed import checkpoint
 
-    state = state_of(model, optimizer, 0, 0.0)
+    state = state_of(model, optimizer, 0, 0.0, False)
     reader = checkpoint.HuggingFaceStorageReader(str(save))
     try:
         checkpoint.load(state, storage_reader=reader, no_dist=not processes.several())
@@ -599,4 +606,4 @@ def load_state(out, model, optimizer):
         raise InputError(
             f"--resume: {save} does not fit this run ({reason_of(error)}); start anew with --overwrite"
         ) from None
-    return state["step"].item(), state["seconds"].item()
+    return state["step"].item(), state["seconds"].item(), state["held"].item()

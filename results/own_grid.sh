@@ -33,7 +33,7 @@ unlearn() {  # name, method, flags
   run $at/$1/$2"$(tr -d ' ' <<< "${*:3}")" --method $2 --model $at/$1-full --retrain $at/$1-retain \
       --forget-file $at/$1/forget.jsonl --retain-file $at/$1/retain.jsonl --holdout-file $at/$1/holdout.jsonl "${@:3}"
 }
-whole() { unlearn "$@" --stop-at end; }  # all steps
+whole() { unlearn "$@" --forget-until end; }  # all steps
 
 if [ "${2:-}" != reach ]; then  # rate, β, coefficient and retain rows a step, on 20 questions to forget and 60 to keep
   rows q20 --forget 20 --retain 60

@@ -536,11 +536,11 @@ def test_the_target_is_retrains_loss_else_the_holdouts(retrained, holdout, targe
 
 
 @pytest.mark.parametrize(
-    "flags, stop_at",
+    "flags, forget_until",
     [
         ("--method simnpo --holdout-file h", "target"),
         ("--method npo --retrain DIR", "target"),
-        ("--method npo --retrain DIR --stop-at end", "end"),
+        ("--method npo --retrain DIR --forget-until end", "end"),
         ("--method simnpo", "end"),
         ("--method finetune --holdout-file h", "end"),
         ("--method rmu --retrain DIR", "end"),
@@ -550,24 +550,24 @@ def test_the_target_is_retrains_loss_else_the_holdouts(retrained, holdout, targe
         ("--method npo --task toy", None),
     ],
 )
-def test_a_pretrained_models_run_stops_at_its_target_where_that_is_known(flags, stop_at):
+def test_a_pretrained_models_run_stops_at_its_target_where_that_is_known(flags, forget_until):
     files = "" if "toy" in flags else "--forget-file f --retain-file r "
     given = train.build_parser().parse_args(
         f"{files}{'' if '--model' in flags else '--model some/model'} {flags}".split()
     )
-    assert train.resolve(given).stop_at == stop_at
+    assert train.resolve(given).forget_until == forget_until
 
 
 def test_several_processes_take_all_steps(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     command = "--method npo --forget-file f --holdout-file h --retain none --model some/model".split()
-    assert train.resolve(train.build_parser().parse_args(command)).stop_at == "end"
-    with pytest.raises(InputError, match="--stop-at target runs in one process only"):
-        train.resolve(train.build_parser().parse_args([*command, "--stop-at", "target"]))
+    assert train.resolve(train.build_parser().parse_args(command)).forget_until == "end"
+    with pytest.raises(InputError, match="--forget-until target runs in one process only"):
+        train.resolve(train.build_parser().parse_args([*command, "--forget-until", "target"]))
 
 
-@pytest.mark.parametrize("aim, stopped", [("holdout", True), ("retrain", True), ("holdout --stop-at end", False)])
+@pytest.mark.parametrize("aim, stopped", [("holdout", True), ("retrain", True), ("holdout --forget-until end", False)])
 def test_a_run_that_reaches_its_target_says_so_and_stops(
     aim, stopped, toy_model_folder, nothing_outside, tmp_path, monkeypatch, capsys
 ):
@@ -583,7 +583,7 @@ def test_a_run_that_reaches_its_target_says_so_and_stops(
     assert steps == [*range(1, 5 if stopped else 9)]
     whose = "Retrain's" if "retrain" in aim else "on holdout rows before"
     said = re.search(
-        rf"the loss on the forget rows is ([\d.]+), {whose} [\d.]+; stopped \(--stop-at end goes on\)", screen
+        rf"the loss on the forget rows is ([\d.]+), {whose} [\d.]+; stopped \(--forget-until end goes on\)", screen
     )
     assert bool(said) == stopped
     assert read("run", "epochs.jsonl")[-1]["forget"] == read("run", "metrics.json")["forget"]  # of the model as it is
@@ -612,20 +612,20 @@ def trained(method, model, flags):
         ("--task tofu --probe-file f.jsonl", "--probe-file has no use with --task tofu"),
         ("--task own --holdout-file h.jsonl", "--forget-file"),
         ("--forget-file x --holdout-file h --retain none --eval none --model m", "--holdout-file has no use"),
-        ("--stop-at target", "--stop-at target is for --task own"),
+        ("--forget-until target", "--forget-until target is for --task own"),
         (
-            "--forget-file x --retain none --model m --stop-at target",
+            "--forget-file x --retain none --model m --forget-until target",
             "goes by Retrain's loss or the holdout's; give --ret",
         ),
         (
-            "--forget-file x --retain none --model m --stop-at target --eval none",
+            "--forget-file x --retain none --model m --forget-until target --eval none",
             "--eval none does not measure; use --ev",
         ),
         (
-            "--forget-file x --retain none --model m --stop-at target --method finetune",
+            "--forget-file x --retain none --model m --forget-until target --method finetune",
             "has no use with --method finet",
         ),
-        ("--forget-file x --retain none --model m --stop-at target --subset random:0.5", "leave --subset out"),
+        ("--forget-file x --retain none --model m --forget-until target --subset random:0.5", "leave --subset out"),
     ],
 )
 def test_train_refuses(arguments, says, nothing_written, capsys):

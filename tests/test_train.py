@@ -848,9 +848,9 @@ def test_a_look_for_the_target_leaves_the_model_as_it_trains(words, monkeypatch,
     model = tiny("llama")
     model.gradient_checkpointing_enable({"use_reentrant": False})
     monkeypatch.setattr(train, "BENCHMARKS", {"own": SimpleNamespace(stop=lambda *_: lambda: model.eval() and words)})
-    at_target = train.stop_at_target(argparse.Namespace(task="own"), SimpleNamespace(model=model), {}, {}, None)
+    at_target = train.look_for_target(argparse.Namespace(task="own"), SimpleNamespace(model=model), {}, {}, None)
     assert at_target() == bool(words) and any(module.training for module in model.modules())
-    assert capsys.readouterr().out == (f"{words}; stopped (--stop-at end goes on)\n" if words else "")
+    assert capsys.readouterr().out == (f"{words}; stopped (--forget-until end goes on)\n" if words else "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

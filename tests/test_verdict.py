@@ -179,8 +179,13 @@ RETRAIN = [4.0, 4.1, 4.2, 4.1]  # 4.1
         (LITTLE, "undial", {"beta": 10.0}, "or --epochs (now 5)\n"),  # its β is a strength
         (LITTLE, "undial", {"batch_size": 8}, "or --epochs (now 5), or a lower --batch-size (now 8)\n"),
         (LITTLE, "npo", {"batch_size": 8}, "or a lower --beta (now 0.7) or --batch-size (now 8)\n"),
-        (MUCH, "npo", {"batch_size": 8, "stop_at": "end"}, "or a higher --beta (now 0.7), or --stop-at target\n"),
-        (MUCH, "npo", {"batch_size": 8, "stop_at": "target"}, "or a higher --beta (now 0.7)\n"),
+        (
+            MUCH,
+            "npo",
+            {"batch_size": 8, "forget_until": "end"},
+            "or a higher --beta (now 0.7), or --forget-until target\n",
+        ),
+        (MUCH, "npo", {"batch_size": 8, "forget_until": "target"}, "or a higher --beta (now 0.7)\n"),
     ],
 )
 def test_the_flag_to_change_is_named(after, method, flags, says):
