@@ -510,7 +510,7 @@ def test_a_small_model_made_from_scratch_keeps_its_batch_size(tmp_path, toy_mode
     assert sizes == [8, 10]
 
 
-# ------------------------------------------------------------------ when to stop
+# ------------------------------------------------------------------ how far to forget
 
 
 @pytest.mark.parametrize(
@@ -527,9 +527,9 @@ def test_the_target_is_retrains_loss_else_the_holdouts(retrained, holdout, targe
 
     lm = SimpleNamespace(fitting=lambda rows: rows[1:], examples=list, mean_losses=mean_losses)
     before = {"forget": {"loss": [0.4, 0.6]}} | ({"holdout": {"loss": holdout}} if holdout else {})
-    stop = own.stop(lm, {"forget": [{"text": "Ada."}] * 3}, before, retrained and {"loss": retrained})
-    assert stop() is None
-    words = stop() or stop() if target > 0.5 else stop()
+    look = own.look(lm, {"forget": [{"text": "Ada."}] * 3}, before, retrained and {"loss": retrained})
+    assert look() is None
+    words = look() or look() if target > 0.5 else look()
     whose = "Retrain's" if retrained else "on holdout rows before"
     loss = 0.5 + (0.951 if target > 0.5 else 0.949) * (target - 0.5)
     assert words == f"the loss on the forget rows is {loss:.2f}, {whose} {target:.2f}"
@@ -550,7 +550,7 @@ def test_the_target_is_retrains_loss_else_the_holdouts(retrained, holdout, targe
         ("--method npo --task toy", None),
     ],
 )
-def test_a_pretrained_models_run_stops_at_its_target_where_that_is_known(flags, forget_until):
+def test_a_pretrained_models_run_forgets_until_its_target_where_that_is_known(flags, forget_until):
     files = "" if "toy" in flags else "--forget-file f --retain-file r "
     given = train.build_parser().parse_args(
         f"{files}{'' if '--model' in flags else '--model some/model'} {flags}".split()
@@ -558,7 +558,7 @@ def test_a_pretrained_models_run_stops_at_its_target_where_that_is_known(flags, 
     assert train.resolve(given).forget_until == forget_until
 
 
-def test_several_processes_take_all_steps(monkeypatch):
+def test_several_processes_forget_until_the_end(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     command = "--method npo --forget-file f --holdout-file h --retain none --model some/model".split()
@@ -567,9 +567,9 @@ def test_several_processes_take_all_steps(monkeypatch):
         train.resolve(train.build_parser().parse_args([*command, "--forget-until", "target"]))
 
 
-@pytest.mark.parametrize("aim, stopped", [("holdout", True), ("retrain", True), ("holdout --forget-until end", False)])
-def test_a_run_that_reaches_its_target_says_so_and_stops(
-    aim, stopped, toy_model_folder, nothing_outside, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("aim, held", [("holdout", True), ("retrain", True), ("holdout --forget-until end", False)])
+def test_a_run_that_reaches_its_target_says_so_and_is_held_there(
+    aim, held, toy_model_folder, nothing_outside, tmp_path, monkeypatch, capsys
 ):
     """A random model knows none of the rows, so its loss on them is about the target at the first look."""
     monkeypatch.chdir(tmp_path)
@@ -578,16 +578,13 @@ def test_a_run_that_reaches_its_target_says_so_and_stops(
     command = f"--method npo --model {toy_model_folder} --forget-file f.jsonl --retain none --out run --device cpu"
     aim = aim.replace("holdout", "--holdout-file h.jsonl").replace("retrain", f"--retrain {toy_model_folder}")
     train.main(f"{command} {aim} --epochs 2 --lr 1e-3 --max-new-tokens 2 --eval epoch".split())
-    screen = capsys.readouterr().out
-    steps = [line["step"] for line in read("run", "log.jsonl")]
-    assert steps == [*range(1, 5 if stopped else 9)]
     whose = "Retrain's" if "retrain" in aim else "on holdout rows before"
-    said = re.search(
-        rf"the loss on the forget rows is ([\d.]+), {whose} [\d.]+; stopped \(--forget-until end goes on\)", screen
-    )
-    assert bool(said) == stopped
-    assert read("run", "epochs.jsonl")[-1]["forget"] == read("run", "metrics.json")["forget"]  # of the model as it is
-    assert not said or float(said[1]) == pytest.approx(read("run", "metrics.json")["forget"]["loss"], abs=0.006)
+    said = re.search(rf"the loss on the forget rows is ([\d.]+), {whose} [\d.]+: forgetting", capsys.readouterr().out)
+    assert bool(said) == held
+    steps = read("run", "log.jsonl")
+    assert len(steps) == 8 and [step["loss"] != 0 for step in steps[:5]] == [True] * 4 + [not held]
+    first, last = read("run", "epochs.jsonl")
+    assert not said or float(said[1]) == pytest.approx(first["forget"]["loss"], abs=0.006)
 
     # another Retrain would be another target
     if "retrain" in aim:

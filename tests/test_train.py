@@ -801,45 +801,53 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(chosen, crash, signal
     assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
 
 
-def steps_of(out):
-    return [line["step"] for line in lines_of(out / "log.jsonl")]
-
-
 @pytest.mark.parametrize(
-    "batch_size, looks_in",
-    [(1, [8, 10, 12, 14]), (2, [4, 5, 6, 7]), (9, [1, 2])],  # of steps, 8, 4 and 1 an epoch; the last is not asked
+    "batch_size, looks_after",
+    [(1, [8, 10, 12, 14]), (2, [4, 5, 6, 7]), (9, [1, 2])],  # of steps, 8, 4 and 1 an epoch; not after the last
 )
-def test_a_run_looks_for_its_target_after_an_epoch_and_each_quarter_of_one(batch_size, looks_in, tmp_path):
-    epoch_steps, steps = {1: (8, 16), 2: (4, 8), 9: (1, 3)}[batch_size]
-    chosen = flags(batch_size=batch_size, micro_batch_size=1, max_steps=steps)
-    for count, ends_after in enumerate([*looks_in, steps], 1):
-        looks, epochs, out = itertools.count(1), [], tmp_path / str(count)
+def test_a_run_looks_for_its_target_after_an_epoch_and_each_quarter_of_one(batch_size, looks_after, tmp_path):
+    """From a look that finds it to one that does not, the forget loss counts for nothing."""
+    steps = {1: 16, 2: 8, 9: 3}[batch_size]
+    chosen = flags(batch_size=batch_size, micro_batch_size=1, max_steps=steps, forget_coeff=0.5, retain_coeff=2.0)
+    for found in (set(), {1}, {2}, {1, 2}):
+        looks, out = itertools.count(1), tmp_path / str(found)
         out.mkdir()
-        notebook = loop(tiny("llama"), chosen, out, epochs.append, forget_set(8), [], lambda: next(looks) == count)
-        assert steps_of(out) == [*range(1, ends_after + 1)] and next(looks) == min(count, len(looks_in)) + 1
-        # the last epoch is measured too where it was not gone through
-        assert epochs == [*range(1, 1 + math.ceil(ends_after / epoch_steps))] and notebook.stopped == (
-            ends_after < steps
-        )
+        loop(tiny("llama"), chosen, out, None, forget_set(8), None, lambda: next(looks) in found)
+        lines = lines_of(out / "log.jsonl")
+        assert next(looks) == len(looks_after) + 1
+        held = [(line["loss"] - 2 * line["retain"]) / line["forget"] for line in lines]
+        last = [sum(after < line["step"] for after in looks_after) for line in lines]  # the last look before a step
+        assert held == pytest.approx([0.0 if look in found else 0.5 for look in last], abs=1e-6)
 
 
-def test_a_run_that_reaches_its_target_is_resumed_as_if_it_had_not_been_stopped(tmp_path):
-    """Two steps an epoch, so a look at each from the second on; the sixth look, in step 7, finds it."""
-    chosen, pair = dict(epochs=5, save_every=1), (tiny("llama"), tiny("llama"))
+def test_where_forgetting_is_held_only_the_retain_loss_is_lowered():
+    weights = []
+    for held, coefficient in ((True, 1.0), (False, 0.0), (False, 1.0)):
+        model, notebook = tiny("llama"), runs.Run()
+        notebook.held = held
+        train.train(model, forget_set(3), some_examples(4, seed=3), flags(forget_coeff=coefficient), notebook)
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_run_whose_forgetting_is_held_is_resumed_as_if_it_had_not_been_stopped(tmp_path, monkeypatch):
+    """Two steps an epoch, so a look after each from the second on; all from the third on find the target. Saved after
+    step 5, within an epoch, and held since step 4's."""
+    chosen, pair = dict(epochs=5), (tiny("llama"), tiny("llama"))
     for part in ("whole", "parts"):
         (tmp_path / part).mkdir()
 
-    def sixth(first):
-        count = itertools.count(first)
-        return lambda: next(count) == 6
+    def from_the_third(looks):
+        count = itertools.count(looks + 1)
+        return lambda: next(count) >= 3
 
-    loop(pair[0], flags(**chosen), tmp_path / "whole", at_target=sixth(1))
-    with pytest.raises(Crash):
-        loop(tiny("llama"), flags(**chosen), tmp_path / "parts", crash_in(3), at_target=sixth(1))
-    # saved after step 4, when there had been three looks
-    loop(pair[1], flags(resume=True, **chosen), tmp_path / "parts", at_target=sixth(4))
-    assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "parts") == [*range(1, 8)]
+    loop(pair[0], flags(**chosen), tmp_path / "whole", at_target=from_the_third(0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(5, patch)
+        loop(tiny("llama"), flags(**chosen), tmp_path / "parts", at_target=from_the_third(0))
+    loop(pair[1], flags(resume=True, **chosen), tmp_path / "parts", at_target=from_the_third(4))
     assert all(torch.equal(*both) for both in zip(*(model.parameters() for model in pair), strict=True))
+    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "parts/log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("words", [None, "far enough"])
@@ -847,10 +855,13 @@ def test_a_look_for_the_target_leaves_the_model_as_it_trains(words, monkeypatch,
     """The layers in train mode, without which there would be no gradient checkpointing."""
     model = tiny("llama")
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    monkeypatch.setattr(train, "BENCHMARKS", {"own": SimpleNamespace(stop=lambda *_: lambda: model.eval() and words)})
+    monkeypatch.setattr(train, "BENCHMARKS", {"own": SimpleNamespace(look=lambda *_: lambda: model.eval() and words)})
     at_target = train.look_for_target(argparse.Namespace(task="own"), SimpleNamespace(model=model), {}, {}, None)
     assert at_target() == bool(words) and any(module.training for module in model.modules())
-    assert capsys.readouterr().out == (f"{words}; stopped (--forget-until end goes on)\n" if words else "")
+    at_target()  # which is said once
+    assert capsys.readouterr().out.count(f"{words}: forgetting is held there while the retain set is learnt") == bool(
+        words
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
