@@ -506,9 +506,9 @@ def defaults_of(given):
     family = folder.family_of(values["model"])
     filled = recipe(values["task"], family, split, values["method"])
     if benchmark.scaled and family not in ("tiny", "new"):
-        known = values | {flag: value for flag, value in vars(given).items() if value is not None}
-        filled |= benchmark.scaled(known)
-        filled["forget_until"] = "end" if flags.no_target(known, benchmark) else "target"
+        asked = {flag: value for flag, value in vars(given).items() if value is not None}
+        filled |= benchmark.scaled(values | asked)
+        filled["forget_until"] = "end"
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)

@@ -92,9 +92,9 @@ def key_of(row):
 
 
 def scaled(flags):
-    """{"batch_size", "retain_batch_size"} that go by the number of rows: the square root of those to be forgotten, so
-    that many rows are many steps but each is met as often, and three rows to keep with each; a twelfth of those to be
-    learnt, 4 to 8.
+    """{"batch_size", "retain_batch_size"} that go by the number of rows: a fifth of those to be forgotten, at least 4,
+    so that six epochs are about thirty steps, on which depends how far forgetting goes (their square root, so more
+    steps, where it is held at its target), and three rows to keep with each; a twelfth of those to be learnt, 4 to 8.
 
     flags: those that are known yet. A text counts once for each piece of max_length tokens, of about four letters each.
     """
@@ -107,7 +107,8 @@ def scaled(flags):
         count *= float(flags["subset"].partition(":")[2])
     if flags["method"] == "finetune":
         return {"batch_size": min(8, max(4, int(count / 12)))}
-    size = flags.get("batch_size") or max(2, round(count**0.5))
+    held = flags.get("forget_until") == "target"
+    size = flags.get("batch_size") or (max(2, round(count**0.5)) if held else max(4, int(count / 5)))
     return {"batch_size": size, "retain_batch_size": 3 * size}
 
 

@@ -237,17 +237,17 @@ def remedy(case):
     if case.method == "task-vector":
         return [f"to forget {aim}: a {higher} {turned(case, 'alpha')}"]
 
+    held = case.flags.get("forget_until") == "end" and target and not more and case.method != "rmu"
+    hold = ["or hold it at the target: --forget-until target"] if held else []
     if beta and target and case.method == "simnpo" and (why := died_down(case, more)):
-        return [f"to forget {aim}: a {lower} {turned(case, 'beta')}, {why}"]
+        return [f"to forget {aim}: a {lower} {turned(case, 'beta')}, {why}", *hold]
     length = "max_steps" if case.flags.get("max_steps") else "epochs"
     flags = turned(case, "lr", length if more else "forget_coeff")
     opposite = ["beta"] if beta and case.method in BOUNDED else []
     opposite += ["batch_size"] if more else []
     if turned(case, *opposite):
         flags += f", or a {lower} {turned(case, *opposite)}"
-    if target and not more and case.flags.get("forget_until") == "end":
-        flags += ", or --forget-until target"
-    return [f"to forget {aim}: a {higher} {flags}"]
+    return [f"to forget {aim}: a {higher} {flags}", *hold]
 
 
 def answers_left(case):

@@ -182,10 +182,18 @@ RETRAIN = [4.0, 4.1, 4.2, 4.1]  # 4.1
         (
             MUCH,
             "npo",
-            {"batch_size": 8, "forget_until": "end"},
-            "or a higher --beta (now 0.7), or --forget-until target\n",
+            {"batch_size": 8, "forget_until": "target"},
+            "or a higher --beta (now 0.7)\n         forget rows",
         ),
-        (MUCH, "npo", {"batch_size": 8, "forget_until": "target"}, "or a higher --beta (now 0.7)\n"),
+        (MUCH, "npo", {"forget_until": "end"}, "(now 0.7)\n         or hold it at the target: --forget-until target\n"),
+        (
+            MUCH,
+            "simnpo",
+            {"beta": 0.4, "forget_until": "end"},
+            "1.6\n         or hold it at the target: --forget-until",
+        ),
+        (MUCH, "rmu", {"beta": None, "forget_until": "end"}, "(now 1)\n         forget rows that are"),
+        (LITTLE, "npo", {"forget_until": "end"}, "(now 0.7)\n         forget rows that are"),
     ],
 )
 def test_the_flag_to_change_is_named(after, method, flags, says):
