@@ -33,27 +33,27 @@ unlearn() {  # name, method, flags
   run $at/$1/$2"$(tr -d ' ' <<< "${*:3}")" --method $2 --model $at/$1-full --retrain $at/$1-retain \
       --forget-file $at/$1/forget.jsonl --retain-file $at/$1/retain.jsonl --holdout-file $at/$1/holdout.jsonl "${@:3}"
 }
-whole() { unlearn "$@" --forget-until end; }  # all steps
 
 if [ "${2:-}" != reach ]; then  # rate, β, coefficient and retain rows a step, on 20 questions to forget and 60 to keep
   rows q20 --forget 20 --retain 60
   learn q20
   for rows in 4 12; do
-    whole q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 --retain-batch-size $rows
-    whole q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size $rows
+    unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 3e-5 --beta 1.25 --retain-batch-size $rows
+    unlearn q20 npo --batch-size 4 --epochs 6 --lr 3e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size $rows
   done | train
   {
-    whole q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7 --retain-batch-size 4
-    whole q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size 4
+    unlearn q20 simnpo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.7 --retain-batch-size 4
+    unlearn q20 npo --batch-size 4 --epochs 6 --lr 5e-5 --beta 0.1 --forget-coeff 1 --retain-batch-size 4
     for rate in 2e-5 2.5e-5; do
-      whole q20 simnpo --batch-size 4 --epochs 6 --lr $rate --beta 1.25 --retain-batch-size 12
-      whole q20 npo --batch-size 4 --epochs 6 --lr $rate --beta 0.1 --forget-coeff 0.05 --retain-batch-size 12
+      unlearn q20 simnpo --batch-size 4 --epochs 6 --lr $rate --beta 1.25 --retain-batch-size 12
+      unlearn q20 npo --batch-size 4 --epochs 6 --lr $rate --beta 0.1 --forget-coeff 0.05 --retain-batch-size 12
     done
   } | train
   "$python" results/grid.py choose $at/q20/*/
 fi
 
-# How far the defaults reach, which stop at Retrain's loss; q200 is taught by fewer steps than s200, on the same rows.
+# How far the defaults reach, and where forgetting ends that is held at Retrain's loss; q200 is taught by fewer steps
+# than s200, on the same rows.
 rows r20 --forget 20 --retain 60 --holdout 40
 rows t10 --text --forget 10 --retain 20 --holdout 10
 rows q60 --forget 60 --retain 60
@@ -61,18 +61,18 @@ for name in q200 s200; do rows $name --forget 200 --retain 200; done
 rows s400 --forget 400 --retain 400
 for name in ${REACH:-r20 t10 q60 q200 s200 s400}; do
   learn $name
-  for method in simnpo npo; do unlearn $name $method; done | train
-  case $name in  # all steps, by batch and β
+  for method in simnpo npo; do
+    unlearn $name $method
+    unlearn $name $method --forget-until target
+  done | train
+  case $name in  # fewer rows a step, and another β
     t10)
-      for size in 2 3 4; do whole t10 simnpo --batch-size $size; done
-      for size in 3 4; do whole t10 npo --batch-size $size; done
-      whole t10 npo --batch-size 2 --beta 0.02
+      for size in 2 3; do unlearn t10 simnpo --batch-size $size; done
+      unlearn t10 npo --batch-size 3
+      unlearn t10 npo --batch-size 2 --beta 0.02
       ;;
-    q60) for size in 8 12; do for method in simnpo npo; do whole q60 $method --batch-size $size; done; done ;;
-    q200)
-      for beta in 1.25 2.6; do whole q200 simnpo --batch-size 14 --beta $beta; done
-      whole q200 simnpo --batch-size 40
-      ;;
+    q60) for method in simnpo npo; do unlearn q60 $method --batch-size 8; done ;;
+    q200) for beta in 1.25 2.6; do unlearn q200 simnpo --batch-size 14 --beta $beta; done ;;
   esac | train
   "$python" compare.py table $at/$name/*/
 done
