@@ -396,7 +396,7 @@ def look_for_target(args, lm, sets, before, retrained):
         data.make_deterministic(lm.model)  # as above
         if words and not said:
             said.append(words)
-            tqdm.write(f"{words}: forgetting is held there while the retain set is learnt (--forget-until end goes on)")
+            tqdm.write(f"{words}: forgetting is held there while the retain set is learnt")
         return bool(words)
 
     return at_target

@@ -237,17 +237,23 @@ def remedy(case):
     if case.method == "task-vector":
         return [f"to forget {aim}: a {higher} {turned(case, 'alpha')}"]
 
-    held = case.flags.get("forget_until") == "end" and target and not more and case.method != "rmu"
-    hold = ["or hold it at the target: --forget-until target"] if held else []
     if beta and target and case.method == "simnpo" and (why := died_down(case, more)):
-        return [f"to forget {aim}: a {lower} {turned(case, 'beta')}, {why}", *hold]
+        return [f"to forget {aim}: a {lower} {turned(case, 'beta')}, {why}"]
     length = "max_steps" if case.flags.get("max_steps") else "epochs"
     flags = turned(case, "lr", length if more else "forget_coeff")
     opposite = ["beta"] if beta and case.method in BOUNDED else []
     opposite += ["batch_size"] if more else []
     if turned(case, *opposite):
         flags += f", or a {lower} {turned(case, *opposite)}"
-    return [f"to forget {aim}: a {higher} {flags}", *hold]
+    return [f"to forget {aim}: a {higher} {flags}"]
+
+
+def hold(case):
+    """The flag that keeps forgetting from going too far."""
+    can = case.flags.get("forget_until") == "end" and case.method not in ("rmu", "task-vector")
+    if not can or not case.target or case.target.verdict != "too much":
+        return []
+    return ["or hold it at the target: --forget-until target"]
 
 
 def answers_left(case):
@@ -446,6 +452,7 @@ SCREEN = {
         nothing_to_forget,
         forgetting,
         remedy,
+        hold,
         answers_left,
         other_words,
         membership,

@@ -336,8 +336,8 @@ def resolve(args, methods, benchmarks):
     check_method(args, methods)
     check_model(args, benchmark)
     check_run(args)
-    if args.forget_until == "target" and (why := no_target(vars(args), benchmark)):
-        raise InputError(f"--forget-until target {why}")
+    if args.forget_until == "target":
+        check_target(args, benchmark)
     if args.lora:
         check_lora(args)
     if folder.is_run(args.model):
@@ -434,20 +434,21 @@ def check_run(args):
         raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
 
 
-def no_target(values, benchmark):
-    """In words why a run with these flags, {flag: value}, cannot --forget-until target; None if it can."""
-    reasons = (
-        (not benchmark.look, "is for --task own"),
-        (values["method"] in ("finetune", "rmu", "task-vector"), f"has no use with --method {values['method']}"),
-        (values["eval"] == "none", "goes by what --eval none does not measure; use --eval end"),
-        (values.get("subset"), "goes by all forget rows; leave --subset out"),
-        (processes.in_job(), "runs in one process only; leave torchrun out"),
-        (
-            not values.get("retrain") and not values.get("holdout_file"),
-            "goes by Retrain's loss or the holdout's; give --retrain or --holdout-file",
+def check_target(args, benchmark):
+    """InputError for a run that has no target to forget until."""
+    reasons = {
+        "is for --task own": not benchmark.look,
+        f"has no use with --method {args.method}": args.method in ("finetune", "rmu", "task-vector"),
+        "goes by what --eval none does not measure; use --eval end": args.eval == "none",
+        "goes by all forget rows; leave --subset out": args.subset,
+        "runs in one process only; leave torchrun out": processes.in_job(),
+        "goes by Retrain's loss or the holdout's; give --retrain or --holdout-file": not (
+            args.retrain or args.holdout_file
         ),
-    )
-    return next((words for applies, words in reasons if applies), None)
+    }
+    for why, applies in reasons.items():
+        if applies:
+            raise InputError(f"--forget-until target {why}")
 
 
 def check_lora(args):

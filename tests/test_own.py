@@ -564,7 +564,7 @@ def test_a_run_that_reaches_its_target_says_so_and_is_held_there(
     assert bool(said) == held
     steps = read("run", "log.jsonl")
     assert len(steps) == 8 and [step["loss"] != 0 for step in steps[:5]] == [True] * 4 + [not held]
-    first, last = read("run", "epochs.jsonl")
+    first, _ = read("run", "epochs.jsonl")
     assert not said or float(said[1]) == pytest.approx(first["forget"]["loss"], abs=0.006)
 
     # another Retrain would be another target

@@ -193,6 +193,7 @@ RETRAIN = [4.0, 4.1, 4.2, 4.1]  # 4.1
             "1.6\n         or hold it at the target: --forget-until",
         ),
         (MUCH, "rmu", {"beta": None, "forget_until": "end"}, "(now 1)\n         forget rows that are"),
+        (MUCH, "task-vector", {"alpha": 2.0, "forget_until": "end"}, "(now 2)\n         forget rows that are"),
         (LITTLE, "npo", {"forget_until": "end"}, "(now 0.7)\n         forget rows that are"),
     ],
 )
