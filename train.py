@@ -191,6 +191,7 @@ def train(model, forget, retain, args, run):
 
             # a line of log.jsonl with every sequence met; now and then, or on Ctrl-C, what --resume needs
             run.log(step, rows, drawn, rate, args)
+            run.look(step, optimizer)
             run.save_if_due(step, model, optimizer)
 
 

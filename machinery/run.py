@@ -400,7 +400,6 @@ class Run:
         self.bar.update()
         self.tell_if_due(step, line)
         self.columns = {}
-        self.held = self.at_target() if self.looks(step) else self.held
         self.seconds += time.perf_counter() - self.clock
 
         # after an epoch
@@ -415,6 +414,18 @@ class Run:
     def forget_coeff(self, args):
         """The factor on the forget loss of the step in progress: 0 while forgetting is held."""
         return 0.0 if self.held else args.forget_coeff
+
+    def look(self, step, optimizer):
+        """After some steps: hold forgetting or go on. To hold it, AdamW's momentum is dropped, a mean over the last ten
+        steps or so, which would forget on."""
+        if not self.looks(step):
+            return
+        before, self.held = self.held, self.at_target()
+        if self.held and not before:
+            for moments in optimizer.state.values():
+                moments["exp_avg"].zero_()
+        self.seconds += time.perf_counter() - self.clock
+        self.clock = time.perf_counter()
 
     def looks(self, step):
         """Whether --forget-until target looks after this step how far forgetting has come: after the first epoch, then
