@@ -158,6 +158,7 @@ def train(model, forget, retain, args, run):
 
     with run.loop(done, steps, epoch_steps):
         for step, (rows, drawn) in enumerate(itertools.islice(schedule, done, steps), done + 1):
+            run.look(step, optimizer)
             optimizer.zero_grad()
 
             # forget: a micro-batch adds its *sum* over the batch's size, so the cut does not change the gradient; held
@@ -191,7 +192,6 @@ def train(model, forget, retain, args, run):
 
             # a line of log.jsonl with every sequence met; now and then, or on Ctrl-C, what --resume needs
             run.log(step, rows, drawn, rate, args)
-            run.look(step, optimizer)
             run.save_if_due(step, model, optimizer)
 
 
@@ -507,9 +507,9 @@ def defaults_of(given):
     family = folder.family_of(values["model"])
     filled = recipe(values["task"], family, split, values["method"])
     if benchmark.scaled and family not in ("tiny", "new"):
-        asked = {flag: value for flag, value in vars(given).items() if value is not None}
-        filled |= benchmark.scaled(values | asked)
-        filled["forget_until"] = "end"
+        known = values | {flag: value for flag, value in vars(given).items() if value is not None}
+        filled["forget_until"] = "end" if flags.without_target(known, benchmark) else "target"
+        filled |= benchmark.scaled(known | {"forget_until": given.forget_until or filled["forget_until"]})
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)

@@ -248,14 +248,6 @@ def remedy(case):
     return [f"to forget {aim}: a {higher} {flags}"]
 
 
-def hold(case):
-    """The flag that keeps forgetting from going too far."""
-    can = case.flags.get("forget_until") == "end" and case.method not in ("rmu", "task-vector")
-    if not can or not case.target or case.target.verdict != "too much":
-        return []
-    return ["or hold it at the target: --forget-until target"]
-
-
 def answers_left(case):
     left = answers(case, "forget")
     return [f"forget rows that are answered: {left}"] if left else []
@@ -452,7 +444,6 @@ SCREEN = {
         nothing_to_forget,
         forgetting,
         remedy,
-        hold,
         answers_left,
         other_words,
         membership,

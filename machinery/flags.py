@@ -173,7 +173,8 @@ def add_recipe(parser, methods):
         "--forget-until",
         choices=("target", "end"),
         help="own: target leaves the forget loss out of steps while the loss on the forget rows is Retrain's or higher "
-        "(without one: the holdout's; it looks after the first epoch, then each quarter of one); end keeps it in all",
+        "(without --retrain: the holdout's; it looks after the first epoch, then each quarter of one); end keeps it in "
+        "all, and is the default where there is no target or more than one process",
     )
     add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
     add("--retain-batch-size", type=number(int, 1), help="retain examples a step; without it as many as to forget")
@@ -336,8 +337,8 @@ def resolve(args, methods, benchmarks):
     check_method(args, methods)
     check_model(args, benchmark)
     check_run(args)
-    if args.forget_until == "target":
-        check_target(args, benchmark)
+    if args.forget_until == "target" and (why := without_target(vars(args), benchmark)):
+        raise InputError(f"--forget-until target {why}")
     if args.lora:
         check_lora(args)
     if folder.is_run(args.model):
@@ -434,21 +435,18 @@ def check_run(args):
         raise InputError("--eval epoch and --method task-vector run in one process only; leave torchrun out")
 
 
-def check_target(args, benchmark):
-    """InputError for a run that has no target to forget until."""
+def without_target(flags, benchmark):
+    """Why a run has no target to forget until; None if it has one. flags: {flag: value} as far as they are known."""
+    target = flags.get("retrain") or flags.get("holdout_file")
     reasons = {
         "is for --task own": not benchmark.look,
-        f"has no use with --method {args.method}": args.method in ("finetune", "rmu", "task-vector"),
-        "goes by what --eval none does not measure; use --eval end": args.eval == "none",
-        "goes by all forget rows; leave --subset out": args.subset,
+        f"has no use with --method {flags['method']}": flags["method"] in ("finetune", "rmu", "task-vector"),
+        "goes by what --eval none does not measure; use --eval end": flags["eval"] == "none",
+        "goes by all forget rows; leave --subset out": flags.get("subset"),
         "runs in one process only; leave torchrun out": processes.in_job(),
-        "goes by Retrain's loss or the holdout's; give --retrain or --holdout-file": not (
-            args.retrain or args.holdout_file
-        ),
+        "goes by Retrain's loss or the holdout's; give --retrain or --holdout-file": not target,
     }
-    for why, applies in reasons.items():
-        if applies:
-            raise InputError(f"--forget-until target {why}")
+    return next((why for why, applies in reasons.items() if applies), None)
 
 
 def check_lora(args):

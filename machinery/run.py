@@ -416,22 +416,17 @@ class Run:
         return 0.0 if self.held else args.forget_coeff
 
     def look(self, step, optimizer):
-        """After some steps: hold forgetting or go on. To hold it, AdamW's momentum is dropped, a mean over the last ten
-        steps or so, which would forget on."""
-        if not self.looks(step):
+        """Before a step: with --forget-until target, hold forgetting from here on, or go on with it. It is asked after
+        the first epoch, then each quarter of one. To hold it AdamW's momentum is dropped too, a running mean of some
+        ten gradients, which would forget on.
+        """
+        done, each = step - 1, max(1, self.epoch_steps // 4)
+        if not self.at_target or done < self.epoch_steps or done % each:
             return
         before, self.held = self.held, self.at_target()
         if self.held and not before:
             for moments in optimizer.state.values():
                 moments["exp_avg"].zero_()
-        self.seconds += time.perf_counter() - self.clock
-        self.clock = time.perf_counter()
-
-    def looks(self, step):
-        """Whether --forget-until target looks after this step how far forgetting has come: after the first epoch, then
-        each quarter of one."""
-        each = max(1, self.epoch_steps // 4)
-        return self.at_target and step >= self.epoch_steps and step % each == 0 and step < self.steps
 
     def tell_if_due(self, step, line):
         """Where no terminal shows the bar: a line at tenths of the steps, or after five minutes; not every second."""

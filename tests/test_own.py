@@ -538,10 +538,31 @@ def test_the_target_is_retrains_loss_else_the_holdouts(retrained, holdout, targe
     assert words == f"the loss on the forget rows is {loss:.2f}, {whose} {target:.2f}"
 
 
+TARGETED = "--forget-file f.jsonl --retain none --model some/model"
+
+
+@pytest.mark.parametrize(
+    "flags, until, batch_size",
+    [
+        ("--method npo --holdout-file h.jsonl", "target", 6),
+        ("--method graddiff --retrain some/other", "target", 6),
+        ("--method simnpo --holdout-file h.jsonl --forget-until end", "end", 8),
+        ("--method simnpo", "end", 8),
+        ("--method rmu --holdout-file h.jsonl", "end", 8),
+        ("--method simnpo --holdout-file h.jsonl --model tiny", None, 8),
+    ],
+)
+def test_where_there_is_a_target_forgetting_is_held_there_by_default(flags, until, batch_size, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_file(tmp_path, "f.jsonl", lines(asked(40)))
+    args = train.resolve(train.build_parser().parse_args(f"{TARGETED} {flags}".split()))
+    assert (args.forget_until, args.batch_size) == (until, batch_size)
+
+
 def test_several_processes_do_not_look_for_the_target(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    command = "--method npo --forget-file f --holdout-file h --retain none --model some/model".split()
+    command = f"--method npo --holdout-file h {TARGETED}".split()
     assert train.resolve(train.build_parser().parse_args(command)).forget_until == "end"
     with pytest.raises(InputError, match="--forget-until target runs in one process only"):
         train.resolve(train.build_parser().parse_args([*command, "--forget-until", "target"]))
@@ -556,7 +577,7 @@ def test_a_run_that_reaches_its_target_says_so_and_is_held_there(
     a_file(tmp_path, "f.jsonl", lines(asked(16)))
     a_file(tmp_path, "h.jsonl", lines(asked(4, "Cleo")))
     command = f"--method npo --model {toy_model_folder} --forget-file f.jsonl --retain none --out run --device cpu"
-    command += " --forget-until target" * held
+    command += " --forget-until end" * (not held)
     aim = aim.replace("holdout", "--holdout-file h.jsonl").replace("retrain", f"--retrain {toy_model_folder}")
     train.main(f"{command} {aim} --epochs 2 --lr 1e-3 --max-new-tokens 2 --eval epoch".split())
     whose = "Retrain's" if "retrain" in aim else "on holdout rows before"

@@ -830,9 +830,23 @@ def test_where_forgetting_is_held_only_the_retain_loss_is_lowered():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_the_momentum_goes_where_forgetting_begins_to_be_held():
+    """One step an epoch, so a look before each from the second on."""
+    found, weight = iter([False, True, True, False, True]), torch.nn.Parameter(torch.zeros(2))
+    optimizer, notebook = torch.optim.AdamW([weight]), runs.Run(at_target=lambda: next(found))
+    notebook.epoch_steps, kept = 1, []
+    for step in range(1, 7):
+        notebook.look(step, optimizer)
+        kept.append([optimizer.state[weight][name].all().item() for name in optimizer.state[weight]])
+        weight.grad = torch.ones(2)
+        optimizer.step()
+    first, whole, dropped = [], [True, True, True], [True, False, True]  # step, exp_avg, exp_avg_sq
+    assert kept == [first, whole, dropped, whole, whole, dropped]
+
+
 def test_a_run_whose_forgetting_is_held_is_resumed_as_if_it_had_not_been_stopped(tmp_path, monkeypatch):
-    """Two steps an epoch, so a look after each from the second on; all from the third on find the target. Saved after
-    step 5, within an epoch, and held since step 4's."""
+    """Two steps an epoch, so a look before each from the third on; all from the third on find the target. Saved after
+    step 5, within an epoch, the first that is held."""
     chosen, pair = dict(epochs=5), (tiny("llama"), tiny("llama"))
     for part in ("whole", "parts"):
         (tmp_path / part).mkdir()
@@ -845,7 +859,7 @@ def test_a_run_whose_forgetting_is_held_is_resumed_as_if_it_had_not_been_stopped
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_in(5, patch)
         loop(tiny("llama"), flags(**chosen), tmp_path / "parts", at_target=from_the_third(0))
-    loop(pair[1], flags(resume=True, **chosen), tmp_path / "parts", at_target=from_the_third(4))
+    loop(pair[1], flags(resume=True, **chosen), tmp_path / "parts", at_target=from_the_third(3))
     assert all(torch.equal(*both) for both in zip(*(model.parameters() for model in pair), strict=True))
     assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "parts/log.jsonl").read_text()
 

@@ -179,22 +179,7 @@ RETRAIN = [4.0, 4.1, 4.2, 4.1]  # 4.1
         (LITTLE, "undial", {"beta": 10.0}, "or --epochs (now 5)\n"),  # its β is a strength
         (LITTLE, "undial", {"batch_size": 8}, "or --epochs (now 5), or a lower --batch-size (now 8)\n"),
         (LITTLE, "npo", {"batch_size": 8}, "or a lower --beta (now 0.7) or --batch-size (now 8)\n"),
-        (
-            MUCH,
-            "npo",
-            {"batch_size": 8, "forget_until": "target"},
-            "or a higher --beta (now 0.7)\n         forget rows",
-        ),
-        (MUCH, "npo", {"forget_until": "end"}, "(now 0.7)\n         or hold it at the target: --forget-until target\n"),
-        (
-            MUCH,
-            "simnpo",
-            {"beta": 0.4, "forget_until": "end"},
-            "1.6\n         or hold it at the target: --forget-until",
-        ),
-        (MUCH, "rmu", {"beta": None, "forget_until": "end"}, "(now 1)\n         forget rows that are"),
-        (MUCH, "task-vector", {"alpha": 2.0, "forget_until": "end"}, "(now 2)\n         forget rows that are"),
-        (LITTLE, "npo", {"forget_until": "end"}, "(now 0.7)\n         forget rows that are"),
+        (MUCH, "npo", {"batch_size": 8}, "or a higher --beta (now 0.7)\n         forget rows"),
     ],
 )
 def test_the_flag_to_change_is_named(after, method, flags, says):
