@@ -66,9 +66,10 @@ class LM(NamedTuple):
         if self.too_long != "cut" or max(len(prompt) for prompt, _ in long) >= self.max_length:
             prompt, response = max(long, key=lambda example: len(example.prompt + example.response))
             text = self.tokenizer.decode(response[:40], skip_special_tokens=True).strip()[:40]
+            untried = {"refuse": ", or let --too-long cut or skip them", "cut": ", or let --too-long skip them"}
             raise InputError(
-                f"{count}, the longest {len(prompt + response)}: '{text}…'; raise --max-length, within the model's, "
-                "or let --too-long cut or skip them"
+                f"{count}, the longest {len(prompt + response)}: '{text}…'; raise --max-length, within the model's"
+                + untried.get(self.too_long, "")  # a refusal may be too long where the answer fits
             )
         inputs.note(f"{count}: the ends of their responses are cut off")
         return [data.Example(prompt, response[: self.max_length - len(prompt)]) for prompt, response in examples]

@@ -240,10 +240,12 @@ def test_all_too_long_rows_are_counted_or_cut_or_skipped(toy_llama, toy_tokenize
     assert cut == [lm.Example(prompt, response[: 40 - len(prompt)]) for prompt, response in whole]
     assert [len(prompt + response) for prompt, response in cut].count(40) == 2
     assert "2 of 5 examples take more than the limit of 40 tokens" in capsys.readouterr().err
-    with pytest.raises(InputError, match="of 5 examples"):  # a prompt that leaves no room
+    with pytest.raises(InputError, match="of 5 examples.*let --too-long skip them$"):  # a prompt that leaves no room
         lm._replace(too_long="cut", max_length=3).examples(rows)
 
     skip = lm._replace(too_long="skip")
+    with pytest.raises(InputError, match="5 of 5 .*: 'I don.*raise --max-length, within the model's$"):
+        skip._replace(max_length=8).examples(rows, answer_of=lambda row: data.REFUSALS[0])
     assert skip.fitting([*rows, {"text": "Ada. " * 99}]) == [*asked(2), rows[3], {"text": "Ada. " * 99}]
     assert "2 of 6 rows take more than the limit of 40 tokens" in capsys.readouterr().err
     with pytest.raises(InputError, match="leaves none"):
