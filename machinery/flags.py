@@ -438,9 +438,10 @@ def check_run(args):
 def without_target(flags, benchmark):
     """Why a run has no target to forget until; None if it has one. flags: {flag: value} as far as they are known."""
     target = flags.get("retrain") or flags.get("holdout_file")
+    unfit = "finetune", "idk", "dpo", "rmu", "task-vector"  # idk, dpo: the answers stay likely
     reasons = {
         "is for --task own": not benchmark.look,
-        f"has no use with --method {flags['method']}": flags["method"] in ("finetune", "rmu", "task-vector"),
+        f"has no use with --method {flags['method']}": flags["method"] in unfit,
         "goes by what --eval none does not measure; use --eval end": flags["eval"] == "none",
         "goes by all forget rows; leave --subset out": flags.get("subset"),
         "runs in one process only; leave torchrun out": processes.in_job(),

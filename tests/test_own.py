@@ -549,6 +549,7 @@ TARGETED = "--forget-file f.jsonl --retain none --model some/model"
         ("--method simnpo --holdout-file h.jsonl --forget-until end", "end", 8),
         ("--method simnpo", "end", 8),
         ("--method rmu --holdout-file h.jsonl", "end", 8),
+        ("--method idk --holdout-file h.jsonl", "end", 8),
         ("--method simnpo --holdout-file h.jsonl --model tiny", None, 8),
     ],
 )
