@@ -31,7 +31,8 @@ learn() {  # name
 }
 unlearn() {  # name, method, flags
   run $at/$1/$2"$(tr -d ' ' <<< "${*:3}")" --method $2 --model $at/$1-full --retrain $at/$1-retain \
-      --forget-file $at/$1/forget.jsonl --retain-file $at/$1/retain.jsonl --holdout-file $at/$1/holdout.jsonl "${@:3}"
+      --forget-file $at/$1/forget.jsonl --retain-file $at/$1/retain.jsonl --holdout-file $at/$1/holdout.jsonl \
+      --forget-until end "${@:3}"
 }
 
 if [ "${2:-}" != reach ]; then  # rate, β, coefficient and retain rows a step, on 20 questions to forget and 60 to keep
@@ -52,7 +53,7 @@ if [ "${2:-}" != reach ]; then  # rate, β, coefficient and retain rows a step, 
   "$python" results/grid.py choose $at/q20/*/
 fi
 
-# How far the defaults reach, and where forgetting ends that is held at Retrain's loss; q200 is taught by fewer steps
+# How far the defaults reach without a target, and with one, Retrain's loss, where forgetting is held; q200 is taught by fewer steps
 # than s200, on the same rows.
 rows r20 --forget 20 --retain 60 --holdout 40
 rows t10 --text --forget 10 --retain 20 --holdout 10
