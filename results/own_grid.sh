@@ -5,16 +5,16 @@
 # MODEL is a folder or a Hub id: HuggingFaceTB/SmolLM2-135M-Instruct.
 # Questions and texts on invented authors (own_rows.py). Two runs at a time (JOBS), one thread each; several hours on 2
 # CPU cores; REACH="t10 q60" leaves out what a GPU is better at, DTYPE=bfloat16 is faster where the processor has it
-# (amx_bf16). A run that is there is not made again.
+# (amx_bf16); SEED=1 teaches and unlearns the same rows by another seed. A run that is there is not made again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1
 python=${PYTHON:-.venv/bin/python}
-at=${AT:-runs/own-grid}
+at=${AT:-runs/own-grid${SEED:+-$SEED}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p $at
 
-run() { [ -f "$1/run.png" ] || echo "--overwrite ${DTYPE:+--dtype $DTYPE} --out $*"; }
+run() { [ -f "$1/run.png" ] || echo "--overwrite --seed ${SEED:-0} ${DTYPE:+--dtype $DTYPE} --out $*"; }
 train() { xargs -r -P "${JOBS:-2}" -L 1 "$python" train.py >> $at/log.txt 2>&1; }
 rows() {  # name, flags of own_rows.py: the files, and the runs that learn them
   [ -d $at/$1 ] || "$python" results/own_rows.py $at/$1 "${@:2}"
