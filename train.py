@@ -397,7 +397,7 @@ def look_for_target(args, lm, sets, before, retrained):
         data.make_deterministic(lm.model)  # as above
         if words and not said:
             said.append(words)
-            tqdm.write(f"{words}: forgetting is held there while the retain set is learnt")
+            tqdm.write(f"{words}: forgetting is held there")
         return bool(words)
 
     return at_target
@@ -507,9 +507,9 @@ def defaults_of(given):
     family = folder.family_of(values["model"])
     filled = recipe(values["task"], family, split, values["method"])
     if benchmark.scaled and family not in ("tiny", "new"):
-        known = values | {flag: value for flag, value in vars(given).items() if value is not None}
-        filled["forget_until"] = "end" if flags.without_target(known, benchmark) else "target"
-        filled |= benchmark.scaled(known | {"forget_until": given.forget_until or filled["forget_until"]})
+        asked = {flag: value for flag, value in vars(given).items() if value is not None}
+        filled["forget_until"] = "end" if flags.without_target(values | asked, benchmark) else "target"
+        filled |= benchmark.scaled(values | {"forget_until": filled["forget_until"]} | asked)
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)

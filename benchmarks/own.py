@@ -230,7 +230,7 @@ def halved(lm, example):
 
 def look(lm, sets, before, retrained):
     """A function that says in words that the loss on the forget rows has come 95% of the way to the verdict's target,
-    or None. (The rest, and more, is gone before it is asked again.)
+    or None.
 
     before: the log of the model before unlearning; retrained: Retrain's forget part, or None. One of them has the loss
     to come to.

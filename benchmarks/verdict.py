@@ -421,7 +421,7 @@ def plain(case):
 
 # what is not there, the flag that would bring it, and what it would tell
 MISSING = {
-    "retrain": "how far is enough: --retrain MODEL, one taught without the forget file",
+    "retrain": "how far is enough, exactly: --retrain MODEL, one taught without the forget file",
     "holdout": "can the rows be told from unseen ones: --holdout-file FILE, rows of their kind that it never saw",
     "probe": "what the trained wording hides: --probe-file FILE or a column paraphrase, the facts asked in other words",
     "retain": "what it did to rows that should stay: --retain-file FILE",

@@ -96,7 +96,11 @@ def add_data(parser):
         ".txt; with --task wmdp in place of its forget corpora",
     )
     add("--retain-file", help="your own data to keep, likewise")
-    add("--holdout-file", help="own: rows of the same kind that the model never saw; only measured")
+    add(
+        "--holdout-file",
+        help="own: rows of the same kind that the model never saw; measured, and their loss is where forgetting is "
+        "held (--forget-until) without --retrain",
+    )
     add(
         "--probe-file",
         help="own: questions that ask for the facts to forget in other words, only measured; or a `paraphrase` beside "
@@ -172,11 +176,16 @@ def add_recipe(parser, methods):
     add(
         "--forget-until",
         choices=("target", "end"),
-        help="own: target leaves the forget loss out of steps while the loss on the forget rows is Retrain's or higher "
-        "(without --retrain: the holdout's; it looks after the first epoch, then each quarter of one); end keeps it in "
-        "all, and is the default where there is no target or more than one process",
+        help="own: target leaves the forget loss out of steps while the loss on the forget rows has come 95%% of the "
+        "way to Retrain's (without --retrain: the holdout's); it looks after the first epoch, then each quarter of one. "
+        "end keeps it in all. Default with a pretrained model: target where one is known, in smaller batches; but for "
+        "idk, dpo, rmu, task-vector, --subset and torchrun",
     )
-    add("--batch-size", type=number(int, 1), help="forget examples a step (effective batch)")
+    add(
+        "--batch-size",
+        type=number(int, 1),
+        help="forget examples a step (effective batch); own, pretrained: by the number of rows and --forget-until",
+    )
     add("--retain-batch-size", type=number(int, 1), help="retain examples a step; without it as many as to forget")
     add("--micro-batch-size", type=number(int, 1), help="examples at a time; does not change the gradient")
 
@@ -443,7 +452,7 @@ def without_target(flags, benchmark):
         "is for --task own": not benchmark.look,
         f"has no use with --method {flags['method']}": flags["method"] in unfit,
         "goes by what --eval none does not measure; use --eval end": flags["eval"] == "none",
-        "goes by all forget rows; leave --subset out": flags.get("subset"),
+        "goes by forget rows that a --subset does not learn from; leave it out": flags.get("subset"),
         "runs in one process only; leave torchrun out": processes.in_job(),
         "goes by Retrain's loss or the holdout's; give --retrain or --holdout-file": not target,
     }

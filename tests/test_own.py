@@ -625,7 +625,7 @@ def trained(method, model, flags):
             "--forget-file x --retain none --model m --forget-until target --method finetune",
             "has no use with --method finet",
         ),
-        ("--forget-file x --retain none --model m --forget-until target --subset random:0.5", "leave --subset out"),
+        ("--forget-file x --retain none --model m --forget-until target --subset random:0.5", "a --subset does not"),
     ],
 )
 def test_train_refuses(arguments, says, nothing_written, capsys):
