@@ -507,9 +507,9 @@ def defaults_of(given):
     family = folder.family_of(values["model"])
     filled = recipe(values["task"], family, split, values["method"])
     if benchmark.scaled and family not in ("tiny", "new"):
-        asked = {flag: value for flag, value in vars(given).items() if value is not None}
-        filled["forget_until"] = "end" if flags.without_target(values | asked, benchmark) else "target"
-        filled |= benchmark.scaled(values | {"forget_until": filled["forget_until"]} | asked)
+        chosen = {flag: value for flag, value in vars(given).items() if value is not None}
+        filled["forget_until"] = "end" if flags.without_target(values | chosen, benchmark) else "target"
+        filled |= benchmark.scaled(values | {"forget_until": filled["forget_until"]} | chosen)
 
     # what does not go with what the user gave
     unused = flags.of_some(METHODS) - set(method.flags)

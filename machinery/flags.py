@@ -177,9 +177,9 @@ def add_recipe(parser, methods):
         "--forget-until",
         choices=("target", "end"),
         help="own: target leaves the forget loss out of steps while the loss on the forget rows has come 95%% of the "
-        "way to Retrain's (without --retrain: the holdout's). It looks after the first epoch, then at quarters. "
-        "end keeps it in all. Default with a pretrained model: target where one is known, in smaller batches; but for "
-        "idk, dpo, rmu, task-vector, --subset and torchrun",
+        "way to Retrain's (without --retrain: the holdout's); it looks after the first epoch, then each quarter of "
+        "one. end keeps it in all. Default with a pretrained model: target where one is known, in smaller batches; but "
+        "for idk, dpo, rmu, task-vector, --subset and torchrun",
     )
     add(
         "--batch-size",

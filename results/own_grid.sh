@@ -53,8 +53,8 @@ if [ "${2:-}" != reach ]; then  # rate, β, coefficient and retain rows a step, 
   "$python" results/grid.py choose $at/q20/*/
 fi
 
-# How far the defaults reach without a target, and with one, Retrain's loss, where forgetting is held; q200 is taught by fewer steps
-# than s200, on the same rows.
+# How far the defaults reach without a target, and with one, Retrain's loss, where forgetting is held; q200 is taught by
+# fewer steps than s200, on the same rows.
 rows r20 --forget 20 --retain 60 --holdout 40
 rows t10 --text --forget 10 --retain 20 --holdout 10
 rows q60 --forget 60 --retain 60
